@@ -1,0 +1,80 @@
+//! The core's bounds and periods.
+
+/// Periods in microseconds, bounds in bytes or counts. Everything the core holds is bounded by one
+/// of these.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Between two heartbeats of a pair of nodes.
+    pub heartbeat_us: u64,
+    /// Silence after which a leader's node is held to be gone, and after which a leader that no
+    /// quorum echoes steps down.
+    pub election_timeout_us: u64,
+    /// Elections start at random within this long after that.
+    pub election_jitter_us: u64,
+    /// Added to the jitter for each group that lost its leader at the same time, so that they do
+    /// not all campaign at once.
+    pub election_pace_us: u64,
+    /// Without an answer for this long, a follower is asked again from what it confirmed.
+    pub retry_us: u64,
+    /// One operation's payload.
+    pub payload_bytes_max: usize,
+    /// Entries of one group appended but not committed; beyond: `Busy`.
+    pub uncommitted_bytes_max: usize,
+    /// Entries that a group keeps in memory for followers and apply.
+    pub tail_bytes_max: usize,
+    /// Entries that all groups together keep in memory beyond what must be.
+    pub tails_bytes_max: usize,
+    /// One append message.
+    pub append_bytes_max: usize,
+    /// One append message.
+    pub append_entries_max: usize,
+    /// Append messages under way to one follower.
+    pub inflight_messages_max: usize,
+    /// Append bytes under way to one follower.
+    pub inflight_bytes_max: usize,
+    /// One run of entries to apply.
+    pub apply_bytes_max: usize,
+    /// One run of entries to apply.
+    pub apply_entries_max: usize,
+    /// Reads of one group that wait for a round or for apply; beyond: `Busy`.
+    pub reads_max: usize,
+    /// A group's state is checkpointed once this much was applied since the last time.
+    pub checkpoint_bytes: usize,
+    /// When all groups together have this much applied but not checkpointed, the largest is
+    /// checkpointed.
+    pub dirty_bytes_max: usize,
+    /// Databases in the catalog.
+    pub databases_max: usize,
+    /// Groups in one [`Message::Confirm`](crate::Message::Confirm).
+    pub confirm_groups_max: usize,
+    /// Below this much room in the oplog, operations are refused; votes still find room.
+    pub reserve_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            heartbeat_us: 60_000,
+            election_timeout_us: 300_000,
+            election_jitter_us: 150_000,
+            election_pace_us: 500,
+            retry_us: 200_000,
+            payload_bytes_max: 17 << 20,
+            uncommitted_bytes_max: 64 << 20,
+            tail_bytes_max: 8 << 20,
+            tails_bytes_max: 64 << 20,
+            append_bytes_max: 512 << 10,
+            append_entries_max: 4096,
+            inflight_messages_max: 64,
+            inflight_bytes_max: 4 << 20,
+            apply_bytes_max: 1 << 20,
+            apply_entries_max: 4096,
+            reads_max: 16_384,
+            checkpoint_bytes: 8 << 20,
+            dirty_bytes_max: 64 << 20,
+            databases_max: 10_000,
+            confirm_groups_max: 512,
+            reserve_bytes: 4 << 20,
+        }
+    }
+}

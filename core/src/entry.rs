@@ -1,0 +1,117 @@
+//! What the oplog is made of.
+
+use bytes::Bytes;
+
+use crate::types::{GroupId, Hlc, Lsn, Member, Term};
+
+/// What an entry's payload means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Kind {
+    /// A new leader's first entry; empty payload (Raft §8's no-op).
+    TermStart = 1,
+    /// A client's operation; the payload is the state machine's business.
+    Op = 2,
+    /// System group only: a database and its group come into being.
+    CreateDatabase = 3,
+}
+
+impl Kind {
+    /// The kind with this number, if there is one.
+    #[must_use]
+    pub fn from_u8(n: u8) -> Option<Kind> {
+        match n {
+            1 => Some(Kind::TermStart),
+            2 => Some(Kind::Op),
+            3 => Some(Kind::CreateDatabase),
+            _ => None,
+        }
+    }
+}
+
+/// One entry of a group's oplog. Cheap to clone: the payload is shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its position.
+    pub lsn: Lsn,
+    /// The term of the leader that appended it.
+    pub term: Term,
+    /// The term of the entry before it (0 for the first).
+    pub prev_term: Term,
+    /// When, for federation only.
+    pub hlc: Hlc,
+    /// The cluster that wrote it first: the high 64 bits of its id.
+    pub origin: u64,
+    /// What the payload means.
+    pub kind: Kind,
+    /// Opaque to consensus.
+    pub payload: Bytes,
+}
+
+impl Entry {
+    /// What an entry weighs beside its payload, in every bound that is counted in bytes.
+    pub const OVERHEAD: usize = 64;
+
+    /// Its weight in bounds that are counted in bytes.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        self.payload.len() + Entry::OVERHEAD
+    }
+}
+
+/// The last entry of a log, or the one before an append: position and term.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Compared first when two logs are compared (Raft §5.4.1).
+    pub term: Term,
+    /// Compared second.
+    pub lsn: Lsn,
+}
+
+/// How the cluster was founded: decided once, by the lowest configured node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Formation {
+    /// Every founding node with the data directory it had then, in node order.
+    pub members: alloc::vec::Vec<Member>,
+}
+
+/// What the oplog must make durable, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// The founding configuration. Written once, before anything else.
+    Formation(Formation),
+    /// A group's vote state. The latest one counts.
+    HardState {
+        /// Whose.
+        group: GroupId,
+        /// The highest term this node has seen.
+        term: Term,
+        /// Whom it voted for in that term.
+        vote: Option<Member>,
+    },
+    /// The next entry of a group. One at or below the group's last LSN replaces it and all that
+    /// follow.
+    Append {
+        /// Whose.
+        group: GroupId,
+        /// What.
+        entry: Entry,
+    },
+    /// A hint: the group's materialized state is durable up to here. A lower bound; it spares
+    /// start-up from opening the state.
+    Checkpointed {
+        /// Whose.
+        group: GroupId,
+        /// Up to here.
+        lsn: Lsn,
+    },
+}
+
+/// The result of applying one [`Kind::Op`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its precondition did not hold: it keeps its LSN and changed nothing.
+    pub refused: bool,
+    /// For the client that asked; opaque here, identical on every replica.
+    pub answer: Bytes,
+}

@@ -1,0 +1,337 @@
+//! The whole surface between the core and a shell: [`Input`]s in, [`Effect`]s out. Both are
+//! exhaustive, so that a new one breaks every shell at compile time.
+
+use alloc::{string::String, vec::Vec};
+
+use bytes::Bytes;
+
+use crate::{
+    entry::{Entry, Formation, Outcome, Record},
+    message::Message,
+    types::{
+        Boot, ClusterId, GroupId, Instant, LoadId, Lsn, Member, NodeId, Peer, RequestId, Term,
+        WriteId,
+    },
+};
+
+/// What happened in the world. A step takes many at once.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A peer said something.
+    Message {
+        /// Who, as the transport vouches.
+        from: Peer,
+        /// What.
+        message: Message,
+    },
+    /// A client of this node wants something.
+    Request {
+        /// The shell's name for it.
+        id: RequestId,
+        /// What.
+        request: Request,
+    },
+    /// The shell gave up on a request: no reply is wanted any more. What was appended stays.
+    Cancel {
+        /// Which.
+        id: RequestId,
+    },
+    /// A [`Effect::Persist`] and all before it are fsynced.
+    Persisted {
+        /// The last one that is.
+        write: WriteId,
+    },
+    /// How many bytes the oplog can still take for certain. Sent when it changes by much, and
+    /// before the first request.
+    Room {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// A [`Effect::Load`] is done: entries from its `from` on, at least one.
+    Loaded {
+        /// Which.
+        load: LoadId,
+        /// Contiguous.
+        entries: Vec<Entry>,
+    },
+    /// A [`Effect::Load`] could not be done.
+    LoadFailed {
+        /// Which.
+        load: LoadId,
+        /// For the operator.
+        reason: String,
+    },
+    /// A [`Effect::Apply`] is done.
+    Applied {
+        /// Whose.
+        group: GroupId,
+        /// Applied up to here.
+        upto: Lsn,
+        /// One for each [`Kind::Op`](crate::Kind::Op) of the run, in order.
+        outcomes: Vec<Outcome>,
+    },
+    /// A [`Effect::Apply`] or [`Effect::Checkpoint`] failed: the group is quarantined here.
+    StateFailed {
+        /// Whose.
+        group: GroupId,
+        /// For the operator.
+        reason: String,
+    },
+    /// A [`Effect::Checkpoint`] is durable.
+    Checkpointed {
+        /// Whose.
+        group: GroupId,
+        /// Durable up to here.
+        lsn: Lsn,
+    },
+    /// The oplog failed (a write or fsync): the node halts.
+    StorageFailed {
+        /// For the operator.
+        reason: String,
+    },
+}
+
+/// What a client of this node may ask of the core.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Append an operation. Answered only by the leader.
+    Propose {
+        /// Where.
+        group: GroupId,
+        /// For the state machine; at most [`Config::payload_bytes_max`](crate::Config::payload_bytes_max).
+        payload: Bytes,
+        /// Dropped before the append once this has passed.
+        expires: Instant,
+    },
+    /// A linearizable read point; answered on any node.
+    Read {
+        /// Where.
+        group: GroupId,
+    },
+    /// Create a database. Answered only by the system group's leader.
+    CreateDatabase {
+        /// Its name; the shell has validated it.
+        name: String,
+        /// Dropped before the append once this has passed.
+        expires: Instant,
+    },
+    /// Hand leadership to a node. Answered only by the leader.
+    Transfer {
+        /// Of which group.
+        group: GroupId,
+        /// To whom.
+        to: NodeId,
+    },
+    /// Hand over every group this node leads and lead none from now on; answered once it is so.
+    Drain,
+}
+
+/// The answer to a [`Request`]. Each request gets exactly one, unless cancelled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// [`Request::Propose`]: committed and applied here.
+    Applied {
+        /// Where.
+        lsn: Lsn,
+        /// In which term.
+        term: Term,
+        /// With which result.
+        outcome: Outcome,
+    },
+    /// [`Request::CreateDatabase`]: committed and applied here.
+    Created {
+        /// The database's group.
+        group: GroupId,
+        /// It stood before.
+        existed: bool,
+    },
+    /// [`Request::Read`]: this node's state, as it is now, may answer.
+    Readable {
+        /// The read index; applied here.
+        lsn: Lsn,
+    },
+    /// [`Request::Transfer`] and [`Request::Drain`]: done.
+    Transferred {
+        /// The term in which the new leader was seen; the old one for a drain.
+        term: Term,
+    },
+    /// Definite: it had no effect and will have none.
+    Rejected(Reject),
+}
+
+/// Why a request had no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// This node does not lead the group; try the leader, if it is known.
+    NotLeader {
+        /// The leader, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// No such group in the catalog applied here.
+    NoSuchGroup,
+    /// A bound is reached; try again later.
+    Busy,
+    /// The oplog has no room left.
+    StorageFull,
+    /// `expires` had passed before the append.
+    Expired,
+    /// The payload is too large.
+    TooLarge,
+    /// An entry of another term is committed at the LSN: the proposal is dead.
+    Superseded,
+    /// The group is quarantined on this node.
+    Quarantined,
+    /// Leadership is being handed over; try again shortly.
+    Transferring,
+    /// [`Request::Transfer`]: no such voter, or it did not take over in time.
+    TransferFailed,
+    /// The node has not been formed yet, or has halted.
+    NotReady,
+}
+
+/// What the shell must do. Safe to carry out the moment it is emitted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Make durable, in order of `write`; answer [`Input::Persisted`].
+    Persist {
+        /// Rises by one.
+        write: WriteId,
+        /// Never empty.
+        records: Vec<Record>,
+    },
+    /// Read entries back; answer [`Input::Loaded`] or [`Input::LoadFailed`].
+    Load {
+        /// Names it.
+        load: LoadId,
+        /// Whose.
+        group: GroupId,
+        /// First LSN wanted.
+        from: Lsn,
+        /// Last LSN wanted; fewer is fine, none is not.
+        to: Lsn,
+        /// About how many bytes; at least one entry comes whatever its size.
+        max_bytes: usize,
+    },
+    /// Apply a run of committed, durable entries; answer [`Input::Applied`] or
+    /// [`Input::StateFailed`]. At most one per group is in flight. Entries that the state holds
+    /// already (after a restart) are to be skipped, with default outcomes.
+    Apply {
+        /// Whose.
+        group: GroupId,
+        /// Contiguous.
+        entries: Vec<Entry>,
+    },
+    /// Make the state durable at exactly what is applied now (`lsn`), with these control writes in
+    /// the same transaction; answer [`Input::Checkpointed`] or [`Input::StateFailed`]. Later
+    /// [`Effect::Apply`]s may come before that.
+    Checkpoint {
+        /// Whose.
+        group: GroupId,
+        /// What is applied.
+        lsn: Lsn,
+        /// Key-value writes of the core; opaque to the engine.
+        control: Vec<(Bytes, Bytes)>,
+    },
+    /// Say something to a node. May be lost.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// What.
+        message: Message,
+    },
+    /// Answer a request.
+    Reply {
+        /// Which.
+        request: RequestId,
+        /// With what.
+        reply: Reply,
+    },
+    /// News for the shell's routing and metrics: this node's view of a group's leader changed, or
+    /// the group is new.
+    Leader {
+        /// Which group.
+        group: GroupId,
+        /// The term.
+        term: Term,
+        /// The leader; `None` where unknown.
+        leader: Option<NodeId>,
+    },
+    /// Something for the operator's log; changes nothing.
+    Notice(Notice),
+    /// Stop using this node: nothing it says can be relied on any more.
+    Halt {
+        /// For the operator.
+        reason: String,
+    },
+}
+
+/// What an operator wants to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// This node founded or joined a formed cluster.
+    Formed {
+        /// Whether it is a member, or follows without a vote because its data directory is not
+        /// the one that was founded.
+        member: bool,
+    },
+    /// A group was quarantined.
+    Quarantined {
+        /// Which.
+        group: GroupId,
+        /// Why.
+        reason: String,
+    },
+    /// A peer sent something that no correct node sends; it was dropped.
+    PeerFault {
+        /// Who.
+        node: NodeId,
+        /// What.
+        reason: &'static str,
+    },
+}
+
+/// What the shell found on disk.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// The founding configuration, if this node was formed.
+    pub formation: Option<Formation>,
+    /// Every group that the oplog knows.
+    pub groups: Vec<RecoveredGroup>,
+    /// The system group's control writes, as its last checkpoint left them, in key order, and the
+    /// LSN of that checkpoint.
+    pub system_control: Vec<(Bytes, Bytes)>,
+    /// The LSN that `system_control` stands at.
+    pub system_applied: Lsn,
+    /// How many bytes the oplog can take for certain.
+    pub room: u64,
+}
+
+/// One group as the oplog has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveredGroup {
+    /// Which.
+    pub group: GroupId,
+    /// The highest term.
+    pub term: Term,
+    /// The vote in it.
+    pub vote: Option<Member>,
+    /// The state is durable at least up to here.
+    pub checkpointed: Lsn,
+    /// The last LSN; the first is 1, since nothing is pruned yet.
+    pub last: Lsn,
+    /// Where each term starts: `(first LSN, term)`, rising in both. Empty for an empty log.
+    pub terms: Vec<(Lsn, Term)>,
+}
+
+/// Who this node is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The cluster, as configured.
+    pub cluster: ClusterId,
+    /// The node and its data directory.
+    pub member: Member,
+    /// This start.
+    pub boot: Boot,
+    /// Every configured node, this one included, in order. Fixes who must be present to found.
+    pub nodes: Vec<NodeId>,
+}

@@ -1,0 +1,121 @@
+//! What nodes say to each other. The transport vouches for the sender ([`Peer`](crate::Peer)) and
+//! delivers at most what was sent to this boot: messages may be lost, repeated and reordered.
+
+use alloc::vec::Vec;
+
+use crate::{
+    entry::{Entry, Formation, Position},
+    types::{GroupId, Incarnation, Instant, Lsn, Term},
+};
+
+/// A message between two nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Liveness of a pair of nodes, for all their groups at once.
+    Heartbeat {
+        /// Rises whenever the sender stops leading any group.
+        generation: u64,
+        /// The sender's clock, to be echoed.
+        sent: Instant,
+        /// The highest `sent` that the sender had from the receiver in its present boot: proof
+        /// that the receiver is heard.
+        echo: Option<Instant>,
+    },
+    /// "Do you still lead these?": after the sender saw a new generation. Bounded by
+    /// [`Config::confirm_groups_max`](crate::Config::confirm_groups_max).
+    Confirm {
+        /// Groups and the terms in which the sender follows the receiver.
+        groups: Vec<(GroupId, Term)>,
+    },
+    /// The answer to [`Message::Confirm`].
+    Confirmed {
+        /// Still led by the sender in that term.
+        leading: Vec<(GroupId, Term)>,
+        /// Not led by it any more.
+        ceased: Vec<(GroupId, Term)>,
+    },
+    /// From a blank node: "are you blank, or formed?"
+    FormProbe,
+    /// From a blank node to another, in answer to its probe.
+    FormBlank {
+        /// The prober's incarnation, so that an answer to an earlier one does not count.
+        prober: Incarnation,
+    },
+    /// From a formed node, in answer to a probe.
+    Formed(Formation),
+    /// Of one group.
+    Group {
+        /// Which.
+        group: GroupId,
+        /// The sender's term (for [`GroupMessage::PreVote`]: the term it would campaign in).
+        term: Term,
+        /// What.
+        message: GroupMessage,
+    },
+}
+
+/// A message within one group. Names follow Raft (Ongaro, 2014).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupMessage {
+    /// "Would you vote for me?" (§9.6). Changes no state.
+    PreVote {
+        /// The candidate's last entry.
+        last: Position,
+    },
+    /// The answer; `term` is the candidate's proposed term where granted, else the voter's own.
+    PreVoteReply {
+        /// Whether it would.
+        granted: bool,
+    },
+    /// "Vote for me" (§5.2).
+    Vote {
+        /// The candidate's last entry.
+        last: Position,
+        /// The leader asked for this election: stickiness does not apply (§3.10).
+        transfer: bool,
+    },
+    /// The answer.
+    VoteReply {
+        /// Whether the vote was given; durable by then.
+        granted: bool,
+    },
+    /// Entries, the commit mark, and a question for the round of reads; each may be empty.
+    Append {
+        /// The entry before the first of `entries`.
+        prev: Position,
+        /// Contiguous after `prev`.
+        entries: Vec<Entry>,
+        /// The leader's commit mark.
+        committed: Lsn,
+        /// The highest round of reads that waits for confirmation; echoed at once.
+        round: u64,
+    },
+    /// The answer where the logs agree at `prev`.
+    AppendAccepted {
+        /// Durable here and agreed with this leader up to this LSN.
+        durable: Lsn,
+        /// The highest round seen in this term.
+        round: u64,
+    },
+    /// The answer where they do not, or where the sender's term is old.
+    AppendRejected {
+        /// Try again with the entry after this one (conflict back-off by term, §5.3).
+        hint: Lsn,
+        /// The highest round seen in this term: a conflict is no denial of leadership.
+        round: u64,
+    },
+    /// A follower asks for a read index (§6.4).
+    ReadIndex {
+        /// Chosen by the follower.
+        id: u64,
+    },
+    /// The answer.
+    ReadIndexReply {
+        /// The follower's.
+        id: u64,
+        /// The index; `None` where the receiver does not lead.
+        lsn: Option<Lsn>,
+    },
+    /// The leader asks the receiver to campaign at once (§3.10).
+    TimeoutNow,
+}

@@ -1,0 +1,3 @@
+//! The oplog's files and the materialized state.
+
+pub mod disk;

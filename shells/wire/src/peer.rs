@@ -1,0 +1,147 @@
+//! What travels between two nodes: the core's messages, and the drivers' own.
+
+use bytes::Bytes;
+use highwater_core::{GroupId, Lsn, Message, NodeId, Outcome, Reject, Term};
+
+/// One message between two nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerMessage {
+    /// Between the cores.
+    Core(Message),
+    /// "Carry this out as the leader, within this long": forwarded at most once.
+    Forward {
+        /// The sender's name for it; unique within its boot.
+        id: u64,
+        /// What is left of the client's deadline, in microseconds, when it was sent.
+        budget_us: u64,
+        /// What.
+        request: ForwardRequest,
+    },
+    /// The answer to a [`PeerMessage::Forward`].
+    ForwardReply {
+        /// The sender's name for it.
+        id: u64,
+        /// The outcome.
+        reply: ForwardReply,
+    },
+    /// "How do you stand?"
+    StatusQuery {
+        /// The sender's name for it.
+        id: u64,
+    },
+    /// The answer.
+    StatusReply {
+        /// The sender's name for it.
+        id: u64,
+        /// How it stands.
+        status: NodeStatus,
+    },
+}
+
+/// What a node asks of a leader for its client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForwardRequest {
+    /// Append an encoded [`Op`](crate::op::Op).
+    Propose {
+        /// Where.
+        group: GroupId,
+        /// The op.
+        payload: Bytes,
+    },
+    /// Create a database.
+    CreateDatabase {
+        /// Its name.
+        name: String,
+    },
+    /// Hand leadership over.
+    Transfer {
+        /// Of which group.
+        group: GroupId,
+        /// To whom.
+        to: NodeId,
+    },
+}
+
+/// What the leader answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ForwardReply {
+    /// Committed and applied.
+    Applied {
+        /// Where.
+        lsn: Lsn,
+        /// In which term.
+        term: Term,
+        /// With which result.
+        outcome: Outcome,
+    },
+    /// The database is there.
+    Created {
+        /// Its group.
+        group: GroupId,
+        /// It stood before.
+        existed: bool,
+    },
+    /// Leadership is handed over.
+    Transferred {
+        /// The new term.
+        term: Term,
+    },
+    /// Definite: no effect, now or later.
+    Rejected(Reject),
+    /// It reached the log, and its outcome was not known in time.
+    Unknown,
+}
+
+/// How a node stands, for the cluster view.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Its software version.
+    pub version: String,
+    /// Where its HTTP listens (`host:port`).
+    pub http: String,
+    /// Its state as http-api.md names them.
+    pub state: String,
+    /// Whether its data directory is the one that was founded.
+    pub voter: bool,
+    /// Its topology epoch.
+    pub epoch: u64,
+    /// Its groups, in order of id.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// How one replica stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// Which group.
+    pub group: GroupId,
+    /// Its term here.
+    pub term: Term,
+    /// The leader as seen here.
+    pub leader: Option<NodeId>,
+    /// Last LSN in its log.
+    pub appended: Lsn,
+    /// fsynced here.
+    pub durable: Lsn,
+    /// Known to be committed here.
+    pub committed: Lsn,
+    /// Applied here.
+    pub applied: Lsn,
+    /// Durable in the materialized state here.
+    pub checkpointed: Lsn,
+    /// Bytes committed, not applied here.
+    pub lag_bytes: u64,
+    /// Quarantined here, and why.
+    pub quarantined: Option<String>,
+}
+
+/// Who opens a connection between nodes, told by both sides first. The transport checks the
+/// cluster by certificate and by this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The cluster.
+    pub cluster: highwater_core::ClusterId,
+    /// The sender.
+    pub peer: highwater_core::Peer,
+    /// Where the sender's HTTP listens, for the cluster view.
+    pub http: String,
+}
