@@ -7,18 +7,33 @@
 
 extern crate alloc;
 
+mod catalog;
 mod config;
+mod context;
 mod entry;
+mod formation;
+mod group;
 mod io;
+mod liveness;
+mod log;
 mod message;
+mod node;
+mod peers;
 pub mod planted;
+mod rng;
 mod types;
+mod view;
+mod watermarks;
 
 pub use config::Config;
+pub use context::Reason;
 pub use entry::{Entry, Formation, Kind, Outcome, Position, Record};
 pub use io::{Effect, Identity, Input, Notice, Recovered, RecoveredGroup, Reject, Reply, Request};
 pub use message::{GroupMessage, Message};
+pub use node::{Node, RecoverError};
 pub use types::{
     Boot, ClusterId, GroupId, Hlc, Incarnation, Instant, LoadId, Lsn, Member, NodeId, Now, Peer,
     RequestId, Term, WriteId,
 };
+pub use view::{GroupView, RoleView};
+pub use watermarks::Watermarks;

@@ -1,0 +1,301 @@
+//! What all groups of a node share: the outbox that withholds effects until they are safe, the
+//! batch of records of this step, timers, peers, and the bounds that span groups.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+
+use crate::{
+    config::Config,
+    entry::Record,
+    io::{Effect, Identity, Notice, Reject, Reply},
+    message::{GroupMessage, Message},
+    peers::Peers,
+    rng::Rng,
+    types::{GroupId, Instant, LoadId, Lsn, Member, NodeId, Now, RequestId, Term, WriteId},
+};
+
+/// What a deadline is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// The next round of heartbeats.
+    Heartbeat,
+    /// A peer may have been silent, or deaf, for too long.
+    PeerExpiry(NodeId),
+    /// A group without a leader may campaign.
+    Election(GroupId),
+    /// A group's unanswered messages are to be sent again.
+    Retry(GroupId),
+}
+
+/// Why entries were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LoadFor {
+    Follower { group: GroupId, node: NodeId, term: Term },
+    Apply { group: GroupId },
+}
+
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) identity: Identity,
+    pub(crate) now: Now,
+    pub(crate) rng: Rng,
+    pub(crate) peers: Peers,
+    /// Groups by the leader that they follow; under this node's own id: those it leads.
+    pub(crate) led_by: BTreeMap<NodeId, BTreeSet<GroupId>>,
+    /// Rises whenever this node stops leading any group.
+    pub(crate) generation: u64,
+    /// No group is campaigned for or kept any more.
+    pub(crate) draining: bool,
+    /// Room in the oplog, less what was batched since it was reported.
+    pub(crate) room: u64,
+    /// Applied but not checkpointed, over all groups.
+    pub(crate) dirty_bytes: usize,
+    /// Elections started.
+    pub(crate) elections: u64,
+    /// Groups to look after at the end of the step.
+    pub(crate) touched: BTreeSet<GroupId>,
+    pub(crate) requests: BTreeSet<RequestId>,
+    pub(crate) loads: BTreeMap<LoadId, LoadFor>,
+    next_load: LoadId,
+    timers: BTreeSet<(Instant, Reason)>,
+    deadlines: BTreeMap<Reason, Instant>,
+    effects: Vec<Effect>,
+    batch: Vec<Record>,
+    /// The write that the batch of this step will be.
+    next_write: WriteId,
+    persisted: WriteId,
+    /// Groups that wait for a write.
+    waiting: BTreeMap<WriteId, BTreeSet<GroupId>>,
+    withheld: BTreeMap<WriteId, Vec<Effect>>,
+}
+
+impl Context {
+    pub(crate) fn new(config: Config, identity: Identity, seed: u64, now: Now) -> Context {
+        let peers = Peers::new(&identity);
+        Context {
+            config,
+            identity,
+            now,
+            rng: Rng::new(seed),
+            peers,
+            led_by: BTreeMap::new(),
+            generation: 1,
+            draining: false,
+            room: 0,
+            dirty_bytes: 0,
+            elections: 0,
+            touched: BTreeSet::new(),
+            requests: BTreeSet::new(),
+            loads: BTreeMap::new(),
+            next_load: LoadId(0),
+            timers: BTreeSet::new(),
+            deadlines: BTreeMap::new(),
+            effects: Vec::new(),
+            batch: Vec::new(),
+            next_write: WriteId(1),
+            persisted: WriteId(0),
+            waiting: BTreeMap::new(),
+            withheld: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn me(&self) -> Member {
+        self.identity.member
+    }
+
+    // --- effects ---
+
+    /// Emits an effect that depends on nothing.
+    pub(crate) fn emit(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    pub(crate) fn notice(&mut self, notice: Notice) {
+        self.effects.push(Effect::Notice(notice));
+    }
+
+    pub(crate) fn fault(&mut self, node: NodeId, reason: &'static str) {
+        self.notice(Notice::PeerFault { node, reason });
+    }
+
+    /// Says something that depends on nothing.
+    pub(crate) fn send(&mut self, to: NodeId, message: Message) {
+        self.effects.push(Effect::Send { to, message });
+    }
+
+    /// Says something of a group once `depends_on` is durable.
+    pub(crate) fn send_group(
+        &mut self,
+        depends_on: WriteId,
+        to: NodeId,
+        group: GroupId,
+        term: Term,
+        message: GroupMessage,
+    ) {
+        let effect = Effect::Send { to, message: Message::Group { group, term, message } };
+        if depends_on <= self.persisted {
+            self.effects.push(effect);
+        } else {
+            self.withheld.entry(depends_on).or_default().push(effect);
+        }
+    }
+
+    /// Answers a request, unless it was cancelled.
+    pub(crate) fn reply(&mut self, request: RequestId, reply: Reply) {
+        if self.requests.remove(&request) {
+            self.effects.push(Effect::Reply { request, reply });
+        }
+    }
+
+    pub(crate) fn reject(&mut self, request: RequestId, reject: Reject) {
+        self.reply(request, Reply::Rejected(reject));
+    }
+
+    pub(crate) fn drain_effects(&mut self, into: &mut Vec<Effect>) {
+        into.append(&mut self.effects);
+    }
+
+    // --- the oplog ---
+
+    /// Adds a record to this step's write; the write's name.
+    pub(crate) fn persist(&mut self, group: GroupId, record: Record) -> WriteId {
+        if let Record::Append { entry, .. } = &record {
+            self.room = self.room.saturating_sub(entry.weight() as u64);
+        }
+        self.batch.push(record);
+        self.waiting.entry(self.next_write).or_default().insert(group);
+        self.next_write
+    }
+
+    /// Adds a record that nothing waits for.
+    pub(crate) fn persist_hint(&mut self, record: Record) {
+        self.batch.push(record);
+    }
+
+    /// Ends the step's batch.
+    pub(crate) fn flush_batch(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        let write = self.next_write;
+        self.next_write = WriteId(write.0 + 1);
+        let records = core::mem::take(&mut self.batch);
+        self.effects.push(Effect::Persist { write, records });
+    }
+
+    pub(crate) fn is_persisted(&self, write: WriteId) -> bool {
+        write <= self.persisted
+    }
+
+    /// All writes up to `write` are durable: releases what depended on them. Returns the groups
+    /// that waited; `None` where the shell completes what was never issued or out of order.
+    pub(crate) fn persisted(&mut self, write: WriteId) -> Option<BTreeSet<GroupId>> {
+        if write >= self.next_write || write <= self.persisted {
+            return None;
+        }
+        self.persisted = write;
+        while let Some(entry) = self.withheld.first_entry() {
+            if *entry.key() > write {
+                break;
+            }
+            self.effects.extend(entry.remove());
+        }
+        let mut groups = BTreeSet::new();
+        while let Some(entry) = self.waiting.first_entry() {
+            if *entry.key() > write {
+                break;
+            }
+            groups.extend(entry.remove());
+        }
+        Some(groups)
+    }
+
+    pub(crate) fn load(
+        &mut self,
+        purpose: LoadFor,
+        from: Lsn,
+        to: Lsn,
+        max_bytes: usize,
+    ) -> LoadId {
+        self.next_load = LoadId(self.next_load.0 + 1);
+        let load = self.next_load;
+        let group = match purpose {
+            LoadFor::Follower { group, .. } | LoadFor::Apply { group } => group,
+        };
+        self.loads.insert(load, purpose);
+        self.effects.push(Effect::Load { load, group, from, to, max_bytes });
+        load
+    }
+
+    // --- timers ---
+
+    /// Sets or moves the deadline of a reason.
+    pub(crate) fn set_timer(&mut self, reason: Reason, at: Instant) {
+        if let Some(old) = self.deadlines.insert(reason, at) {
+            self.timers.remove(&(old, reason));
+        }
+        self.timers.insert((at, reason));
+    }
+
+    /// Sets the deadline unless an earlier one stands.
+    pub(crate) fn set_timer_by(&mut self, reason: Reason, at: Instant) {
+        if self.deadlines.get(&reason).is_none_or(|old| at < *old) {
+            self.set_timer(reason, at);
+        }
+    }
+
+    pub(crate) fn clear_timer(&mut self, reason: Reason) {
+        if let Some(old) = self.deadlines.remove(&reason) {
+            self.timers.remove(&(old, reason));
+        }
+    }
+
+    /// Takes one reason whose deadline has come.
+    pub(crate) fn due(&mut self) -> Option<Reason> {
+        let (at, reason) = *self.timers.first()?;
+        if at > self.now.mono {
+            return None;
+        }
+        self.clear_timer(reason);
+        Some(reason)
+    }
+
+    pub(crate) fn deadline(&self) -> Option<(Instant, Reason)> {
+        self.timers.first().copied()
+    }
+
+    // --- leaders ---
+
+    /// Notes whom a group follows (this node's own id: it leads) and tells the shell.
+    pub(crate) fn note_leader(
+        &mut self,
+        group: GroupId,
+        term: Term,
+        old: Option<NodeId>,
+        new: Option<NodeId>,
+    ) {
+        let me = self.me().node;
+        if let Some(old) = old {
+            if let Some(groups) = self.led_by.get_mut(&old) {
+                groups.remove(&group);
+            }
+            if old == me && new != Some(me) {
+                self.generation += 1;
+            }
+            if let Some(peer) = self.peers.get_mut(old) {
+                peer.unconfirmed.remove(&group);
+            }
+        }
+        if let Some(new) = new {
+            self.led_by.entry(new).or_default().insert(group);
+        }
+        self.emit(Effect::Leader { group, term, leader: new });
+    }
+
+    /// The groups that follow a node, or are led by this one.
+    pub(crate) fn groups_led_by(&self, node: NodeId) -> Vec<GroupId> {
+        self.led_by.get(&node).map(|g| g.iter().copied().collect()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,208 @@
+//! What is committed reaches the state: runs of entries to apply, outcomes to whoever waits, and
+//! checkpoints.
+
+use alloc::{string::String, vec::Vec};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{Consequences, Group};
+use crate::{
+    context::{Context, LoadFor},
+    entry::{Entry, Kind, Outcome, Record},
+    io::{Effect, Reject, Reply},
+    types::{GroupId, Lsn, Term},
+};
+
+/// The state of the pipeline from `committed` to `checkpointed`.
+#[derive(Default)]
+pub(crate) struct Applying {
+    /// A run is being applied or loaded.
+    under_way: Option<Run>,
+    loading: bool,
+    /// Weight of what was applied since the last checkpoint began.
+    dirty_bytes: usize,
+    /// A checkpoint is wanted at the next opportunity, is under way.
+    wanted: bool,
+    checkpointing: bool,
+    /// Refused outcomes since the last checkpoint began, as control writes.
+    refused: Vec<(Bytes, Bytes)>,
+}
+
+struct Run {
+    upto: Lsn,
+    /// Position of each op of the run.
+    ops: Vec<(Lsn, Term)>,
+    bytes: usize,
+}
+
+/// Control keys of refused outcomes: this, then the LSN (u64, big endian). The value is the answer.
+const REFUSED_PREFIX: &[u8] = b"refused/";
+
+impl Group {
+    /// Proposals at committed LSNs that another entry took are dead: definitely, and only now.
+    pub(super) fn resolve_superseded(&mut self, ctx: &mut Context) {
+        let committed = self.log.marks().committed();
+        let log = &self.log;
+        let dead: Vec<(Lsn, Term)> = self
+            .proposals
+            .range(..(committed.next(), Term(0)))
+            .map(|(key, _)| *key)
+            .filter(|(lsn, term)| log.term_at(*lsn) != Some(*term))
+            .collect();
+        for key in dead {
+            if let Some(request) = self.proposals.remove(&key) {
+                ctx.reject(request, Reject::Superseded);
+            }
+        }
+    }
+
+    /// Starts the next checkpoint and the next run, where there is one to start.
+    pub(super) fn advance_apply(&mut self, ctx: &mut Context, consequences: &mut Consequences) {
+        if self.quarantined.is_some() || self.applying.under_way.is_some() || self.applying.loading
+        {
+            return;
+        }
+        self.maybe_checkpoint(ctx);
+        let from = self.log.marks().applied().next();
+        let to = self.log.marks().applicable();
+        if from > to {
+            return;
+        }
+        let config = &ctx.config;
+        match self.log.slice(from, to, config.apply_bytes_max, config.apply_entries_max) {
+            Some(entries) => self.apply_run(ctx, entries, consequences),
+            None => {
+                let max_bytes = config.apply_bytes_max;
+                let to = to.min(Lsn(from.0 + config.apply_entries_max as u64 - 1));
+                ctx.load(LoadFor::Apply { group: self.id }, from, to, max_bytes);
+                self.applying.loading = true;
+            }
+        }
+    }
+
+    pub(crate) fn on_loaded_for_apply(
+        &mut self,
+        ctx: &mut Context,
+        mut entries: Vec<Entry>,
+        consequences: &mut Consequences,
+    ) {
+        self.applying.loading = false;
+        let marks = self.log.marks();
+        entries.retain(|e| e.lsn <= marks.applicable());
+        let agree = entries.first().is_some_and(|e| e.lsn == marks.applied().next())
+            && entries.iter().all(|e| self.log.term_at(e.lsn) == Some(e.term));
+        if agree {
+            self.apply_run(ctx, entries, consequences);
+        } else {
+            self.quarantine(
+                ctx,
+                String::from("the oplog gave other entries than it was asked for"),
+            );
+        }
+    }
+
+    fn apply_run(
+        &mut self,
+        ctx: &mut Context,
+        entries: Vec<Entry>,
+        consequences: &mut Consequences,
+    ) {
+        let upto = entries[entries.len() - 1].lsn;
+        let bytes = entries.iter().map(Entry::weight).sum();
+        if self.id == GroupId::SYSTEM {
+            for entry in entries {
+                if entry.kind == Kind::CreateDatabase {
+                    consequences.created.push((entry.lsn, entry.term, entry.payload));
+                }
+            }
+            self.log.applied(upto);
+            // There may be more than one run holds.
+            return self.advance_apply(ctx, consequences);
+        }
+        let ops = entries.iter().filter(|e| e.kind == Kind::Op).map(|e| (e.lsn, e.term)).collect();
+        self.applying.under_way = Some(Run { upto, ops, bytes });
+        ctx.emit(Effect::Apply { group: self.id, entries });
+    }
+
+    /// The engine has applied the run that is under way.
+    pub(crate) fn on_applied(&mut self, ctx: &mut Context, upto: Lsn, outcomes: Vec<Outcome>) {
+        let Some(run) = self.applying.under_way.take() else {
+            panic!("the shell completes only what it was asked for");
+        };
+        assert_eq!(run.upto, upto, "a run is applied whole");
+        assert_eq!(run.ops.len(), outcomes.len(), "every op has an outcome");
+        self.log.applied(upto);
+        self.applying.dirty_bytes += run.bytes;
+        ctx.dirty_bytes += run.bytes;
+        if self.applying.dirty_bytes >= ctx.config.checkpoint_bytes {
+            self.applying.wanted = true;
+        }
+        for ((lsn, term), outcome) in run.ops.into_iter().zip(outcomes) {
+            if outcome.refused {
+                let mut key = BytesMut::from(REFUSED_PREFIX);
+                key.put_u64(lsn.0);
+                self.applying.refused.push((key.freeze(), outcome.answer.clone()));
+            }
+            if let Some(request) = self.proposals.remove(&(lsn, term)) {
+                ctx.reply(request, Reply::Applied { lsn, term, outcome });
+            }
+        }
+    }
+
+    /// A create entry of the system group is applied: answers whoever proposed it.
+    pub(crate) fn on_created(
+        &mut self,
+        ctx: &mut Context,
+        at: (Lsn, Term),
+        group: GroupId,
+        existed: bool,
+    ) {
+        if let Some(request) = self.proposals.remove(&at) {
+            ctx.reply(request, Reply::Created { group, existed });
+        }
+    }
+
+    pub(crate) fn dirty_bytes(&self) -> usize {
+        if self.applying.checkpointing { 0 } else { self.applying.dirty_bytes }
+    }
+
+    /// Asks for a checkpoint at the next opportunity.
+    pub(crate) fn want_checkpoint(&mut self, ctx: &mut Context) {
+        self.applying.wanted = true;
+        ctx.touched.insert(self.id);
+    }
+
+    fn maybe_checkpoint(&mut self, ctx: &mut Context) {
+        if !self.applying.wanted || self.applying.checkpointing || self.id == GroupId::SYSTEM {
+            return;
+        }
+        let control = core::mem::take(&mut self.applying.refused);
+        self.begin_checkpoint(ctx, control);
+    }
+
+    /// Makes the state durable as it is applied now, with these control writes.
+    pub(crate) fn begin_checkpoint(&mut self, ctx: &mut Context, control: Vec<(Bytes, Bytes)>) {
+        self.applying.wanted = false;
+        self.applying.checkpointing = true;
+        ctx.dirty_bytes -= self.applying.dirty_bytes;
+        self.applying.dirty_bytes = 0;
+        let lsn = self.log.marks().applied();
+        ctx.emit(Effect::Checkpoint { group: self.id, lsn, control });
+    }
+
+    pub(crate) fn is_checkpointing(&self) -> bool {
+        self.applying.checkpointing
+    }
+
+    pub(crate) fn on_checkpointed(&mut self, ctx: &mut Context, lsn: Lsn) {
+        assert!(self.applying.checkpointing, "the shell completes only what it was asked for");
+        self.applying.checkpointing = false;
+        self.log.checkpointed(lsn);
+        ctx.persist_hint(Record::Checkpointed { group: self.id, lsn });
+    }
+
+    pub(crate) fn on_load_for_apply_failed(&mut self, ctx: &mut Context, reason: String) {
+        self.applying.loading = false;
+        self.quarantine(ctx, reason);
+    }
+}

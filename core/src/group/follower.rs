@@ -1,0 +1,140 @@
+//! The follower's side of replication: what the leader sends is checked, appended and confirmed.
+
+use alloc::vec::Vec;
+
+use super::{Group, Role};
+use crate::{
+    context::Context,
+    entry::{Entry, Position, Record},
+    io::Reject,
+    message::GroupMessage,
+    planted::{self, Planted},
+    types::{Lsn, NodeId},
+};
+
+impl Group {
+    /// An append of the present term: its sender leads.
+    pub(super) fn on_append(
+        &mut self,
+        ctx: &mut Context,
+        from: NodeId,
+        prev: Position,
+        mut entries: Vec<Entry>,
+        committed: Lsn,
+        round: u64,
+    ) {
+        match &self.role {
+            Role::Leader(_) => {
+                return ctx.fault(from, "it leads in a term that has another leader");
+            }
+            Role::Follower { leader: Some(leader), .. } if *leader == from => {}
+            Role::Follower { leader: Some(_), .. } => {
+                return ctx.fault(from, "it leads in a term that has another leader");
+            }
+            _ => self.become_follower(ctx, self.term, Some(from)),
+        }
+        if let Role::Follower { round: seen, .. } = &mut self.role {
+            *seen = round.max(*seen);
+        }
+        if !is_well_formed(prev, &entries, self.term) {
+            return ctx.fault(from, "its entries are not contiguous");
+        }
+        if let Some(hint) = self.conflict_at(prev) {
+            return self.reject_append(ctx, from, hint);
+        }
+        if !self.has_room_for(ctx, &entries) {
+            entries.clear();
+        }
+        let agreed = Lsn(prev.lsn.0 + entries.len() as u64);
+        let Some(appended) = self.take_entries(ctx, entries) else {
+            return ctx.fault(from, "it replaces what is committed");
+        };
+        if let Role::Follower { verified, .. } = &mut self.role {
+            *verified = agreed.max(*verified);
+        }
+        self.log.commit(committed.min(agreed));
+        if !appended {
+            self.confirm(ctx, from);
+        }
+    }
+
+    /// Where to try again, if the logs do not agree at `prev`. What is committed agrees.
+    fn conflict_at(&self, prev: Position) -> Option<Lsn> {
+        if prev.lsn <= self.log.marks().committed() {
+            return None;
+        }
+        match self.log.term_at(prev.lsn) {
+            None => Some(self.log.last().lsn),
+            Some(term) if term != prev.term => Some(self.log.before_run_of(prev.lsn)),
+            Some(_) => None,
+        }
+    }
+
+    fn reject_append(&mut self, ctx: &mut Context, to: NodeId, hint: Lsn) {
+        if let Role::Follower { round, .. } = self.role {
+            self.send(ctx, to, GroupMessage::AppendRejected { hint, round });
+        }
+    }
+
+    /// Confirms what is durable here and agreed with the leader.
+    pub(super) fn confirm(&mut self, ctx: &mut Context, to: NodeId) {
+        if let Role::Follower { verified, round, .. } = self.role {
+            let durable = self.log.marks().durable();
+            let durable =
+                if planted::is(Planted::AckUnverified) { durable } else { durable.min(verified) };
+            self.send(ctx, to, GroupMessage::AppendAccepted { durable, round });
+        }
+    }
+
+    fn has_room_for(&self, ctx: &Context, entries: &[Entry]) -> bool {
+        let bytes: usize = entries.iter().map(Entry::weight).sum();
+        // A leader's own bound, and one message beyond it.
+        let held = ctx.config.uncommitted_bytes_max + ctx.config.append_bytes_max;
+        ctx.room >= ctx.config.reserve_bytes / 2 + bytes as u64
+            && self.log.uncommitted_bytes() + bytes <= held + ctx.config.payload_bytes_max
+    }
+
+    /// Appends what is new, after dropping what conflicts with it. Whether anything was appended;
+    /// `None`, and no change, where that would drop a committed entry.
+    fn take_entries(&mut self, ctx: &mut Context, entries: Vec<Entry>) -> Option<bool> {
+        let marks = *self.log.marks();
+        let new = entries.iter().position(|e| self.log.term_at(e.lsn) != Some(e.term));
+        let Some(new) = new else { return Some(false) };
+        let first = entries[new].lsn;
+        if first <= marks.committed() {
+            return None;
+        }
+        if first <= marks.appended() {
+            self.drop_entries_from(ctx, first);
+        }
+        for entry in entries.into_iter().skip(new) {
+            self.hlc = self.hlc.max(entry.hlc);
+            let record = Record::Append { group: self.id, entry: entry.clone() };
+            let write = ctx.persist(self.id, record);
+            self.log.append(entry, write);
+        }
+        Some(true)
+    }
+
+    fn drop_entries_from(&mut self, ctx: &mut Context, first: Lsn) {
+        self.log.truncate(first.prev());
+        if let Role::Follower { verified, .. } = &mut self.role {
+            *verified = first.prev().min(*verified);
+        }
+        if planted::is(Planted::TruncationAsFailure) {
+            for (_, request) in self.proposals.split_off(&(first, crate::types::Term(0))) {
+                ctx.reject(request, Reject::Superseded);
+            }
+        }
+    }
+}
+
+/// Contiguous after `prev`, terms in order and none of the future.
+fn is_well_formed(prev: Position, entries: &[Entry], term: crate::types::Term) -> bool {
+    let mut last = prev;
+    entries.iter().all(|e| {
+        let follows = e.lsn == last.lsn.next() && e.prev_term == last.term && e.term >= last.term;
+        last = Position { term: e.term, lsn: e.lsn };
+        follows && e.term <= term
+    })
+}

@@ -1,0 +1,426 @@
+//! The leader's side of replication: appends, windows, back-off, commit, transfer.
+
+use alloc::{collections::BTreeMap, vec::Vec};
+
+use bytes::Bytes;
+
+use super::{
+    Group, Leader, LeaderReads, Role, Transfer,
+    progress::{Flow, Progress},
+};
+use crate::{
+    context::{Context, LoadFor, Reason},
+    entry::{Entry, Kind, Position, Record},
+    io::{Reject, Reply},
+    message::GroupMessage,
+    planted::{self, Planted},
+    types::{Hlc, Lsn, Member, NodeId, RequestId},
+};
+
+impl Group {
+    pub(super) fn become_leader(&mut self, ctx: &mut Context) {
+        assert_eq!(self.vote, Some(ctx.me()), "a leader voted for itself");
+        let last = self.log.last().lsn;
+        let now = ctx.now.mono;
+        let progress: BTreeMap<NodeId, Progress> = ctx
+            .peers
+            .iter()
+            .map(|(node, peer)| (node, Progress::new(peer.incarnation, last, now)))
+            .collect();
+        let leader = Leader {
+            progress,
+            term_start: last.next(),
+            reads: LeaderReads::default(),
+            transfer: None,
+        };
+        self.set_role(ctx, Role::Leader(leader));
+        ctx.clear_timer(Reason::Retry(self.id));
+        self.append(ctx, Kind::TermStart, Bytes::new());
+        ctx.touched.insert(self.id);
+    }
+
+    /// Appends an entry of this term.
+    fn append(&mut self, ctx: &mut Context, kind: Kind, payload: Bytes) -> Lsn {
+        let last = self.log.last();
+        self.hlc = Hlc(self.hlc.0 + 1).max(Hlc::at(ctx.now.wall_ms));
+        let entry = Entry {
+            lsn: last.lsn.next(),
+            term: self.term,
+            prev_term: last.term,
+            hlc: self.hlc,
+            origin: (ctx.identity.cluster.0 >> 64) as u64,
+            kind,
+            payload,
+        };
+        let lsn = entry.lsn;
+        let write = ctx.persist(self.id, Record::Append { group: self.id, entry: entry.clone() });
+        self.log.append(entry, write);
+        lsn
+    }
+
+    /// Appends a client's proposal, or says why not.
+    pub(crate) fn propose(
+        &mut self,
+        ctx: &mut Context,
+        request: RequestId,
+        kind: Kind,
+        payload: Bytes,
+    ) {
+        let reject = match &self.role {
+            _ if self.quarantined.is_some() => Some(Reject::Quarantined),
+            Role::Leader(leader) if leader.transfer.is_some() => Some(Reject::Transferring),
+            Role::Leader(_) => self.refuse_admission(ctx, payload.len()),
+            _ => Some(Reject::NotLeader { leader: self.leader(ctx) }),
+        };
+        if let Some(reject) = reject {
+            return ctx.reject(request, reject);
+        }
+        let lsn = self.append(ctx, kind, payload);
+        self.proposals.insert((lsn, self.term), request);
+    }
+
+    fn refuse_admission(&self, ctx: &Context, payload: usize) -> Option<Reject> {
+        let weight = payload + Entry::OVERHEAD;
+        if payload > ctx.config.payload_bytes_max {
+            Some(Reject::TooLarge)
+        } else if ctx.room < ctx.config.reserve_bytes + weight as u64 {
+            Some(Reject::StorageFull)
+        } else if self.log.uncommitted_bytes() + weight > ctx.config.uncommitted_bytes_max {
+            Some(Reject::Busy)
+        } else {
+            None
+        }
+    }
+
+    /// A peer came back, restarted, was wiped, or does not know that it has a leader: ask it again
+    /// where it stands.
+    pub(crate) fn on_contact(&mut self, ctx: &mut Context, node: NodeId) {
+        let last = self.log.last().lsn;
+        let Some(incarnation) = ctx.peers.get(node).map(|p| p.incarnation) else { return };
+        if let Role::Leader(leader) = &mut self.role {
+            let progress = leader
+                .progress
+                .entry(node)
+                .or_insert_with(|| Progress::new(incarnation, last, ctx.now.mono));
+            if progress.incarnation == incarnation {
+                progress.restart();
+            } else {
+                *progress = Progress::new(incarnation, last, ctx.now.mono);
+            }
+            ctx.touched.insert(self.id);
+        }
+    }
+
+    /// Sends what each follower can take.
+    pub(super) fn replicate(&mut self, ctx: &mut Context) {
+        let nodes: Vec<NodeId> = match &self.role {
+            Role::Leader(leader) => leader.progress.keys().copied().collect(),
+            _ => return,
+        };
+        for node in nodes {
+            if ctx.peers.is_alive(node) {
+                self.replicate_to(ctx, node);
+            }
+        }
+    }
+
+    fn replicate_to(&mut self, ctx: &mut Context, node: NodeId) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress.get_mut(&node) else { return };
+        let marks = *self.log.marks();
+        let round = leader.reads.round();
+        let config = &ctx.config;
+        let mut messages = Vec::new();
+        while progress.next <= marks.appended()
+            && progress.loading.is_none()
+            && progress.has_window(config.inflight_messages_max, config.inflight_bytes_max)
+        {
+            let from = progress.next;
+            let found = self.log.slice(
+                from,
+                marks.appended(),
+                config.append_bytes_max,
+                config.append_entries_max,
+            );
+            let Some(entries) = found else {
+                let to = marks.durable().min(Lsn(from.0 + config.append_entries_max as u64 - 1));
+                let purpose = LoadFor::Follower { group: self.id, node, term: self.term };
+                let max_bytes = config.append_bytes_max;
+                progress.loading = Some(ctx.load(purpose, from, to, max_bytes));
+                break;
+            };
+            messages.push(append_message(
+                progress,
+                entries,
+                marks.committed(),
+                round,
+                ctx.now.mono,
+            ));
+        }
+        let unsent_round = progress.round_sent < round;
+        let unsent_commit = progress.committed_sent < marks.committed()
+            && progress.is_idle()
+            && progress.flow == Flow::Pipeline;
+        let unprobed = progress.flow == (Flow::Probe { outstanding: None });
+        if messages.is_empty()
+            && (unsent_round || unsent_commit || unprobed)
+            && let Some(term) = self.log.term_at(progress.next.prev())
+        {
+            let prev = Position { term, lsn: progress.next.prev() };
+            progress.sent(prev.lsn, prev.lsn, 0, ctx.now.mono);
+            progress.committed_sent = marks.committed();
+            progress.round_sent = round;
+            messages.push(GroupMessage::Append {
+                prev,
+                entries: Vec::new(),
+                committed: marks.committed(),
+                round,
+            });
+        }
+        if progress.awaits() {
+            let at = ctx.now.mono.plus(ctx.config.retry_us);
+            ctx.set_timer_by(Reason::Retry(self.id), at);
+        }
+        for message in messages {
+            self.send(ctx, node, message);
+        }
+    }
+
+    /// Entries from disk for a follower that is far behind.
+    pub(crate) fn on_loaded_for(&mut self, ctx: &mut Context, node: NodeId, entries: Vec<Entry>) {
+        let committed = self.log.marks().committed();
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress.get_mut(&node) else { return };
+        progress.loading = None;
+        let round = leader.reads.round();
+        let wanted = entries.first().is_some_and(|e| e.lsn == progress.next);
+        // A follower that answered meanwhile may need something else.
+        if wanted && progress.has_window(ctx.config.inflight_messages_max, usize::MAX) {
+            let message = append_message(progress, entries, committed, round, ctx.now.mono);
+            self.send(ctx, node, message);
+        }
+    }
+
+    pub(crate) fn on_load_failed_for(&mut self, node: NodeId) {
+        if let Role::Leader(leader) = &mut self.role
+            && let Some(progress) = leader.progress.get_mut(&node)
+        {
+            progress.loading = None;
+        }
+    }
+
+    fn round(&self) -> u64 {
+        match &self.role {
+            Role::Leader(leader) => leader.reads.round(),
+            _ => 0,
+        }
+    }
+
+    /// A follower does not know that it has a leader: unless it is being told already, tell it.
+    pub(super) fn make_known_to(&mut self, ctx: &mut Context, from: Member) {
+        if self.progress_of(from).is_some_and(|p| !p.awaits()) {
+            self.on_contact(ctx, from.node);
+        }
+    }
+
+    /// The progress of a peer, as long as it is the data directory that the leader knows.
+    fn progress_of(&mut self, from: Member) -> Option<&mut Progress> {
+        match &mut self.role {
+            Role::Leader(leader) => leader
+                .progress
+                .get_mut(&from.node)
+                .filter(|progress| progress.incarnation == from.incarnation),
+            _ => None,
+        }
+    }
+
+    pub(super) fn on_accepted(
+        &mut self,
+        ctx: &mut Context,
+        from: Member,
+        durable: Lsn,
+        round: u64,
+    ) {
+        let appended = self.log.marks().appended();
+        let now = ctx.now.mono;
+        let round_max = self.round();
+        let Some(progress) = self.progress_of(from) else { return };
+        if durable > appended || round > round_max {
+            return ctx.fault(from.node, "it confirmed what was never sent");
+        }
+        progress.accepted(durable, now);
+        progress.confirmed_round(round);
+    }
+
+    pub(super) fn on_rejected(&mut self, ctx: &mut Context, from: Member, hint: Lsn, round: u64) {
+        let now = ctx.now.mono;
+        let round_max = self.round();
+        let Some(progress) = self.progress_of(from) else { return };
+        if round > round_max {
+            return ctx.fault(from.node, "it confirmed a round that was never sent");
+        }
+        progress.rejected(hint, now);
+        progress.confirmed_round(round);
+    }
+
+    /// Answers are overdue: whoever owes one is asked again from what it confirmed.
+    pub(super) fn retry_followers(&mut self, ctx: &mut Context) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let mut waiting = false;
+        for (node, progress) in &mut leader.progress {
+            if !progress.awaits() && progress.loading.is_none() {
+                continue;
+            }
+            waiting |= ctx.peers.is_alive(*node);
+            if ctx.now.mono.since(progress.answered) >= ctx.config.retry_us {
+                progress.restart();
+            }
+        }
+        if waiting {
+            ctx.set_timer_by(Reason::Retry(self.id), ctx.now.mono.plus(ctx.config.retry_us));
+        }
+        if leader.transfer.is_some() {
+            ctx.set_timer_by(Reason::Retry(self.id), ctx.now.mono.plus(ctx.config.heartbeat_us));
+        }
+        ctx.touched.insert(self.id);
+    }
+
+    /// Where a quorum agrees: the highest LSN that this many voters satisfy.
+    fn quorum_at(&self, ctx: &Context, of: impl Fn(&Progress) -> u64, own: u64) -> u64 {
+        let Role::Leader(leader) = &self.role else { return 0 };
+        let mut values: Vec<u64> = self
+            .voters
+            .iter()
+            .map(|voter| {
+                if *voter == ctx.me() {
+                    return own;
+                }
+                let progress = leader.progress.get(&voter.node);
+                progress.filter(|p| p.incarnation == voter.incarnation).map_or(0, &of)
+            })
+            .collect();
+        values.sort_unstable_by(|a, b| b.cmp(a));
+        values.get(self.quorum() - 1).copied().unwrap_or(0)
+    }
+
+    /// The commit rule (§5.4.2): durable on a majority, and of the leader's own term.
+    pub(super) fn advance_commit(&mut self, ctx: &mut Context) {
+        let own = self.log.marks().durable().0;
+        let lsn = Lsn(self.quorum_at(ctx, |p| p.matched.0, own));
+        let own_term =
+            self.log.term_at(lsn) == Some(self.term) || planted::is(Planted::OldTermCommit);
+        if own_term {
+            self.log.commit(lsn);
+        }
+    }
+
+    /// The highest round that a quorum has confirmed.
+    pub(super) fn confirmed_round(&self, ctx: &Context) -> u64 {
+        self.quorum_at(ctx, |p| p.round, u64::MAX)
+    }
+
+    /// Whether this leader has committed an entry of its term, so that its commit mark is current.
+    pub(super) fn is_established(&self) -> bool {
+        match &self.role {
+            Role::Leader(leader) => self.log.marks().committed() >= leader.term_start,
+            _ => false,
+        }
+    }
+
+    // --- transfer ---
+
+    /// Hands leadership to `to`; answers once it is seen there.
+    pub(crate) fn transfer(&mut self, ctx: &mut Context, request: RequestId, to: NodeId) {
+        let me = ctx.me().node;
+        let is_voter = self.voters.iter().any(|v| v.node == to);
+        match &mut self.role {
+            Role::Leader(_) if to == me => {
+                ctx.reply(request, Reply::Transferred { term: self.term })
+            }
+            Role::Leader(_) if !is_voter => ctx.reject(request, Reject::TransferFailed),
+            Role::Leader(leader) if leader.transfer.is_some() => ctx.reject(request, Reject::Busy),
+            Role::Leader(_) => {
+                self.transfer_request = Some((request, to));
+                self.start_transfer(ctx, to);
+            }
+            _ => {
+                let leader = self.leader(ctx);
+                ctx.reject(request, Reject::NotLeader { leader });
+            }
+        }
+    }
+
+    fn start_transfer(&mut self, ctx: &mut Context, to: NodeId) {
+        let until = ctx.now.mono.plus(2 * ctx.config.election_timeout_us);
+        if let Role::Leader(leader) = &mut self.role {
+            leader.transfer = Some(Transfer { to, until, asked: false });
+        }
+        ctx.set_timer_by(Reason::Retry(self.id), ctx.now.mono.plus(ctx.config.heartbeat_us));
+        ctx.touched.insert(self.id);
+    }
+
+    /// Hands over to whoever is furthest, because this node drains.
+    pub(crate) fn hand_over(&mut self, ctx: &mut Context) {
+        let Role::Leader(leader) = &self.role else { return };
+        if leader.transfer.is_some() {
+            return;
+        }
+        let best = self
+            .voters
+            .iter()
+            .filter(|v| **v != ctx.me() && ctx.peers.is_alive(v.node))
+            .filter_map(|v| leader.progress.get(&v.node).map(|p| (p.matched, v.node)))
+            .max();
+        if let Some((_, to)) = best {
+            self.start_transfer(ctx, to);
+        }
+    }
+
+    /// Asks the target to campaign once it has everything; gives up in time.
+    pub(super) fn continue_transfer(&mut self, ctx: &mut Context) {
+        let last = self.log.last().lsn;
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(transfer) = &mut leader.transfer else { return };
+        if ctx.now.mono >= transfer.until {
+            leader.transfer = None;
+            if let Some((request, _)) = self.transfer_request.take() {
+                ctx.reject(request, Reject::TransferFailed);
+            }
+            return;
+        }
+        let to = transfer.to;
+        let caught_up = leader.progress.get(&to).is_some_and(|p| p.matched == last);
+        if caught_up && !transfer.asked {
+            transfer.asked = true;
+            self.send(ctx, to, GroupMessage::TimeoutNow);
+        }
+    }
+
+    /// What the status shows of the followers: durable and agreed, by node.
+    pub(crate) fn matched(&self) -> Vec<(NodeId, Lsn)> {
+        match &self.role {
+            Role::Leader(leader) => {
+                leader.progress.iter().map(|(node, p)| (*node, p.matched)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Builds an append and notes it as sent.
+fn append_message(
+    progress: &mut Progress,
+    entries: Vec<Entry>,
+    committed: Lsn,
+    round: u64,
+    now: crate::types::Instant,
+) -> GroupMessage {
+    let first = &entries[0];
+    let prev = Position { term: first.prev_term, lsn: first.lsn.prev() };
+    let last = Lsn(prev.lsn.0 + entries.len() as u64);
+    let bytes = entries.iter().map(Entry::weight).sum();
+    progress.sent(prev.lsn, last, bytes, now);
+    progress.committed_sent = committed;
+    progress.round_sent = round;
+    GroupMessage::Append { prev, entries, committed, round }
+}

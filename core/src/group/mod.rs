@@ -1,0 +1,341 @@
+//! One replication group on one node: Raft (Ongaro, 2014) with pre-vote, check-quorum, pipelined
+//! appends, ReadIndex and leadership transfer. The files beside this one are its parts:
+//! `election` (who leads), `leader` (entries go out), `follower` (entries come in), `reads`,
+//! `apply` (what is committed reaches the state).
+
+mod apply;
+mod election;
+mod follower;
+mod leader;
+mod progress;
+mod reads;
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
+
+use bytes::Bytes;
+
+use crate::{
+    context::{Context, Reason},
+    entry::Record,
+    io::{Notice, RecoveredGroup, Reject, Reply},
+    log::GroupLog,
+    message::GroupMessage,
+    planted::{self, Planted},
+    types::{GroupId, Hlc, Instant, Lsn, Member, NodeId, Peer, RequestId, Term, WriteId},
+};
+
+pub(crate) use apply::Applying;
+use progress::Progress;
+pub(crate) use reads::{FollowerReads, LeaderReads};
+
+/// What a replica is doing. Each role carries exactly what belongs to it.
+pub(crate) enum Role {
+    /// Follows a leader, or waits for one.
+    Follower {
+        leader: Option<NodeId>,
+        /// Agreed with the leader of this term up to here: all that may be confirmed to it.
+        verified: Lsn,
+        /// The highest round of reads it asked to confirm.
+        round: u64,
+    },
+    /// Asks whether an election could be won.
+    PreCandidate { granted: BTreeSet<NodeId> },
+    /// Asks for votes.
+    Candidate { granted: BTreeSet<NodeId>, transfer: bool },
+    /// Leads.
+    Leader(Leader),
+}
+
+pub(crate) struct Leader {
+    /// By node: voters, and nodes that follow without counting.
+    progress: BTreeMap<NodeId, Progress>,
+    /// The no-op that opened the term; reads wait until it is committed.
+    term_start: Lsn,
+    reads: LeaderReads,
+    transfer: Option<Transfer>,
+}
+
+/// Leadership on its way to another node (§3.10).
+struct Transfer {
+    to: NodeId,
+    until: Instant,
+    asked: bool,
+}
+
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    voters: Vec<Member>,
+    term: Term,
+    vote: Option<Member>,
+    /// The write that makes `term` and `vote` durable: whatever reveals the term waits for it.
+    hard_write: WriteId,
+    role: Role,
+    log: GroupLog,
+    hlc: Hlc,
+    follower_reads: FollowerReads,
+    /// Reads whose index is known, by the LSN that must be applied first.
+    readable_at: BTreeMap<Lsn, Vec<RequestId>>,
+    /// Proposals of this node: answered once their LSN is committed, whoever leads by then.
+    proposals: BTreeMap<(Lsn, Term), RequestId>,
+    /// Who waits for a transfer to that node.
+    transfer_request: Option<(RequestId, NodeId)>,
+    applying: Applying,
+    quarantined: Option<String>,
+}
+
+/// Everything a group does beyond itself, for the node to carry out after the step.
+#[derive(Default)]
+pub(crate) struct Consequences {
+    /// System group: committed create entries, in order.
+    pub(crate) created: Vec<(Lsn, Term, Bytes)>,
+}
+
+impl Group {
+    pub(crate) fn new(
+        id: GroupId,
+        voters: Vec<Member>,
+        found: &RecoveredGroup,
+        applied: Lsn,
+    ) -> Group {
+        Group {
+            id,
+            voters,
+            term: found.term,
+            vote: found.vote,
+            hard_write: WriteId(0),
+            role: Role::Follower { leader: None, verified: Lsn(0), round: 0 },
+            log: GroupLog::recover(found, applied),
+            hlc: Hlc(0),
+            follower_reads: FollowerReads::default(),
+            readable_at: BTreeMap::new(),
+            proposals: BTreeMap::new(),
+            transfer_request: None,
+            applying: Applying::default(),
+            quarantined: None,
+        }
+    }
+
+    pub(crate) fn term(&self) -> Term {
+        self.term
+    }
+    pub(crate) fn role(&self) -> &Role {
+        &self.role
+    }
+    pub(crate) fn log(&self) -> &GroupLog {
+        &self.log
+    }
+    pub(crate) fn quarantined(&self) -> Option<&str> {
+        self.quarantined.as_deref()
+    }
+    pub(crate) fn is_leader(&self) -> bool {
+        matches!(self.role, Role::Leader(_))
+    }
+
+    pub(crate) fn leader(&self, ctx: &Context) -> Option<NodeId> {
+        match &self.role {
+            Role::Follower { leader, .. } => *leader,
+            Role::Leader(_) => Some(ctx.me().node),
+            Role::PreCandidate { .. } | Role::Candidate { .. } => None,
+        }
+    }
+
+    fn is_voter(&self, member: Member) -> bool {
+        self.voters.contains(&member)
+    }
+
+    fn quorum(&self) -> usize {
+        self.voters.len() / 2 + 1
+    }
+
+    fn send(&self, ctx: &mut Context, to: NodeId, message: GroupMessage) {
+        ctx.send_group(self.hard_write, to, self.id, self.term, message);
+    }
+
+    /// Makes term and vote durable before anything that reveals them goes out.
+    fn persist_hard_state(&mut self, ctx: &mut Context) {
+        if planted::is(Planted::VoteNotPersisted) && self.vote.is_some() {
+            return;
+        }
+        let record = Record::HardState { group: self.id, term: self.term, vote: self.vote };
+        self.hard_write = ctx.persist(self.id, record);
+    }
+
+    /// Another role: the old one's waiters are told, and the leader's change is noted.
+    fn set_role(&mut self, ctx: &mut Context, role: Role) {
+        let me = ctx.me().node;
+        let old_leader = self.leader(ctx);
+        let old = core::mem::replace(&mut self.role, role);
+        if let Role::Leader(leader) = old {
+            for request in leader.reads.into_requests() {
+                ctx.reject(request, Reject::NotLeader { leader: None });
+            }
+        }
+        let leader = self.leader(ctx);
+        if leader == old_leader {
+            return;
+        }
+        ctx.note_leader(self.id, self.term, old_leader, leader);
+        for request in self.follower_reads.take_all() {
+            ctx.reject(request, Reject::NotLeader { leader });
+        }
+        if let (Some(leader), Some((request, to))) = (leader, self.transfer_request)
+            && leader != me
+        {
+            self.transfer_request = None;
+            if leader == to {
+                ctx.reply(request, Reply::Transferred { term: self.term });
+            } else {
+                ctx.reject(request, Reject::TransferFailed);
+            }
+        }
+        match leader {
+            Some(_) => ctx.clear_timer(Reason::Election(self.id)),
+            None => self.arm_election(ctx),
+        }
+    }
+
+    /// A message of this group. Those from below the group's term are answered where that helps
+    /// the sender on, and dropped else.
+    pub(crate) fn receive(
+        &mut self,
+        ctx: &mut Context,
+        from: Peer,
+        term: Term,
+        message: GroupMessage,
+    ) {
+        let node = from.member.node;
+        if let GroupMessage::PreVote { last } = message {
+            return self.on_pre_vote(ctx, from.member, term, last);
+        }
+        if term > self.term {
+            if matches!(message, GroupMessage::Vote { transfer: false, .. }) && self.is_sticky(ctx)
+            {
+                return;
+            }
+            if let GroupMessage::PreVoteReply { granted: true } = message {
+                return self.on_pre_vote_reply(ctx, from.member, term, true);
+            }
+            self.become_follower(ctx, term, None);
+        } else if term < self.term {
+            match message {
+                GroupMessage::Append { .. } | GroupMessage::ReadIndex { .. } => {
+                    let hint = self.log.marks().committed();
+                    self.send(ctx, node, GroupMessage::AppendRejected { hint, round: 0 });
+                }
+                GroupMessage::Vote { .. } => {
+                    self.send(ctx, node, GroupMessage::VoteReply { granted: false });
+                }
+                _ => {}
+            }
+            return;
+        }
+        match message {
+            GroupMessage::PreVote { .. } => unreachable!("handled above"),
+            GroupMessage::PreVoteReply { granted } => {
+                self.on_pre_vote_reply(ctx, from.member, term, granted);
+            }
+            GroupMessage::Vote { last, .. } => self.on_vote(ctx, from.member, last),
+            GroupMessage::VoteReply { granted } => self.on_vote_reply(ctx, from.member, granted),
+            GroupMessage::Append { prev, entries, committed, round } => {
+                self.on_append(ctx, node, prev, entries, committed, round);
+            }
+            GroupMessage::AppendAccepted { durable, round } => {
+                self.on_accepted(ctx, from.member, durable, round);
+            }
+            GroupMessage::AppendRejected { hint, round } => {
+                self.on_rejected(ctx, from.member, hint, round);
+            }
+            GroupMessage::ReadIndex { id } => self.on_read_index(ctx, node, id),
+            GroupMessage::ReadIndexReply { id, lsn } => self.on_read_index_reply(ctx, id, lsn),
+            GroupMessage::TimeoutNow => self.on_timeout_now(ctx, node),
+        }
+    }
+
+    /// A write that this group waited for is durable.
+    pub(crate) fn on_persisted(&mut self, ctx: &mut Context, write: WriteId) {
+        let rose = self.log.persisted(write);
+        match &self.role {
+            Role::Candidate { granted, .. }
+                if !granted.contains(&ctx.me().node) && ctx.is_persisted(self.hard_write) =>
+            {
+                self.count_vote(ctx, ctx.me());
+            }
+            Role::Follower { leader: Some(leader), .. } if rose => {
+                let leader = *leader;
+                self.confirm(ctx, leader);
+            }
+            _ => {}
+        }
+    }
+
+    /// The end of a step that touched this group: everything that batches happens here.
+    pub(crate) fn finish_step(&mut self, ctx: &mut Context, consequences: &mut Consequences) {
+        if self.is_leader() {
+            self.advance_commit(ctx);
+            self.start_round(ctx);
+            self.replicate(ctx);
+            self.continue_transfer(ctx);
+        } else {
+            self.ask_read_index(ctx);
+        }
+        self.resolve_superseded(ctx);
+        self.advance_apply(ctx, consequences);
+        self.answer_reads(ctx);
+        self.log.evict(ctx.config.tail_bytes_max);
+        self.check(ctx);
+    }
+
+    /// Forgets entries in memory that can be read back, down to `bytes`.
+    pub(crate) fn shrink_tail(&mut self, bytes: usize) {
+        self.log.evict(bytes);
+    }
+
+    /// The group's retry deadline.
+    pub(crate) fn on_retry(&mut self, ctx: &mut Context) {
+        match &self.role {
+            Role::Leader(_) => self.retry_followers(ctx),
+            Role::PreCandidate { .. } | Role::Candidate { .. } => self.ask_for_votes(ctx),
+            Role::Follower { .. } => self.retry_read_index(ctx),
+        }
+    }
+
+    pub(crate) fn quarantine(&mut self, ctx: &mut Context, reason: String) {
+        if self.quarantined.is_some() {
+            return;
+        }
+        ctx.notice(Notice::Quarantined { group: self.id, reason: reason.clone() });
+        self.quarantined = Some(reason);
+        for (_, requests) in core::mem::take(&mut self.readable_at) {
+            for request in requests {
+                ctx.reject(request, Reject::Quarantined);
+            }
+        }
+        if self.is_leader() {
+            self.become_follower(ctx, self.term, None);
+        }
+    }
+
+    /// Invariants that hold between steps (docs/INVARIANTS.md).
+    pub(crate) fn check(&self, ctx: &Context) {
+        self.log.check();
+        assert!(self.log.last().term <= self.term, "no entry is of a future term");
+        if let Role::Leader(leader) = &self.role {
+            assert_eq!(self.log.last().term, self.term, "a leader's last entry is of its term");
+            assert!(leader.term_start <= self.log.marks().appended(), "the no-op is in the log");
+            for progress in leader.progress.values() {
+                progress.check(ctx.config.inflight_messages_max);
+                assert!(
+                    progress.matched <= self.log.marks().appended(),
+                    "a follower matches what was appended"
+                );
+            }
+        }
+        if let Role::Follower { verified, .. } = &self.role {
+            assert!(*verified <= self.log.marks().appended(), "what is verified was appended");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! A leader's view of one follower: what it confirmed, and what is under way to it.
+
+use alloc::collections::VecDeque;
+
+use crate::types::{Incarnation, Instant, LoadId, Lsn};
+
+/// How entries flow to a follower. `matched < next` always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// It is not known where the logs agree: one append at a time, whose `prev` is this.
+    Probe {
+        /// The `prev` of the outstanding append; `None` where none is under way.
+        outstanding: Option<Lsn>,
+    },
+    /// They agree up to `next`: appends are pipelined within the window.
+    Pipeline,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Progress {
+    /// The data directory that confirmed `matched`; another one starts again from nothing.
+    pub(crate) incarnation: Incarnation,
+    /// Durable there and agreed with this leader.
+    pub(crate) matched: Lsn,
+    /// The next entry to send.
+    pub(crate) next: Lsn,
+    pub(crate) flow: Flow,
+    /// Appends under way: the last LSN and the bytes of each.
+    inflight: VecDeque<(Lsn, usize)>,
+    inflight_bytes: usize,
+    /// The highest commit mark sent.
+    pub(crate) committed_sent: Lsn,
+    /// The highest round of reads sent, and confirmed.
+    pub(crate) round_sent: u64,
+    pub(crate) round: u64,
+    /// When it last answered, or was first waited for.
+    pub(crate) answered: Instant,
+    pub(crate) loading: Option<LoadId>,
+}
+
+impl Progress {
+    pub(crate) fn new(incarnation: Incarnation, last: Lsn, now: Instant) -> Progress {
+        Progress {
+            incarnation,
+            matched: Lsn(0),
+            next: last.next(),
+            flow: Flow::Probe { outstanding: None },
+            inflight: VecDeque::new(),
+            inflight_bytes: 0,
+            committed_sent: Lsn(0),
+            round_sent: 0,
+            round: 0,
+            answered: now,
+            loading: None,
+        }
+    }
+
+    /// Whether another append may go out.
+    pub(crate) fn has_window(&self, messages_max: usize, bytes_max: usize) -> bool {
+        match self.flow {
+            Flow::Probe { outstanding } => outstanding.is_none(),
+            Flow::Pipeline => self.inflight.len() < messages_max && self.inflight_bytes < bytes_max,
+        }
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.inflight.is_empty()
+    }
+
+    /// Whether an answer is awaited.
+    pub(crate) fn awaits(&self) -> bool {
+        !self.inflight.is_empty()
+            || matches!(self.flow, Flow::Probe { outstanding: Some(_) })
+            || self.round < self.round_sent
+    }
+
+    /// An append of entries up to `last` goes out; `prev` is the LSN before its first.
+    pub(crate) fn sent(&mut self, prev: Lsn, last: Lsn, bytes: usize, now: Instant) {
+        if !self.awaits() {
+            self.answered = now;
+        }
+        if let Flow::Probe { outstanding } = &mut self.flow {
+            *outstanding = Some(prev);
+        }
+        if last > prev {
+            self.next = last.next();
+            self.inflight.push_back((last, bytes));
+            self.inflight_bytes += bytes;
+        }
+    }
+
+    /// It confirmed `durable`.
+    pub(crate) fn accepted(&mut self, durable: Lsn, now: Instant) {
+        self.answered = now;
+        self.matched = self.matched.max(durable);
+        self.next = self.next.max(self.matched.next());
+        while let Some((last, bytes)) = self.inflight.front().copied() {
+            if last > self.matched {
+                break;
+            }
+            self.inflight.pop_front();
+            self.inflight_bytes -= bytes;
+        }
+        self.flow = Flow::Pipeline;
+    }
+
+    /// It confirmed a round of reads.
+    pub(crate) fn confirmed_round(&mut self, round: u64) {
+        self.round = self.round.max(round);
+        self.round_sent = self.round_sent.max(round);
+    }
+
+    /// It could not follow; its log may agree up to `hint`. An answer to an append that was
+    /// already given up changes nothing.
+    pub(crate) fn rejected(&mut self, hint: Lsn, now: Instant) {
+        self.answered = now;
+        if let Flow::Probe { outstanding: Some(prev) } = self.flow
+            && hint >= prev
+        {
+            return;
+        }
+        let back_to = hint.max(self.matched).min(self.next.prev());
+        self.probe_after(back_to);
+    }
+
+    /// Starts again from what was confirmed: answers are overdue, or it came back.
+    pub(crate) fn restart(&mut self) {
+        self.probe_after(self.matched);
+    }
+
+    fn probe_after(&mut self, lsn: Lsn) {
+        self.next = lsn.next();
+        self.flow = Flow::Probe { outstanding: None };
+        self.inflight.clear();
+        self.inflight_bytes = 0;
+        self.round_sent = self.round;
+        self.committed_sent = Lsn(0);
+        self.loading = None;
+    }
+
+    pub(crate) fn check(&self, messages_max: usize) {
+        assert!(self.matched < self.next, "matched < next: {self:?}");
+        assert!(self.inflight.len() <= messages_max, "the window holds: {self:?}");
+        assert!(self.round <= self.round_sent, "a round is confirmed after it was sent: {self:?}");
+    }
+}

@@ -1,0 +1,217 @@
+//! A group's oplog as the core sees it: watermarks, where each term starts, and a bounded tail of
+//! entries in memory. What is older is on disk and comes back through `Load`.
+
+use alloc::{collections::VecDeque, vec::Vec};
+
+use crate::{
+    entry::{Entry, Position},
+    io::RecoveredGroup,
+    planted::{self, Planted},
+    types::{Lsn, Term, WriteId},
+    watermarks::Watermarks,
+};
+
+pub(crate) struct GroupLog {
+    marks: Watermarks,
+    /// `(first LSN, term)` of every run of entries of one term; rising in both.
+    terms: Vec<(Lsn, Term)>,
+    /// A suffix of the log: ends at `appended`. Holds at least what is not durable or not
+    /// committed, as far as it was appended in this run.
+    tail: VecDeque<Entry>,
+    tail_bytes: usize,
+    /// Of the tail's entries above `committed`.
+    uncommitted_bytes: usize,
+    /// Writes under way and the last LSN each makes durable.
+    pending: VecDeque<(WriteId, Lsn)>,
+}
+
+impl GroupLog {
+    /// `checkpointed` may be above the oplog's own hint.
+    pub(crate) fn recover(found: &RecoveredGroup, checkpointed: Lsn) -> GroupLog {
+        GroupLog {
+            marks: Watermarks::recovered(found.last, checkpointed),
+            terms: found.terms.clone(),
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            uncommitted_bytes: 0,
+            pending: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn marks(&self) -> &Watermarks {
+        &self.marks
+    }
+
+    pub(crate) fn tail_bytes(&self) -> usize {
+        self.tail_bytes
+    }
+
+    pub(crate) fn uncommitted_bytes(&self) -> usize {
+        self.uncommitted_bytes
+    }
+
+    /// The term at `lsn`; term 0 at LSN 0; `None` beyond the end.
+    pub(crate) fn term_at(&self, lsn: Lsn) -> Option<Term> {
+        if lsn == Lsn(0) {
+            return Some(Term(0));
+        }
+        if lsn > self.marks.appended() {
+            return None;
+        }
+        let run = self.terms.partition_point(|(first, _)| *first <= lsn);
+        assert!(run > 0, "every entry's term is known");
+        Some(self.terms[run - 1].1)
+    }
+
+    /// The last entry.
+    pub(crate) fn last(&self) -> Position {
+        let lsn = self.marks.appended();
+        Position { term: self.term_at(lsn).unwrap_or_default(), lsn }
+    }
+
+    /// Where a follower's log may still agree with one that has another term than ours at `lsn`:
+    /// just before our run of that term (Raft §5.3, back-off by term).
+    pub(crate) fn before_run_of(&self, lsn: Lsn) -> Lsn {
+        let run = self.terms.partition_point(|(first, _)| *first <= lsn);
+        let first = if run == 0 { Lsn(1) } else { self.terms[run - 1].0 };
+        first.prev().max(self.marks.committed())
+    }
+
+    /// Appends an entry that `write` will make durable.
+    pub(crate) fn append(&mut self, entry: Entry, write: WriteId) {
+        let last = self.last();
+        assert_eq!(entry.prev_term, last.term, "an entry names the term before it");
+        assert!(entry.term >= last.term, "terms never fall along the log");
+        self.marks.append(entry.lsn);
+        if self.terms.last().is_none_or(|(_, term)| *term < entry.term) {
+            self.terms.push((entry.lsn, entry.term));
+        }
+        match self.pending.back_mut() {
+            Some((w, lsn)) if *w == write => *lsn = entry.lsn,
+            _ => self.pending.push_back((write, entry.lsn)),
+        }
+        self.tail_bytes += entry.weight();
+        self.uncommitted_bytes += entry.weight();
+        self.tail.push_back(entry);
+        if planted::is(Planted::AckBeforeFsync) {
+            self.marks.persist(self.marks.appended());
+        }
+    }
+
+    /// Drops the entries after `to`.
+    pub(crate) fn truncate(&mut self, to: Lsn) {
+        self.marks.truncate(to);
+        while self.tail.back().is_some_and(|e| e.lsn > to) {
+            let weight = self.tail.pop_back().map_or(0, |e| e.weight());
+            self.tail_bytes -= weight;
+            self.uncommitted_bytes -= weight;
+        }
+        while self.terms.last().is_some_and(|(first, _)| *first > to) {
+            self.terms.pop();
+        }
+        // A completion for what is gone raises nothing.
+        for (_, lsn) in &mut self.pending {
+            *lsn = (*lsn).min(to);
+        }
+    }
+
+    /// All writes up to `write` are fsynced. Whether `durable` rose.
+    pub(crate) fn persisted(&mut self, write: WriteId) -> bool {
+        let before = self.marks.durable();
+        while let Some((w, lsn)) = self.pending.front().copied() {
+            if w > write {
+                break;
+            }
+            self.pending.pop_front();
+            self.marks.persist(lsn);
+        }
+        self.marks.durable() > before
+    }
+
+    /// Raises `committed`. Whether it rose.
+    pub(crate) fn commit(&mut self, lsn: Lsn) -> bool {
+        let before = self.marks.committed();
+        self.marks.commit(lsn);
+        let after = self.marks.committed();
+        for n in before.0..after.0 {
+            if let Some(entry) = self.in_tail(Lsn(n + 1)) {
+                self.uncommitted_bytes -= entry.weight();
+            }
+        }
+        after > before
+    }
+
+    pub(crate) fn applied(&mut self, lsn: Lsn) {
+        self.marks.apply(lsn);
+    }
+
+    pub(crate) fn checkpointed(&mut self, lsn: Lsn) {
+        self.marks.checkpoint(lsn);
+    }
+
+    fn in_tail(&self, lsn: Lsn) -> Option<&Entry> {
+        let first = self.tail.front()?.lsn;
+        self.tail.get(lsn.0.checked_sub(first.0)? as usize)
+    }
+
+    /// Entries from `from` to at most `to`, at least one; `None` where they are not in memory.
+    pub(crate) fn slice(
+        &self,
+        from: Lsn,
+        to: Lsn,
+        bytes_max: usize,
+        entries_max: usize,
+    ) -> Option<Vec<Entry>> {
+        self.in_tail(from)?;
+        let first = self.tail.front()?.lsn;
+        let start = (from.0 - first.0) as usize;
+        let end = (to.0 - first.0 + 1).min(self.tail.len() as u64) as usize;
+        let mut bytes = 0;
+        let entries: Vec<Entry> = self
+            .tail
+            .range(start..end)
+            .take(entries_max)
+            .take_while(|e| {
+                let fits = bytes == 0 || bytes + e.weight() <= bytes_max;
+                bytes += e.weight();
+                fits
+            })
+            .cloned()
+            .collect();
+        Some(entries)
+    }
+
+    /// Forgets the oldest entries in memory until at most `bytes` are left, but none that is not
+    /// yet both durable and committed.
+    pub(crate) fn evict(&mut self, bytes: usize) {
+        let keep = self.marks.applicable();
+        while self.tail_bytes > bytes {
+            match self.tail.front() {
+                Some(e) if e.lsn <= keep => {
+                    self.tail_bytes -= e.weight();
+                    self.tail.pop_front();
+                }
+                _ => break,
+            }
+        }
+    }
+
+    pub(crate) fn check(&self) {
+        self.marks.check();
+        if let Some(last) = self.tail.back() {
+            assert_eq!(last.lsn, self.marks.appended(), "the tail ends at appended");
+        }
+        if let Some(first) = self.tail.front() {
+            assert_eq!(
+                first.lsn.0 + self.tail.len() as u64 - 1,
+                self.marks.appended().0,
+                "the tail has no hole"
+            );
+        }
+        assert!(self.tail_bytes >= self.uncommitted_bytes, "uncommitted entries stay in the tail");
+        assert!(
+            self.pending.iter().all(|(_, lsn)| *lsn <= self.marks.appended()),
+            "a pending write is of the log"
+        );
+    }
+}

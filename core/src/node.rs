@@ -1,0 +1,427 @@
+//! A node: its groups, and what they share. The whole surface of the core.
+//!
+//! * **Construct**: [`Node::recover`].
+//! * **Feed**: [`Node::step`], with as many inputs as there are, and again when
+//!   [`Node::deadline`] comes.
+//! * **Look**: [`Node::groups`], [`Node::databases`], [`Node::check`] and the other getters.
+
+use alloc::{
+    collections::BTreeMap,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use crate::{
+    catalog::{Catalog, CreateDatabase, NAME_MAX},
+    config::Config,
+    context::{Context, LoadFor, Reason},
+    entry::{Formation, Kind},
+    formation::Forming,
+    group::{Consequences, Group},
+    io::{Effect, Identity, Input, Recovered, RecoveredGroup, Reject, Reply, Request},
+    types::{GroupId, Instant, LoadId, Lsn, NodeId, Now, RequestId, Term, WriteId},
+};
+
+/// A node of a cluster. See the [module's head](crate) for how it is driven.
+pub struct Node {
+    pub(crate) ctx: Context,
+    pub(crate) groups: BTreeMap<GroupId, Group>,
+    pub(crate) catalog: Catalog,
+    /// Groups that the oplog knows and the catalog does not, yet.
+    pub(crate) unclaimed: BTreeMap<GroupId, RecoveredGroup>,
+    pub(crate) forming: Forming,
+    /// Entries in memory, by group.
+    tails: BTreeMap<GroupId, usize>,
+    tails_bytes: usize,
+    drain_request: Option<RequestId>,
+    halted: Option<String>,
+}
+
+/// Why a node can't start from what was found on disk.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecoverError {
+    /// The catalog's control writes can't be read.
+    #[error("the catalog in the system group's state is unreadable")]
+    Catalog,
+    /// The state of a group holds entries that the oplog does not have: one of the two was lost
+    /// or replaced.
+    #[error("the state of group {group} stands at LSN {applied}, but its oplog ends at {last}")]
+    StateAhead {
+        /// Which.
+        group: GroupId,
+        /// The state.
+        applied: Lsn,
+        /// The oplog.
+        last: Lsn,
+    },
+    /// The oplog holds a group's entries, but not the founding configuration.
+    #[error("the oplog holds entries, but not the cluster's founding configuration")]
+    NoFormation,
+}
+
+impl Node {
+    /// A node from what its disk holds. Nothing is sent or persisted before the first step.
+    ///
+    /// # Errors
+    /// Where the parts of the disk contradict each other.
+    pub fn recover(
+        config: Config,
+        identity: Identity,
+        seed: u64,
+        now: Now,
+        recovered: Recovered,
+    ) -> Result<Node, RecoverError> {
+        let catalog = Catalog::recover(&recovered.system_control).ok_or(RecoverError::Catalog)?;
+        if recovered.formation.is_none() && !recovered.groups.is_empty() {
+            return Err(RecoverError::NoFormation);
+        }
+        let mut unclaimed = BTreeMap::new();
+        for mut group in recovered.groups {
+            if group.group == GroupId::SYSTEM {
+                group.checkpointed = group.checkpointed.max(recovered.system_applied);
+            }
+            if group.checkpointed > group.last {
+                let (applied, last) = (group.checkpointed, group.last);
+                return Err(RecoverError::StateAhead { group: group.group, applied, last });
+            }
+            unclaimed.insert(group.group, group);
+        }
+        let mut ctx = Context::new(config, identity, seed, now);
+        ctx.room = recovered.room;
+        let mut node = Node {
+            ctx,
+            groups: BTreeMap::new(),
+            catalog,
+            unclaimed,
+            forming: Forming::default(),
+            tails: BTreeMap::new(),
+            tails_bytes: 0,
+            drain_request: None,
+            halted: None,
+        };
+        node.ctx.set_timer(Reason::Heartbeat, now.mono);
+        if let Some(formation) = recovered.formation {
+            node.start_groups(formation);
+        }
+        Ok(node)
+    }
+
+    /// Opens the system group and every group of the catalog.
+    pub(crate) fn start_groups(&mut self, formation: Formation) {
+        let known: Vec<(GroupId, Vec<_>)> =
+            self.catalog.iter().map(|(_, db)| (db.group, db.voters.clone())).collect();
+        let count = known.len() as u64;
+        self.open_group(GroupId::SYSTEM, formation.members.clone(), 0);
+        for (group, voters) in known {
+            self.open_group(group, voters, count);
+        }
+        self.forming.done(formation);
+    }
+
+    fn open_group(&mut self, id: GroupId, voters: Vec<crate::types::Member>, together_with: u64) {
+        let found = self.unclaimed.remove(&id).unwrap_or_default();
+        let applied = found.checkpointed;
+        let mut group = Group::new(id, voters, &found, applied);
+        group.arm_first_election(&mut self.ctx, together_with);
+        self.ctx.emit(Effect::Leader { group: id, term: group.term(), leader: None });
+        self.groups.insert(id, group);
+    }
+
+    /// Takes what has happened until `now`, and says what to do. Inputs come before deadlines, so
+    /// that a busy node does not mistake its own delay for a peer's silence.
+    ///
+    /// # Panics
+    /// On a bug: a broken invariant, or a shell that completes what it was not asked for.
+    pub fn step(
+        &mut self,
+        now: Now,
+        inputs: impl IntoIterator<Item = Input>,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.advance_clock(now);
+        for input in inputs {
+            if self.halted.is_some() {
+                self.refuse(input);
+            } else {
+                self.take(input);
+            }
+        }
+        if self.halted.is_none() {
+            while let Some(reason) = self.ctx.due() {
+                self.on_due(reason);
+            }
+            self.finish_step();
+        }
+        self.ctx.drain_effects(effects);
+    }
+
+    /// When to step again at the latest, and why.
+    #[must_use]
+    pub fn deadline(&self) -> Option<(Instant, Reason)> {
+        if self.halted.is_some() { None } else { self.ctx.deadline() }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Message { from, message } => self.on_message(from, message),
+            Input::Request { id, request } => self.on_request(id, request),
+            Input::Cancel { id } => {
+                self.ctx.requests.remove(&id);
+            }
+            Input::Persisted { write } => self.on_persisted(write),
+            Input::Room { bytes } => self.ctx.room = bytes,
+            Input::Loaded { load, entries } => self.on_loaded(load, Ok(entries)),
+            Input::LoadFailed { load, reason } => self.on_loaded(load, Err(reason)),
+            Input::Applied { group, upto, outcomes } => {
+                if let Some(g) = self.groups.get_mut(&group) {
+                    g.on_applied(&mut self.ctx, upto, outcomes);
+                    self.ctx.touched.insert(group);
+                }
+            }
+            Input::StateFailed { group, reason } => {
+                if let Some(g) = self.groups.get_mut(&group) {
+                    g.quarantine(&mut self.ctx, reason);
+                    self.ctx.touched.insert(group);
+                }
+            }
+            Input::Checkpointed { group, lsn } => {
+                if let Some(g) = self.groups.get_mut(&group) {
+                    g.on_checkpointed(&mut self.ctx, lsn);
+                    self.ctx.touched.insert(group);
+                }
+            }
+            Input::StorageFailed { reason } => {
+                self.ctx.emit(Effect::Halt { reason: reason.clone() });
+                self.halted = Some(reason);
+            }
+        }
+    }
+
+    /// A halted node answers requests with a refusal, and nothing else.
+    fn refuse(&mut self, input: Input) {
+        if let Input::Request { id, .. } = input {
+            self.ctx.requests.insert(id);
+            self.ctx.reject(id, Reject::NotReady);
+        }
+    }
+
+    fn on_persisted(&mut self, write: WriteId) {
+        let Some(groups) = self.ctx.persisted(write) else {
+            panic!("the shell completes writes once and in order");
+        };
+        self.on_formation_persisted();
+        for id in groups {
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.on_persisted(&mut self.ctx, write);
+                self.ctx.touched.insert(id);
+            }
+        }
+    }
+
+    fn on_loaded(&mut self, load: LoadId, result: Result<Vec<crate::Entry>, String>) {
+        let Some(purpose) = self.ctx.loads.remove(&load) else {
+            panic!("the shell completes only what it was asked for");
+        };
+        let (LoadFor::Follower { group: id, .. } | LoadFor::Apply { group: id }) = purpose;
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        self.ctx.touched.insert(id);
+        let mut consequences = Consequences::default();
+        match (purpose, result) {
+            (LoadFor::Follower { node, term, .. }, Ok(entries)) if term == group.term() => {
+                group.on_loaded_for(&mut self.ctx, node, entries);
+            }
+            (LoadFor::Follower { node, term, .. }, Err(_)) if term == group.term() => {
+                group.on_load_failed_for(node);
+            }
+            (LoadFor::Follower { .. }, _) => {}
+            (LoadFor::Apply { .. }, Ok(entries)) => {
+                group.on_loaded_for_apply(&mut self.ctx, entries, &mut consequences);
+            }
+            (LoadFor::Apply { .. }, Err(reason)) => {
+                group.on_load_for_apply_failed(&mut self.ctx, reason);
+            }
+        }
+        self.carry_out(consequences);
+    }
+
+    fn on_request(&mut self, id: RequestId, request: Request) {
+        self.ctx.requests.insert(id);
+        if self.groups.is_empty() {
+            return self.ctx.reject(id, Reject::NotReady);
+        }
+        let group = match &request {
+            Request::Propose { group, .. }
+            | Request::Read { group }
+            | Request::Transfer { group, .. } => *group,
+            Request::CreateDatabase { .. } => GroupId::SYSTEM,
+            Request::Drain => return self.drain(id),
+        };
+        let Some(g) = self.groups.get_mut(&group) else {
+            return self.ctx.reject(id, Reject::NoSuchGroup);
+        };
+        self.ctx.touched.insert(group);
+        match request {
+            Request::Propose { payload, expires, .. } => {
+                if self.ctx.now.mono >= expires {
+                    return self.ctx.reject(id, Reject::Expired);
+                }
+                g.propose(&mut self.ctx, id, Kind::Op, payload);
+            }
+            Request::Read { .. } => g.read(&mut self.ctx, id),
+            Request::Transfer { to, .. } => g.transfer(&mut self.ctx, id, to),
+            Request::CreateDatabase { name, expires } => {
+                if self.ctx.now.mono >= expires {
+                    return self.ctx.reject(id, Reject::Expired);
+                }
+                self.create_database(id, name);
+            }
+            Request::Drain => unreachable!("handled above"),
+        }
+    }
+
+    fn create_database(&mut self, id: RequestId, name: String) {
+        if name.len() > NAME_MAX {
+            return self.ctx.reject(id, Reject::TooLarge);
+        }
+        if self.catalog.get(&name).is_none() && self.catalog.len() >= self.ctx.config.databases_max
+        {
+            return self.ctx.reject(id, Reject::Busy);
+        }
+        let voters = self.forming.members();
+        let payload = CreateDatabase { name, voters }.encode();
+        if let Some(system) = self.groups.get_mut(&GroupId::SYSTEM) {
+            system.propose(&mut self.ctx, id, Kind::CreateDatabase, payload);
+        }
+    }
+
+    fn drain(&mut self, id: RequestId) {
+        self.ctx.draining = true;
+        self.drain_request = Some(id);
+        for group in self.groups.values_mut() {
+            group.stop_campaigning(&mut self.ctx);
+            group.hand_over(&mut self.ctx);
+        }
+    }
+
+    /// Carries out what the system group's entries decided.
+    fn carry_out(&mut self, consequences: Consequences) {
+        for (lsn, term, payload) in consequences.created {
+            let Some(system) = self.groups.get_mut(&GroupId::SYSTEM) else { return };
+            let leads = system.is_leader();
+            let Some(create) = CreateDatabase::decode(payload) else {
+                let reason = "a create entry of the system group can't be read".to_string();
+                return system.quarantine(&mut self.ctx, reason);
+            };
+            let voters = create.voters.clone();
+            let (group, existed) = self.catalog.create(GroupId(lsn.0), create);
+            system.on_created(&mut self.ctx, (lsn, term), group, existed);
+            if existed {
+                continue;
+            }
+            self.open_group(group, voters, 0);
+            if leads && let Some(new) = self.groups.get_mut(&group) {
+                new.arm_election_now(&mut self.ctx);
+            }
+        }
+        self.checkpoint_catalog();
+    }
+
+    /// The catalog is small: it is checkpointed whenever it changed.
+    fn checkpoint_catalog(&mut self) {
+        if !self.catalog.is_dirty() {
+            return;
+        }
+        if let Some(system) = self.groups.get_mut(&GroupId::SYSTEM)
+            && !system.is_checkpointing()
+        {
+            let control = self.catalog.take_dirty();
+            system.begin_checkpoint(&mut self.ctx, control);
+        }
+    }
+
+    fn on_due(&mut self, reason: Reason) {
+        match reason {
+            Reason::Heartbeat => self.on_heartbeat_due(),
+            Reason::PeerExpiry(node) => self.on_peer_expiry_due(node),
+            Reason::Election(id) => {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.on_election_due(&mut self.ctx);
+                    self.ctx.touched.insert(id);
+                }
+            }
+            Reason::Retry(id) => {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.on_retry(&mut self.ctx);
+                    self.ctx.touched.insert(id);
+                }
+            }
+        }
+    }
+
+    /// Ends a step: every touched group does what batches, then the bounds that span groups.
+    fn finish_step(&mut self) {
+        self.bound_dirty();
+        while let Some(id) = self.ctx.touched.pop_first() {
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            let mut consequences = Consequences::default();
+            group.finish_step(&mut self.ctx, &mut consequences);
+            let bytes = group.log().tail_bytes();
+            self.note_tail(id, bytes);
+            if id == GroupId::SYSTEM {
+                self.carry_out(consequences);
+            }
+        }
+        self.bound_tails();
+        if let Some(request) = self.drain_request
+            && self.ctx.led_by.get(&self.ctx.me().node).is_none_or(|led| led.is_empty())
+        {
+            self.drain_request = None;
+            self.ctx.reply(request, Reply::Transferred { term: Term(0) });
+        }
+        self.ctx.flush_batch();
+    }
+
+    fn note_tail(&mut self, id: GroupId, bytes: usize) {
+        let before = if bytes == 0 { self.tails.remove(&id) } else { self.tails.insert(id, bytes) };
+        self.tails_bytes = self.tails_bytes + bytes - before.unwrap_or(0);
+    }
+
+    fn bound_tails(&mut self) {
+        if self.tails_bytes <= self.ctx.config.tails_bytes_max {
+            return;
+        }
+        let ids: Vec<GroupId> = self.tails.keys().copied().collect();
+        for id in ids {
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.shrink_tail(0);
+                let bytes = group.log().tail_bytes();
+                self.note_tail(id, bytes);
+            }
+            // Half is kept, so that this is not repeated at once.
+            if self.tails_bytes <= self.ctx.config.tails_bytes_max / 2 {
+                break;
+            }
+        }
+    }
+
+    fn bound_dirty(&mut self) {
+        if self.ctx.dirty_bytes <= self.ctx.config.dirty_bytes_max {
+            return;
+        }
+        if let Some(group) = self.groups.values_mut().max_by_key(|group| group.dirty_bytes()) {
+            group.want_checkpoint(&mut self.ctx);
+        }
+    }
+
+    /// Why this node has halted, if it has.
+    #[must_use]
+    pub fn halted(&self) -> Option<&str> {
+        self.halted.as_deref()
+    }
+
+    /// Whether a group's leader is this node.
+    pub(crate) fn leader_of(&self, id: GroupId) -> Option<NodeId> {
+        self.groups.get(&id).and_then(|group| group.leader(&self.ctx))
+    }
+}

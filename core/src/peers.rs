@@ -1,0 +1,111 @@
+//! Liveness per pair of nodes: one heartbeat stream a pair serves all groups, so that an idle
+//! group costs no message and no timer.
+
+use alloc::collections::BTreeMap;
+
+use crate::{
+    io::Identity,
+    types::{Boot, GroupId, Incarnation, Instant, Member, NodeId, Peer, Term},
+};
+
+/// What this node knows of another one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PeerState {
+    /// The data directory it was last seen with; zero before the first message.
+    pub(crate) incarnation: Incarnation,
+    /// The start of it that was last seen.
+    pub(crate) boot: Boot,
+    /// When it was last heard.
+    pub(crate) heard: Option<Instant>,
+    /// Heard within the election timeout.
+    pub(crate) alive: bool,
+    /// The latest of this node's own sending times that it echoed: it hears us.
+    pub(crate) echoed: Option<Instant>,
+    /// Its latest sending time, to be echoed.
+    pub(crate) sent: Option<Instant>,
+    /// Its leadership generation.
+    pub(crate) generation: u64,
+    /// Groups that follow it, for which its new generation has to be explained.
+    pub(crate) unconfirmed: BTreeMap<GroupId, Term>,
+}
+
+/// What a message's sender turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// As before.
+    Same,
+    /// It has restarted, or was wiped, or is seen for the first time.
+    NewBoot,
+    /// An earlier start or data directory, or no peer of ours: drop the message.
+    Stale,
+    /// The same boot counter with another nonce: a copied or rolled-back data directory.
+    Twin,
+}
+
+pub(crate) struct Peers {
+    states: BTreeMap<NodeId, PeerState>,
+}
+
+impl Peers {
+    pub(crate) fn new(identity: &Identity) -> Peers {
+        let me = identity.member.node;
+        let others = identity.nodes.iter().filter(|node| **node != me);
+        Peers { states: others.map(|node| (*node, PeerState::default())).collect() }
+    }
+
+    pub(crate) fn get(&self, node: NodeId) -> Option<&PeerState> {
+        self.states.get(&node)
+    }
+
+    pub(crate) fn get_mut(&mut self, node: NodeId) -> Option<&mut PeerState> {
+        self.states.get_mut(&node)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, &PeerState)> {
+        self.states.iter().map(|(node, state)| (*node, state))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (NodeId, &mut PeerState)> {
+        self.states.iter_mut().map(|(node, state)| (*node, state))
+    }
+
+    pub(crate) fn ids(&self) -> alloc::vec::Vec<NodeId> {
+        self.states.keys().copied().collect()
+    }
+
+    /// Whether this very member was heard lately.
+    pub(crate) fn is_alive(&self, node: NodeId) -> bool {
+        self.states.get(&node).is_some_and(|p| p.alive)
+    }
+
+    /// Whether this very member echoed us within `window` before `now`.
+    pub(crate) fn hears_us(&self, member: Member, now: Instant, window: u64) -> bool {
+        self.states.get(&member.node).is_some_and(|p| {
+            p.incarnation == member.incarnation
+                && p.echoed.is_some_and(|echoed| now.since(echoed) <= window)
+        })
+    }
+
+    /// Takes note of a message's sender.
+    pub(crate) fn observe(&mut self, from: Peer, now: Instant) -> Seen {
+        let Some(state) = self.states.get_mut(&from.member.node) else {
+            return Seen::Stale;
+        };
+        let known = (state.incarnation, state.boot.counter);
+        let seen = match (from.member.incarnation, from.boot.counter).cmp(&known) {
+            core::cmp::Ordering::Less => return Seen::Stale,
+            core::cmp::Ordering::Greater => {
+                *state = PeerState {
+                    incarnation: from.member.incarnation,
+                    boot: from.boot,
+                    ..PeerState::default()
+                };
+                Seen::NewBoot
+            }
+            core::cmp::Ordering::Equal if state.boot.nonce != from.boot.nonce => return Seen::Twin,
+            core::cmp::Ordering::Equal => Seen::Same,
+        };
+        state.heard = Some(now);
+        seen
+    }
+}

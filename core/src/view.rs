@@ -1,0 +1,134 @@
+//! What a shell may look at: cheap views of a node, for status, metrics and the simulator.
+
+use alloc::vec::Vec;
+
+use crate::{
+    context::Context,
+    group::{Group, Role},
+    node::Node,
+    types::{GroupId, Lsn, Member, NodeId, Term},
+    watermarks::Watermarks,
+};
+
+/// What a replica is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RoleView {
+    /// Follows, or waits for a leader.
+    Follower,
+    /// Asks whether an election could be won.
+    PreCandidate,
+    /// Asks for votes.
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+/// One group on this node.
+#[derive(Clone, Debug)]
+pub struct GroupView<'a> {
+    /// Which.
+    pub group: GroupId,
+    /// Its term here.
+    pub term: Term,
+    /// What this replica does.
+    pub role: RoleView,
+    /// Whom it follows; itself where it leads.
+    pub leader: Option<NodeId>,
+    /// How far it is.
+    pub watermarks: Watermarks,
+    /// The term of its last entry.
+    pub last_term: Term,
+    /// Why it is quarantined here, if it is.
+    pub quarantined: Option<&'a str>,
+    /// On the leader: what each follower has confirmed.
+    pub matched: Vec<(NodeId, Lsn)>,
+}
+
+fn view<'a>(ctx: &Context, group: &'a Group) -> GroupView<'a> {
+    GroupView {
+        group: group.id,
+        term: group.term(),
+        role: match group.role() {
+            Role::Follower { .. } => RoleView::Follower,
+            Role::PreCandidate { .. } => RoleView::PreCandidate,
+            Role::Candidate { .. } => RoleView::Candidate,
+            Role::Leader(_) => RoleView::Leader,
+        },
+        leader: group.leader(ctx),
+        watermarks: *group.log().marks(),
+        last_term: group.log().last().term,
+        quarantined: group.quarantined(),
+        matched: group.matched(),
+    }
+}
+
+impl Node {
+    /// Every group on this node, in order of id.
+    pub fn groups(&self) -> impl Iterator<Item = GroupView<'_>> {
+        self.groups.values().map(|group| view(&self.ctx, group))
+    }
+
+    /// One group.
+    #[must_use]
+    pub fn group(&self, id: GroupId) -> Option<GroupView<'_>> {
+        self.groups.get(&id).map(|group| view(&self.ctx, group))
+    }
+
+    /// The term of an entry of a group's log; `None` beyond its end.
+    #[must_use]
+    pub fn term_at(&self, id: GroupId, lsn: Lsn) -> Option<Term> {
+        self.groups.get(&id).and_then(|group| group.log().term_at(lsn))
+    }
+
+    /// Every database of the catalog applied here, in order of name.
+    pub fn databases(&self) -> impl Iterator<Item = (&str, GroupId)> {
+        self.catalog.iter().map(|(name, database)| (name, database.group))
+    }
+
+    /// The group of a database, as the catalog applied here has it.
+    #[must_use]
+    pub fn database(&self, name: &str) -> Option<GroupId> {
+        self.catalog.get(name).map(|database| database.group)
+    }
+
+    /// Whether the cluster is formed, as far as this node knows.
+    #[must_use]
+    pub fn is_formed(&self) -> bool {
+        self.forming.is_done()
+    }
+
+    /// The founding members; empty before the cluster is formed.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        self.forming.members()
+    }
+
+    /// Elections that this node has started since it was recovered.
+    #[must_use]
+    pub fn elections(&self) -> u64 {
+        self.ctx.elections
+    }
+
+    /// Microseconds since a peer was last heard; `None` if never.
+    #[must_use]
+    pub fn silence_us(&self, node: NodeId) -> Option<u64> {
+        let heard = self.ctx.peers.get(node)?.heard?;
+        Some(self.ctx.now.mono.since(heard))
+    }
+
+    /// Asserts every invariant of every group (docs/INVARIANTS.md). `step` does so for the groups
+    /// that it touches.
+    ///
+    /// # Panics
+    /// On a broken invariant.
+    pub fn check(&self) {
+        for group in self.groups.values() {
+            group.check(&self.ctx);
+        }
+        for (leader, groups) in &self.ctx.led_by {
+            for id in groups {
+                assert_eq!(self.leader_of(*id), Some(*leader), "the index of leaders is exact");
+            }
+        }
+    }
+}
