@@ -46,6 +46,16 @@ impl GroupLog {
         self.tail_bytes
     }
 
+    /// The weight of the entries after `applied` up to `upto`: exact for those in memory, the
+    /// average of those for the rest.
+    pub(crate) fn unapplied_bytes(&self, upto: Lsn) -> u64 {
+        let applied = self.marks.applied();
+        let held = self.tail.iter().filter(|e| e.lsn > applied && e.lsn <= upto);
+        let (count, bytes) = held.fold((0, 0), |(n, b), e| (n + 1, b + e.weight() as u64));
+        let average = self.tail_bytes as u64 / (self.tail.len() as u64).max(1);
+        bytes + (upto.0.saturating_sub(applied.0) - count) * average.max(Entry::OVERHEAD as u64)
+    }
+
     pub(crate) fn uncommitted_bytes(&self) -> usize {
         self.uncommitted_bytes
     }

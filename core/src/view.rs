@@ -38,6 +38,11 @@ pub struct GroupView<'a> {
     pub watermarks: Watermarks,
     /// The term of its last entry.
     pub last_term: Term,
+    /// The highest commit mark that any leader told; above `watermarks.committed()` where the
+    /// entries are not here yet.
+    pub known_committed: Lsn,
+    /// Microseconds for which this replica has not been caught up.
+    pub lag_us: u64,
     /// Why it is quarantined here, if it is.
     pub quarantined: Option<&'a str>,
     /// On the leader: what each follower has confirmed.
@@ -57,6 +62,8 @@ fn view<'a>(ctx: &Context, group: &'a Group) -> GroupView<'a> {
         leader: group.leader(ctx),
         watermarks: *group.log().marks(),
         last_term: group.log().last().term,
+        known_committed: group.known_committed(),
+        lag_us: group.lag_us(ctx.now.mono),
         quarantined: group.quarantined(),
         matched: group.matched(),
     }
@@ -72,6 +79,12 @@ impl Node {
     #[must_use]
     pub fn group(&self, id: GroupId) -> Option<GroupView<'_>> {
         self.groups.get(&id).map(|group| view(&self.ctx, group))
+    }
+
+    /// About how many bytes of a group's entries are known to be committed and not applied here.
+    #[must_use]
+    pub fn unapplied_bytes(&self, id: GroupId) -> u64 {
+        self.groups.get(&id).map_or(0, |g| g.log().unapplied_bytes(g.known_committed()))
     }
 
     /// The term of an entry of a group's log; `None` beyond its end.
@@ -114,6 +127,12 @@ impl Node {
     pub fn silence_us(&self, node: NodeId) -> Option<u64> {
         let heard = self.ctx.peers.get(node)?.heard?;
         Some(self.ctx.now.mono.since(heard))
+    }
+
+    /// Whether a peer was heard within the election timeout.
+    #[must_use]
+    pub fn is_alive(&self, node: NodeId) -> bool {
+        self.ctx.peers.is_alive(node)
     }
 
     /// Asserts every invariant of every group (docs/INVARIANTS.md). `step` does so for the groups

@@ -36,6 +36,7 @@ impl Group {
         if let Role::Follower { round: seen, .. } = &mut self.role {
             *seen = round.max(*seen);
         }
+        self.known_committed = self.known_committed.max(committed);
         if !is_well_formed(prev, &entries, self.term) {
             return ctx.fault(from, "its entries are not contiguous");
         }

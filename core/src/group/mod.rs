@@ -84,6 +84,10 @@ pub(crate) struct Group {
     /// Who waits for a transfer to that node.
     transfer_request: Option<(RequestId, NodeId)>,
     applying: Applying,
+    /// The highest commit mark that any leader told, even where the entries are not here yet.
+    known_committed: Lsn,
+    /// Since when less than that is applied here.
+    behind_since: Option<Instant>,
     quarantined: Option<String>,
 }
 
@@ -115,6 +119,8 @@ impl Group {
             proposals: BTreeMap::new(),
             transfer_request: None,
             applying: Applying::default(),
+            known_committed: applied,
+            behind_since: None,
             quarantined: None,
         }
     }
@@ -286,7 +292,27 @@ impl Group {
         self.advance_apply(ctx, consequences);
         self.answer_reads(ctx);
         self.log.evict(ctx.config.tail_bytes_max);
+        self.note_lag(ctx.now.mono);
         self.check(ctx);
+    }
+
+    fn note_lag(&mut self, now: Instant) {
+        let marks = self.log.marks();
+        self.known_committed = self.known_committed.max(marks.committed());
+        if marks.applied() >= self.known_committed {
+            self.behind_since = None;
+        } else if self.behind_since.is_none() {
+            self.behind_since = Some(now);
+        }
+    }
+
+    pub(crate) fn known_committed(&self) -> Lsn {
+        self.known_committed
+    }
+
+    /// Microseconds for which this replica has not been caught up.
+    pub(crate) fn lag_us(&self, now: Instant) -> u64 {
+        self.behind_since.map_or(0, |since| now.since(since))
     }
 
     /// Forgets entries in memory that can be read back, down to `bytes`.

@@ -1,90 +1,458 @@
-//! What gateways hold: a cheap handle to the running driver.
+//! What gateways hold: a cheap handle to the running driver. Routing, forwarding, and the
+//! classification of outcomes are here; the deadlines are the driver's.
 
-use std::time::Duration;
-
-use highwater_core::{GroupId, NodeId, Term};
-use highwater_wire::op::Op;
-
-use crate::api::{
-    ClusterView, Consistency, DatabaseInfo, Error, Got, ListQuery, Metrics, Page, Readiness,
-    Receipt,
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
+use bytes::Bytes;
+use highwater_core::{GroupId, Lsn, NodeId, Outcome, Reject, Reply, Term, planted};
+use highwater_store::state::{States, StoredListed, StoredRecord};
+use highwater_wire::{
+    op::{Answer, Op},
+    peer::{ForwardReply, ForwardRequest},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+
+use crate::{
+    api::{
+        Bookmark, ClusterView, Consistency, DatabaseInfo, Error, Got, ListQuery, Listed, Metrics,
+        Page, Readiness, Receipt, Record,
+    },
+    driver::{Ask, Command, forward_reply_of},
+    shared::Shared,
+};
+
+/// How long a definite refusal that will pass soon (no leader, a transfer) is waited out at most
+/// before the next try.
+const RETRY_PERIOD: Duration = Duration::from_millis(20);
+/// How long other nodes may take for the cluster view.
+const CLUSTER_BUDGET: Duration = Duration::from_millis(500);
+
 /// A handle to a running node. Cheap to clone. Every call ends by its `timeout`.
-#[derive(Clone, Debug)]
-pub struct Handle {}
+#[derive(Clone)]
+pub struct Handle {
+    me: NodeId,
+    cluster: String,
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+    states: Arc<States>,
+}
+
+/// A deadline, and what is left of it.
+#[derive(Clone, Copy)]
+struct Deadline(Instant);
+
+impl Deadline {
+    fn after(timeout: Duration) -> Deadline {
+        Deadline(Instant::now() + timeout)
+    }
+
+    fn left(self) -> Option<Duration> {
+        let left = self.0.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(left)
+    }
+}
+
+/// What a definite refusal means for the caller.
+enum Next {
+    /// Nothing reached a log, and it may go better soon.
+    TryAgain,
+    /// It is final.
+    Fail(Error),
+}
 
 impl Handle {
-    /// Writes: on the leader, wherever this node is. Not cancelled by dropping the future.
-    pub async fn write(
-        &self,
-        _database: &str,
-        _op: Op,
-        _timeout: Duration,
-    ) -> Result<Receipt, Error> {
-        unimplemented!()
+    pub(crate) fn new(
+        me: NodeId,
+        cluster: String,
+        commands: mpsc::Sender<Command>,
+        shared: Arc<Shared>,
+        states: Arc<States>,
+    ) -> Handle {
+        Handle { me, cluster, commands, shared, states }
     }
+
+    /// Writes: on the leader, wherever this node is.
+    ///
+    /// # Errors
+    /// Each but [`Error::Unknown`] is definite. A caller that drops the future gives up its answer,
+    /// not the write.
+    pub async fn write(&self, database: &str, op: Op, timeout: Duration) -> Result<Receipt, Error> {
+        let deadline = Deadline::after(timeout);
+        let group = self.resolve(database, deadline).await?;
+        let request = ForwardRequest::Propose { group, payload: op.encode() };
+        match self.on_leader(group, request, deadline).await? {
+            ForwardReply::Applied { lsn, term, outcome } => {
+                let receipt = receipt_of(group, lsn, term, &outcome)?;
+                self.shared.acked.fetch_add(1, Ordering::Relaxed);
+                Ok(receipt)
+            }
+            _ => Err(Error::Unknown),
+        }
+    }
+
     /// Reads one record.
+    ///
+    /// # Errors
+    /// All are definite; a read has no effect.
     pub async fn get(
         &self,
-        _database: &str,
-        _key: &[u8],
-        _consistency: Consistency,
-        _timeout: Duration,
+        database: &str,
+        key: &[u8],
+        consistency: Consistency,
+        timeout: Duration,
     ) -> Result<Got, Error> {
-        unimplemented!()
+        let deadline = Deadline::after(timeout);
+        let group = self.resolve(database, deadline).await?;
+        self.await_readable(group, consistency, deadline).await?;
+        let (applied, record) = self.states.get(group, key).map_err(state_error)?;
+        Ok(Got { group, applied, term: self.term(group), record: record.map(record_of) })
     }
+
     /// Lists records in byte order of their keys.
+    ///
+    /// # Errors
+    /// All are definite; a read has no effect.
     pub async fn list(
         &self,
-        _database: &str,
-        _query: ListQuery,
-        _consistency: Consistency,
-        _timeout: Duration,
+        database: &str,
+        query: ListQuery,
+        consistency: Consistency,
+        timeout: Duration,
     ) -> Result<Page, Error> {
-        unimplemented!()
+        let deadline = Deadline::after(timeout);
+        let group = self.resolve(database, deadline).await?;
+        self.await_readable(group, consistency, deadline).await?;
+        let ListQuery { prefix, after, limit, values } = query;
+        let (applied, records, more) = self
+            .states
+            .list(group, &prefix, after.as_deref(), limit, values)
+            .map_err(state_error)?;
+        let records = records.into_iter().map(listed_of).collect();
+        Ok(Page { group, applied, term: self.term(group), records, more })
     }
+
     /// Creates a database unless it stands; answers when its group has a leader. The flag tells
     /// whether it stood before.
+    ///
+    /// # Errors
+    /// Each but [`Error::Unknown`] is definite.
     pub async fn create_database(
         &self,
-        _name: &str,
-        _timeout: Duration,
+        name: &str,
+        timeout: Duration,
     ) -> Result<(GroupId, bool), Error> {
-        unimplemented!()
+        let deadline = Deadline::after(timeout);
+        let request = ForwardRequest::CreateDatabase { name: name.to_owned() };
+        let (group, existed) = match self.on_leader(GroupId::SYSTEM, request, deadline).await? {
+            ForwardReply::Created { group, existed } => (group, existed),
+            _ => return Err(Error::Unknown),
+        };
+        let mut changes = self.shared.watch();
+        loop {
+            if self.leader(group).is_some() {
+                return Ok((group, existed));
+            }
+            // It stands by now; a retry finds it and waits on.
+            self.wait(&mut changes, deadline, None).await.map_err(|_| Error::Unknown)?;
+        }
     }
-    /// The group of a database. [`Error::NoSuchDatabase`] only after a read index on the system
-    /// group.
-    pub async fn database(&self, _name: &str, _timeout: Duration) -> Result<GroupId, Error> {
-        unimplemented!()
+
+    /// The group of a database.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchDatabase`] only after a read index on the system group.
+    pub async fn database(&self, name: &str, timeout: Duration) -> Result<GroupId, Error> {
+        self.resolve(name, Deadline::after(timeout)).await
     }
+
     /// Every database, in order of name, after a read index on the system group.
-    pub async fn databases(&self, _timeout: Duration) -> Result<Vec<DatabaseInfo>, Error> {
-        unimplemented!()
+    ///
+    /// # Errors
+    /// All are definite.
+    pub async fn databases(&self, timeout: Duration) -> Result<Vec<DatabaseInfo>, Error> {
+        self.read_index(GroupId::SYSTEM, Deadline::after(timeout)).await?;
+        Ok(self.known_databases())
     }
+
     /// Hands a database's leadership to a node, and answers with the leader and its term once done.
+    ///
+    /// # Errors
+    /// [`Error::NoLeader`] where the node did not take over in time; it may still do so.
     pub async fn transfer(
         &self,
-        _database: &str,
-        _to: NodeId,
-        _timeout: Duration,
+        database: &str,
+        to: NodeId,
+        timeout: Duration,
     ) -> Result<(NodeId, Term), Error> {
-        unimplemented!()
+        let deadline = Deadline::after(timeout);
+        let group = self.resolve(database, deadline).await?;
+        let request = ForwardRequest::Transfer { group, to };
+        match self.on_leader(group, request, deadline).await {
+            Ok(ForwardReply::Transferred { term }) => Ok((to, term)),
+            Ok(_) | Err(Error::Unknown) => Err(Error::NoLeader { leader: self.leader(group) }),
+            Err(error) => Err(error),
+        }
     }
+
     /// The cluster as seen from here; asks every node, waits at most half a second for them.
     pub async fn cluster(&self) -> ClusterView {
-        unimplemented!()
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Cluster { budget: CLUSTER_BUDGET, reply };
+        let nodes = match self.commands.send(command).await {
+            Ok(()) => answer.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        };
+        let epochs = nodes.iter().filter_map(|n| n.status.as_ref().map(|s| s.epoch));
+        ClusterView {
+            cluster: self.cluster.clone(),
+            epoch: epochs.max().unwrap_or(0),
+            databases: self.known_databases(),
+            nodes,
+        }
     }
+
     /// Whether this node has recovered and is not knowingly behind, fenced or quarantined.
     pub async fn readiness(&self) -> Readiness {
-        unimplemented!()
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Readiness { reply }).await.is_ok()
+            && let Ok(readiness) = answer.await
+        {
+            return readiness;
+        }
+        let reason = self.halted().unwrap_or_else(|| String::from("this node is stopping"));
+        Readiness { state: String::from("stopping"), reasons: vec![reason] }
     }
+
     /// Counters and gauges.
     pub async fn metrics(&self) -> Metrics {
-        unimplemented!()
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Metrics { reply }).await.is_err() {
+            return Metrics::default();
+        }
+        answer.await.unwrap_or_default()
     }
-    /// Hands every leadership over, refuses new requests, and flushes. Then the driver ends.
-    pub async fn drain(&self, _timeout: Duration) {
-        unimplemented!()
+
+    /// Hands every leadership over, and refuses new requests. Then the driver ends.
+    pub async fn drain(&self, timeout: Duration) {
+        self.shared.set_draining();
+        let _ = self.ask(Ask::Drain, timeout).await;
+        let _ = self.commands.send(Command::Stop).await;
     }
+
+    // --- routing ---
+
+    fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.shared.routes().leaders.get(&group).and_then(|(_, leader)| *leader)
+    }
+
+    fn term(&self, group: GroupId) -> Term {
+        self.shared.routes().leaders.get(&group).map(|(term, _)| *term).unwrap_or_default()
+    }
+
+    fn halted(&self) -> Option<String> {
+        self.shared.routes().halted.clone()
+    }
+
+    fn known_databases(&self) -> Vec<DatabaseInfo> {
+        let routes = self.shared.routes();
+        let rows = routes.databases.iter();
+        rows.map(|(name, group)| DatabaseInfo { name: name.clone(), group: *group }).collect()
+    }
+
+    fn known(&self, database: &str) -> Option<GroupId> {
+        self.shared.routes().databases.get(database).copied()
+    }
+
+    /// A database's group: from the catalog applied here, and where it is not in there, after a
+    /// read index on the system group.
+    async fn resolve(&self, database: &str, deadline: Deadline) -> Result<GroupId, Error> {
+        self.refuse_when_ending()?;
+        if let Some(group) = self.known(database) {
+            return Ok(group);
+        }
+        self.read_index(GroupId::SYSTEM, deadline).await?;
+        self.known(database).ok_or(Error::NoSuchDatabase)
+    }
+
+    fn refuse_when_ending(&self) -> Result<(), Error> {
+        if self.shared.is_draining() {
+            return Err(Error::Draining);
+        }
+        self.halted().map_or(Ok(()), |reason| Err(Error::NotReady(reason)))
+    }
+
+    /// Waits for a change of routes, for a moment where one is given, and at most until the
+    /// deadline.
+    async fn wait(
+        &self,
+        changes: &mut watch::Receiver<u64>,
+        deadline: Deadline,
+        moment: Option<Duration>,
+    ) -> Result<(), Error> {
+        let left = deadline.left().ok_or(Error::NoLeader { leader: None })?;
+        let most = moment.map_or(left, |moment| moment.min(left));
+        let _ = tokio::time::timeout(most, changes.changed()).await;
+        self.refuse_when_ending()
+    }
+
+    /// Asks this node's core; `None` where the budget is spent or the driver has gone.
+    async fn ask(&self, request: Ask, budget: Duration) -> Option<Reply> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Request { request, budget, reply }).await.ok()?;
+        answer.await.ok()?
+    }
+
+    async fn forward(
+        &self,
+        to: NodeId,
+        group: GroupId,
+        request: ForwardRequest,
+        budget: Duration,
+    ) -> Option<ForwardReply> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Forward { to, group, request, budget, reply }).await.ok()?;
+        answer.await.ok()?
+    }
+
+    /// Has a request carried out by the group's leader. Tries again only after a definite refusal:
+    /// once an attempt may have reached a log, its outcome is the only one that is reported.
+    async fn on_leader(
+        &self,
+        group: GroupId,
+        request: ForwardRequest,
+        deadline: Deadline,
+    ) -> Result<ForwardReply, Error> {
+        let mut changes = self.shared.watch();
+        let mut moment = None;
+        loop {
+            self.refuse_when_ending()?;
+            let Some(left) = deadline.left() else {
+                return Err(Error::NoLeader { leader: self.leader(group) });
+            };
+            let leader = self.leader(group);
+            let reply = match leader {
+                None => {
+                    self.wait(&mut changes, deadline, None).await?;
+                    continue;
+                }
+                Some(leader) if leader == self.me => {
+                    self.ask(Ask::Forwardable(request.clone()), left).await.map(|reply| {
+                        forward_reply_of(Some(reply))
+                    })
+                }
+                Some(leader) if planted::is(planted::Planted::ResendAfterAppend) => {
+                    let budget = left.min(Duration::from_millis(100));
+                    let reply = self.forward(leader, group, request.clone(), budget).await;
+                    if matches!(reply, None | Some(ForwardReply::Unknown)) {
+                        continue;
+                    }
+                    reply
+                }
+                Some(leader) => self.forward(leader, group, request.clone(), left).await,
+            };
+            match reply {
+                None | Some(ForwardReply::Unknown) => return Err(Error::Unknown),
+                Some(ForwardReply::Rejected(reject)) => match next_after(reject, leader) {
+                    Next::Fail(error) => return Err(error),
+                    Next::TryAgain => {
+                        self.wait(&mut changes, deadline, moment).await?;
+                        moment = Some(RETRY_PERIOD);
+                    }
+                },
+                Some(reply) => return Ok(reply),
+            }
+        }
+    }
+
+    /// A linearizable read point: this node's state may answer from now on.
+    async fn read_index(&self, group: GroupId, deadline: Deadline) -> Result<Lsn, Error> {
+        let mut changes = self.shared.watch();
+        loop {
+            self.refuse_when_ending()?;
+            let leader = self.leader(group);
+            let Some(left) = deadline.left() else { return Err(Error::NoLeader { leader }) };
+            if leader.is_none() {
+                self.wait(&mut changes, deadline, None).await?;
+                continue;
+            }
+            match self.ask(Ask::Read { group }, left).await {
+                Some(Reply::Readable { lsn }) => return Ok(lsn),
+                Some(Reply::Rejected(reject)) => match next_after(reject, leader) {
+                    Next::Fail(error) => return Err(error),
+                    Next::TryAgain => self.wait(&mut changes, deadline, Some(RETRY_PERIOD)).await?,
+                },
+                _ => return Err(Error::NoLeader { leader }),
+            }
+        }
+    }
+
+    /// Returns once this node's state may answer a read.
+    async fn await_readable(
+        &self,
+        group: GroupId,
+        consistency: Consistency,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        match consistency {
+            Consistency::Linearizable => self.read_index(group, deadline).await.map(|_| ()),
+            Consistency::Local(None) => Ok(()),
+            Consistency::Local(Some(Bookmark { group: of, .. })) if of != group => {
+                Err(Error::Recreated)
+            }
+            Consistency::Local(Some(bookmark)) => loop {
+                let applied = self.states.applied(group).map_err(state_error)?;
+                if applied >= bookmark.lsn {
+                    return Ok(());
+                }
+                let left = deadline.left().ok_or(Error::Behind { applied })?;
+                tokio::time::sleep(left.min(Duration::from_millis(2))).await;
+            },
+        }
+    }
+}
+
+/// A definite refusal: try again, or what to report.
+fn next_after(reject: Reject, leader: Option<NodeId>) -> Next {
+    match reject {
+        Reject::NotLeader { .. } | Reject::NoSuchGroup | Reject::Transferring => Next::TryAgain,
+        Reject::Busy => Next::Fail(Error::Busy),
+        Reject::StorageFull => Next::Fail(Error::StorageFull),
+        Reject::TooLarge => Next::Fail(Error::TooLarge),
+        Reject::Quarantined => {
+            Next::Fail(Error::NotReady(String::from("the database is quarantined on this node")))
+        }
+        Reject::NotReady => Next::Fail(Error::NotReady(String::from("the cluster is not formed"))),
+        Reject::Expired | Reject::Superseded | Reject::TransferFailed => {
+            Next::Fail(Error::NoLeader { leader })
+        }
+    }
+}
+
+fn receipt_of(group: GroupId, lsn: Lsn, term: Term, outcome: &Outcome) -> Result<Receipt, Error> {
+    match Answer::decode(&outcome.answer) {
+        Ok(Answer::Done { existed }) => Ok(Receipt { group, lsn, term, existed }),
+        Ok(Answer::Refused { index, version }) => Err(Error::Refused { index, version, lsn }),
+        // It took effect, but how cannot be told: never a definite failure.
+        Err(_) => Err(Error::Unknown),
+    }
+}
+
+fn state_error(error: highwater_store::state::StateError) -> Error {
+    Error::NotReady(error.to_string())
+}
+
+fn record_of(record: StoredRecord) -> Record {
+    let StoredRecord { version, content_type, value } = record;
+    Record { version, content_type, value }
+}
+
+fn listed_of(listed: StoredListed) -> Listed {
+    let StoredListed { key, size, record } = listed;
+    Listed { key: Bytes::from(key), size, record: record_of(record) }
 }

@@ -1,7 +1,153 @@
-//! The driver of one node.
+//! The driver of one node: feeds the core and carries out its effects; forwarding, deadlines and
+//! the classification of outcomes. What the machine provides comes in through [`env`].
 
 pub mod api;
+mod driver;
 pub mod env;
 mod handle;
+mod shared;
+mod status;
+mod workers;
 
+use std::{collections::BTreeMap, future::Future, sync::Arc};
+
+use env::{Clock, Inbound, Transport};
+use highwater_core::{Config, Identity, Node, NodeId, RecoverError, Recovered};
+use highwater_store::{
+    disk::Disk,
+    oplog::Opened,
+    state::{StateError, States},
+};
+use tokio::sync::mpsc;
+
+pub use driver::Exit;
 pub use handle::Handle;
+
+/// Who the node is and how it behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The core's bounds and periods.
+    pub core: Config,
+    /// Who it is.
+    pub identity: Identity,
+    /// Of the core's randomness.
+    pub seed: u64,
+    /// Every node's QUIC address, for the cluster view.
+    pub addresses: BTreeMap<NodeId, String>,
+    /// Where this node's HTTP listens, for the cluster view.
+    pub http: String,
+    /// The software's version.
+    pub version: String,
+}
+
+/// What the node is made of.
+pub struct Parts<C, D: Disk, T> {
+    /// Its clocks.
+    pub clock: C,
+    /// Its oplog, recovered.
+    pub opened: Opened<D>,
+    /// Its materialized state.
+    pub states: Arc<States>,
+    /// The way to other nodes.
+    pub transport: T,
+    /// What other nodes say.
+    pub inbound: mpsc::Receiver<Inbound>,
+    /// Sees every step, in the simulator.
+    #[cfg(madsim)]
+    pub observer: Option<Arc<dyn Observer>>,
+}
+
+/// Sees what a node does, in the simulator.
+#[cfg(madsim)]
+pub trait Observer: Send + Sync + 'static {
+    /// After every step of the core, with the effects that it is about to carry out.
+    fn step(&self, node: &Node, effects: &[highwater_core::Effect]);
+    /// After every run that was applied.
+    fn applied(
+        &self,
+        group: highwater_core::GroupId,
+        entries: &[highwater_core::Entry],
+        outcomes: &[highwater_core::Outcome],
+    );
+}
+
+/// Why a node can't start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The system group's state can't be read.
+    #[error("the control state can't be read: {0}")]
+    State(#[from] StateError),
+    /// What is on disk contradicts itself.
+    #[error("the data directory contradicts itself: {0}")]
+    Recover(#[from] RecoverError),
+}
+
+/// Requests that wait for the driver; more wait with their senders.
+const COMMANDS_MAX: usize = 4096;
+
+/// Starts a node. The returned future drives it until it is drained or halts; nothing happens
+/// before it is polled.
+///
+/// # Errors
+/// Where what is on disk can't be used; nothing was changed.
+pub fn start<C: Clock, D: Disk, T: Transport>(
+    options: Options,
+    parts: Parts<C, D, T>,
+) -> Result<(Handle, impl Future<Output = Exit> + Send + 'static), StartError> {
+    let Options { core, identity, seed, addresses, http, version } = options;
+    let Opened { writer, reader, preparer, recovered, .. } = parts.opened;
+    let (system_applied, system_control) = parts.states.system_control()?;
+    let found = Recovered {
+        formation: recovered.formation,
+        groups: recovered.groups,
+        system_control,
+        system_applied,
+        room: recovered.room,
+    };
+    let node = Node::recover(core, identity.clone(), seed, parts.clock.now(), found)?;
+    let shared = Arc::new(shared::Shared::new());
+    let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
+    let handle = Handle::new(
+        identity.member.node,
+        identity.cluster.to_string(),
+        commands,
+        shared.clone(),
+        parts.states.clone(),
+    );
+    let (done, completions) = mpsc::unbounded_channel();
+    let (log, log_jobs) = mpsc::unbounded_channel();
+    let (loads, load_jobs) = mpsc::unbounded_channel();
+    let worker = workers::StateWorker {
+        states: parts.states,
+        done: done.clone(),
+        shared: shared.clone(),
+        #[cfg(madsim)]
+        observer: parts.observer.clone(),
+    };
+    let inbound = parts.inbound;
+    let hands = driver::Hands {
+        clock: parts.clock,
+        node,
+        transport: parts.transport,
+        shared: shared.clone(),
+        about: status::About { identity, addresses, http, version },
+        log,
+        loads,
+        state: worker.start(),
+        #[cfg(madsim)]
+        observer: parts.observer,
+    };
+    let driver = async move {
+        let writing = tokio::spawn(workers::write_log(writer, log_jobs, done.clone(), shared));
+        let preparing = tokio::spawn(preparer.run());
+        tokio::spawn(workers::read_log(reader, load_jobs, done));
+        let sources = driver::Sources { completions, inbound, commands: command_queue };
+        let exit = driver::Driver::new(hands).run(sources).await;
+        // The driver's end closes the writer's queue: what is queued is written first.
+        let _ = writing.await;
+        preparing.abort();
+        exit
+    };
+    Ok((handle, driver))
+}

@@ -1,0 +1,229 @@
+//! The driver's hands: the oplog's writer, its reader, and the state's two workers (apply, flush).
+//! Each takes jobs in order and reports completions; none decides anything.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use highwater_core::{Entry, GroupId, Input, LoadId, Lsn, Record, WriteId};
+use highwater_store::{
+    disk::Disk,
+    oplog::{LogReader, LogWriter},
+    state::States,
+};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+#[cfg(madsim)]
+use crate::Observer;
+use crate::shared::Shared;
+
+/// Completions go to the driver. Unbounded, but each answers an effect, and the core bounds those.
+pub(crate) type Completions = UnboundedSender<Input>;
+
+/// How many queued writes one fsync covers at most.
+const GROUP_COMMIT_MAX: usize = 1024;
+/// How often the room left in the oplog is looked at while nothing is written.
+const ROOM_PERIOD: Duration = Duration::from_millis(500);
+
+/// Makes records durable, in order, as many as are queued in one fsync.
+pub(crate) async fn write_log<D: Disk>(
+    mut writer: LogWriter<D>,
+    mut jobs: UnboundedReceiver<(WriteId, Vec<Record>)>,
+    done: Completions,
+    shared: Arc<Shared>,
+) {
+    let mut queue = Vec::new();
+    let mut room = 0;
+    loop {
+        let queued = tokio::select! {
+            biased;
+            n = jobs.recv_many(&mut queue, GROUP_COMMIT_MAX) => n,
+            () = tokio::time::sleep(ROOM_PERIOD) => {
+                report_room(&writer, &mut room, &done);
+                continue;
+            }
+        };
+        let Some((write, _)) = queue.last() else { return };
+        let write = *write;
+        debug_assert!(queued > 0);
+        let records = queue.drain(..).flat_map(|(_, records)| records).collect();
+        if let Err(error) = writer.write(records).await {
+            // What a failed fsync left behind is unknown: nothing may be retried on it.
+            let _ = done.send(Input::StorageFailed { reason: error.to_string() });
+            return;
+        }
+        shared.syncs.store(writer.syncs(), Ordering::Relaxed);
+        report_room(&writer, &mut room, &done);
+        if done.send(Input::Persisted { write }).is_err() {
+            return;
+        }
+        if jobs.is_empty()
+            && let Err(error) = writer.close_marker().await
+        {
+            let _ = done.send(Input::StorageFailed { reason: error.to_string() });
+            return;
+        }
+    }
+}
+
+fn report_room<D: Disk>(writer: &LogWriter<D>, known: &mut u64, done: &Completions) {
+    let room = writer.room();
+    if room != *known {
+        *known = room;
+        let _ = done.send(Input::Room { bytes: room });
+    }
+}
+
+/// A [`highwater_core::Effect::Load`].
+pub(crate) struct LoadJob {
+    pub(crate) load: LoadId,
+    pub(crate) group: GroupId,
+    pub(crate) from: Lsn,
+    pub(crate) to: Lsn,
+    pub(crate) max_bytes: usize,
+}
+
+/// Reads entries back.
+pub(crate) async fn read_log<D: Disk>(
+    reader: LogReader<D>,
+    mut jobs: UnboundedReceiver<LoadJob>,
+    done: Completions,
+) {
+    while let Some(LoadJob { load, group, from, to, max_bytes }) = jobs.recv().await {
+        let input = match reader.load(group, from, to, max_bytes).await {
+            Ok(entries) => Input::Loaded { load, entries },
+            Err(error) => Input::LoadFailed { load, reason: error.to_string() },
+        };
+        if done.send(input).is_err() {
+            return;
+        }
+    }
+}
+
+/// What the state is to do.
+pub(crate) enum StateJob {
+    Apply { group: GroupId, entries: Vec<Entry> },
+    Checkpoint { group: GroupId, lsn: Lsn, control: Vec<(Bytes, Bytes)> },
+}
+
+/// The state's workers.
+pub(crate) struct StateWorker {
+    pub(crate) states: Arc<States>,
+    pub(crate) done: Completions,
+    pub(crate) shared: Arc<Shared>,
+    #[cfg(madsim)]
+    pub(crate) observer: Option<Arc<dyn Observer>>,
+}
+
+impl StateWorker {
+    fn apply(&self, group: GroupId, entries: &[Entry]) {
+        let Some(last) = entries.last() else { return };
+        let upto = last.lsn;
+        let input = match self.states.apply(group, entries) {
+            Ok(outcomes) => {
+                #[cfg(madsim)]
+                if let Some(observer) = &self.observer {
+                    observer.applied(group, entries, &outcomes);
+                }
+                Input::Applied { group, upto, outcomes }
+            }
+            Err(error) => self.failed(group, &error),
+        };
+        let _ = self.done.send(input);
+    }
+
+    /// Freezes what a checkpoint is to hold; whether there is something to flush.
+    fn freeze(&self, group: GroupId, lsn: Lsn, control: Vec<(Bytes, Bytes)>) -> bool {
+        match self.states.freeze(group, lsn, control) {
+            Ok(()) => true,
+            Err(error) => {
+                let _ = self.done.send(self.failed(group, &error));
+                false
+            }
+        }
+    }
+
+    fn flush(&self, group: GroupId) {
+        let input = match self.states.flush(group) {
+            Ok(lsn) => Input::Checkpointed { group, lsn },
+            Err(error) => self.failed(group, &error),
+        };
+        let _ = self.done.send(input);
+    }
+
+    fn failed(&self, group: GroupId, error: &dyn std::error::Error) -> Input {
+        self.shared.apply_errors.fetch_add(1, Ordering::Relaxed);
+        Input::StateFailed { group, reason: error.to_string() }
+    }
+
+    /// Starts both workers; they end with their queue.
+    pub(crate) fn start(self) -> UnboundedSender<StateJob> {
+        let (jobs, apply_jobs) = unbounded_channel();
+        let (flushes, flush_jobs) = unbounded_channel();
+        let worker = Arc::new(self);
+        spawn_flusher(worker.clone(), flush_jobs);
+        spawn_applier(worker, apply_jobs, flushes);
+        jobs
+    }
+
+    fn run(&self, job: StateJob, flushes: &UnboundedSender<GroupId>) {
+        match job {
+            StateJob::Apply { group, entries } => self.apply(group, &entries),
+            StateJob::Checkpoint { group, lsn, control } => {
+                if self.freeze(group, lsn, control) {
+                    let _ = flushes.send(group);
+                }
+            }
+        }
+    }
+}
+
+/// In production each worker has a thread of its own: redb blocks.
+#[cfg(not(madsim))]
+fn spawn_applier(
+    worker: Arc<StateWorker>,
+    mut jobs: UnboundedReceiver<StateJob>,
+    flushes: UnboundedSender<GroupId>,
+) {
+    std::thread::spawn(move || {
+        while let Some(job) = jobs.blocking_recv() {
+            worker.run(job, &flushes);
+        }
+    });
+}
+
+#[cfg(not(madsim))]
+fn spawn_flusher(worker: Arc<StateWorker>, mut jobs: UnboundedReceiver<GroupId>) {
+    std::thread::spawn(move || {
+        while let Some(group) = jobs.blocking_recv() {
+            worker.flush(group);
+        }
+    });
+}
+
+/// In the simulator they are tasks: redb runs inline, and a flush's time is modelled around it.
+#[cfg(madsim)]
+fn spawn_applier(
+    worker: Arc<StateWorker>,
+    mut jobs: UnboundedReceiver<StateJob>,
+    flushes: UnboundedSender<GroupId>,
+) {
+    tokio::spawn(async move {
+        while let Some(job) = jobs.recv().await {
+            tokio::time::sleep(Duration::from_micros(20)).await;
+            worker.run(job, &flushes);
+        }
+    });
+}
+
+#[cfg(madsim)]
+fn spawn_flusher(worker: Arc<StateWorker>, mut jobs: UnboundedReceiver<GroupId>) {
+    tokio::spawn(async move {
+        while let Some(group) = jobs.recv().await {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            worker.flush(group);
+        }
+    });
+}
