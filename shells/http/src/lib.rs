@@ -1,1 +1,148 @@
-//!
+//! The HTTP gateway of one node: it parses requests strictly, translates them to calls of
+//! [`highwater_node::Handle`], and translates what comes back. It decides nothing about consensus
+//! and keeps no state of its own.
+
+mod batch;
+mod bookmark;
+mod cluster;
+mod conditions;
+mod databases;
+mod extract;
+mod guard;
+mod names;
+mod operations;
+mod problem;
+mod records;
+mod serve;
+mod view;
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use axum::{
+    Router, middleware,
+    routing::{get, post, put},
+};
+use highwater_core::ClusterId;
+use highwater_node::Handle;
+
+pub use serve::serve;
+
+/// Bounds of the gateway. [`Limits::default`] holds the documented defaults.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// One value, in bytes.
+    pub value_bytes: usize,
+    /// Operations in one batch.
+    pub batch_ops: usize,
+    /// The body of one batch, in bytes.
+    pub batch_bytes: usize,
+    /// Records in one page of a list, unless the request says otherwise.
+    pub list_default: usize,
+    /// Records in one page of a list at most.
+    pub list_max: usize,
+    /// How long a call may take, unless the request says otherwise.
+    pub timeout: Duration,
+    /// How long a call may take at most.
+    pub timeout_max: Duration,
+    /// How long a request's head may take to arrive, and how long a connection may be idle.
+    pub head_timeout: Duration,
+    /// How long the sender of a body may fall silent.
+    pub body_idle: Duration,
+    /// How long a body may take in all.
+    pub body_timeout: Duration,
+    /// The request line and headers together, in bytes.
+    pub head_bytes: usize,
+    /// Connections at a time; further ones wait to be accepted.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            value_bytes: 1 << 20,
+            batch_ops: 1_000,
+            batch_bytes: 16 << 20,
+            list_default: 100,
+            list_max: 1_000,
+            timeout: Duration::from_secs(5),
+            timeout_max: Duration::from_secs(60),
+            head_timeout: Duration::from_secs(30),
+            body_idle: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(60),
+            head_bytes: 64 << 10,
+            connections: 4_096,
+        }
+    }
+}
+
+/// What the gateway has to know beside the node.
+#[derive(Clone, Debug)]
+pub struct HttpOptions {
+    /// The cluster: a bookmark of another one is unreadable here.
+    pub cluster: ClusterId,
+    /// The host of this node's configured addresses, accepted in `Host` and `Origin` beside IP
+    /// literals and `localhost`.
+    pub hosts: Vec<String>,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// Where the gateway finds its node. It may be empty while the node recovers: until it is filled,
+/// every call but `/healthz` is answered with 503 `not_ready`.
+#[derive(Clone, Debug, Default)]
+pub struct Slot(Arc<OnceLock<Handle>>);
+
+impl Slot {
+    /// Hands the recovered node over. Only the first one counts.
+    pub fn fill(&self, handle: Handle) {
+        // A second one would be a bug of the caller that changes nothing here.
+        let _ = self.0.set(handle);
+    }
+
+    fn get(&self) -> Option<&Handle> {
+        self.0.get()
+    }
+}
+
+impl From<Handle> for Slot {
+    fn from(handle: Handle) -> Slot {
+        let slot = Slot::default();
+        slot.fill(handle);
+        slot
+    }
+}
+
+/// What every handler sees.
+#[derive(Clone, Debug)]
+struct App {
+    slot: Slot,
+    options: Arc<HttpOptions>,
+}
+
+/// Every route of the gateway.
+pub fn router(node: impl Into<Slot>, options: HttpOptions) -> Router {
+    let app = App { slot: node.into(), options: Arc::new(options) };
+    let record = || get(records::get).put(records::put).delete(records::delete);
+    Router::new()
+        .route("/healthz", get(operations::healthz))
+        .route("/readyz", get(operations::readyz))
+        .route("/metrics", get(operations::metrics))
+        .route("/v1/cluster", get(cluster::cluster))
+        .route("/v1/databases", get(databases::list))
+        .route("/v1/databases/{db}", put(databases::create).get(databases::get))
+        .route("/v1/databases/{db}/leader", post(databases::leader))
+        .route("/v1/databases/{db}/batch", post(batch::batch))
+        .route("/v1/databases/{db}/records", get(records::list))
+        .route("/v1/databases/{db}/records/", record())
+        .route("/v1/databases/{db}/records/{*key}", record())
+        .fallback(guard::not_found)
+        .method_not_allowed_fallback(guard::method_not_allowed)
+        .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `highwater` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    highwater::main()
+}

@@ -5,6 +5,11 @@ use std::{future::Future, io};
 
 use bytes::Bytes;
 
+#[cfg(not(madsim))]
+mod real;
+#[cfg(not(madsim))]
+pub use real::{DirError, RealDisk};
+
 /// A directory of files. Names are plain file names or one level deep (`oplog/00000001`).
 pub trait Disk: Clone + Send + Sync + 'static {
     /// An open file. Dropping it closes it.

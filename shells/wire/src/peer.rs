@@ -128,8 +128,10 @@ pub struct GroupStatus {
     pub applied: Lsn,
     /// Durable in the materialized state here.
     pub checkpointed: Lsn,
-    /// Bytes committed, not applied here.
+    /// About how many bytes are known to be committed and not applied here.
     pub lag_bytes: u64,
+    /// Microseconds for which it has not been caught up.
+    pub lag_us: u64,
     /// Quarantined here, and why.
     pub quarantined: Option<String>,
 }

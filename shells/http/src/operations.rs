@@ -1,0 +1,163 @@
+//! Liveness, readiness, metrics.
+
+use std::fmt::Write;
+
+use axum::{
+    extract::{Request, State},
+    http::{
+        HeaderValue,
+        header::{CACHE_CONTROL, CONTENT_TYPE},
+    },
+    response::{IntoResponse, Response},
+};
+use highwater_node::api::{Metrics, Readiness};
+use serde::Serialize;
+
+use crate::{
+    App,
+    extract::{Call, JSON, Spec, TEXT, json},
+    problem::{Code, Problem},
+};
+
+const SPEC: Spec = Spec { params: &[], answers: JSON, preconditions: false };
+const METRICS: Spec = Spec { params: &[], answers: TEXT, preconditions: false };
+
+#[derive(Serialize)]
+struct Alive {
+    status: &'static str,
+}
+
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+    state: String,
+    reasons: Vec<String>,
+}
+
+/// `GET /healthz`: the process runs and answers.
+pub(crate) async fn healthz(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+    let _ = Call::new(app, request, SPEC)?;
+    json(&Alive { status: "ok" })
+}
+
+/// `GET /readyz`: the node has recovered and is not knowingly behind.
+pub(crate) async fn readyz(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+    let (call, _) = Call::new(app, request, SPEC)?;
+    let Some(node) = call.app.slot.get() else {
+        let reason = "the node is recovering its log".to_owned();
+        return Err(Problem::new(Code::NotReady, reason.clone())
+            .readiness("recovering".to_owned(), vec![reason]));
+    };
+    let Readiness { state, reasons } = call.within(node.readiness()).await?;
+    if reasons.is_empty() {
+        return json(&Ready { ready: true, state, reasons });
+    }
+    let code = if state == "draining" { Code::Draining } else { Code::NotReady };
+    Err(Problem::new(code, reasons.join("; ")).readiness(state, reasons))
+}
+
+/// `GET /metrics`, in Prometheus' text format.
+pub(crate) async fn metrics(State(app): State<App>, request: Request) -> Result<Response, Problem> {
+    let (call, _) = Call::new(app, request, METRICS)?;
+    let metrics = call.within(call.node()?.metrics()).await?;
+    let mut response = render(&metrics).into_response();
+    let headers = response.headers_mut();
+    headers
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+fn render(metrics: &Metrics) -> String {
+    let mut out = String::new();
+    let mut family = |name: &str, kind: &str, help: &str, rows: Vec<(String, u64)>| {
+        // Writing to a string can't fail.
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in rows {
+            let _ = writeln!(out, "{name}{labels} {value}");
+        }
+    };
+    let one = |value: u64| vec![(String::new(), value)];
+    family(
+        "highwater_oplog_syncs_total",
+        "counter",
+        "fdatasyncs of the oplog.",
+        one(metrics.oplog_syncs),
+    );
+    family(
+        "highwater_writes_acked_total",
+        "counter",
+        "Writes acknowledged to clients of this node.",
+        vec![("{durability=\"quorum\"}".to_owned(), metrics.writes_acked)],
+    );
+    family(
+        "highwater_elections_total",
+        "counter",
+        "Elections that this node started.",
+        one(metrics.elections),
+    );
+    family(
+        "highwater_apply_errors_total",
+        "counter",
+        "Committed entries that could not be applied here.",
+        one(metrics.apply_errors),
+    );
+    // Database names need no escaping: see `names`.
+    let leads = metrics
+        .groups
+        .iter()
+        .map(|group| (format!("{{database=\"{}\"}}", group.database), u64::from(group.leader)));
+    family(
+        "highwater_is_leader",
+        "gauge",
+        "1 where this node leads the database.",
+        leads.collect(),
+    );
+    let marks = metrics.groups.iter().flat_map(|group| {
+        group.watermarks.iter().map(|(mark, lsn)| {
+            (format!("{{database=\"{}\",mark=\"{mark}\"}}", group.database), *lsn)
+        })
+    });
+    family("highwater_watermark", "gauge", "Watermarks of this replica, as LSNs.", marks.collect());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use highwater_node::api::GroupMetrics;
+
+    #[test]
+    fn metrics_are_prometheus_text() {
+        let text = render(&Metrics {
+            oplog_syncs: 3,
+            writes_acked: 2,
+            elections: 1,
+            apply_errors: 0,
+            groups: vec![GroupMetrics {
+                database: "db".to_owned(),
+                leader: true,
+                watermarks: [
+                    ("first", 1),
+                    ("appended", 6),
+                    ("durable", 5),
+                    ("committed", 4),
+                    ("applied", 3),
+                    ("checkpointed", 2),
+                ],
+            }],
+        });
+        for line in [
+            "# TYPE highwater_oplog_syncs_total counter",
+            "highwater_oplog_syncs_total 3",
+            "highwater_writes_acked_total{durability=\"quorum\"} 2",
+            "highwater_elections_total 1",
+            "highwater_apply_errors_total 0",
+            "highwater_is_leader{database=\"db\"} 1",
+            "highwater_watermark{database=\"db\",mark=\"committed\"} 4",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+        assert!(text.ends_with('\n'));
+    }
+}

@@ -1,0 +1,187 @@
+//! `highwater log`: looks at the oplog in a data directory, and changes nothing.
+
+use std::{
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use highwater_core::{Entry, Kind, Record};
+use highwater_store::{
+    disk::RealDisk,
+    oplog::{self, Found, Summary},
+};
+use highwater_wire::op::{Action, Condition, Op};
+
+use crate::failure::{Context, Failure};
+
+/// Reads every block and entry, and prints what is wrong.
+///
+/// # Errors
+/// Where the log is damaged or can't be read.
+pub async fn verify(dir: &Path) -> Result<(), Failure> {
+    let mut out = Output::new();
+    let summary = inspect(dir, |found| match &found {
+        Found::Damage { .. } | Found::Torn { .. } => out.line(&describe(&found)),
+        _ => {}
+    })
+    .await?;
+    out.line(&total(&summary));
+    out.finish()?;
+    if summary.damages == 0 {
+        return Ok(());
+    }
+    Err(Failure::runtime(format!(
+        "the oplog in {} is damaged in {} places: entries there can't be read from this node. \
+         Other nodes have what was acknowledged; nothing was changed here",
+        dir.display(),
+        summary.damages
+    )))
+}
+
+/// Prints everything that stands in the log.
+///
+/// # Errors
+/// Where the log can't be read.
+pub async fn dump(dir: &Path) -> Result<(), Failure> {
+    let mut out = Output::new();
+    let summary = inspect(dir, |found| out.line(&describe(&found))).await?;
+    out.line(&total(&summary));
+    out.finish()
+}
+
+async fn inspect(dir: &Path, mut tell: impl FnMut(Found)) -> Result<Summary, Failure> {
+    let data = data_dir(dir).ok_or_else(|| {
+        Failure::usage(format!(
+            "{} holds no oplog: give the data directory of a node",
+            dir.display()
+        ))
+    })?;
+    let disk = RealDisk::read_only(data).map_err(|error| Failure::runtime(error.to_string()))?;
+    oplog::inspect(&disk, &mut tell)
+        .await
+        .context(|| format!("can't read the oplog in {}", dir.display()))
+}
+
+/// The data directory itself, or that of a node's directory.
+fn data_dir(dir: &Path) -> Option<PathBuf> {
+    [dir.to_owned(), dir.join("data")].into_iter().find(|data| data.join(oplog::DIR).is_dir())
+}
+
+fn total(summary: &Summary) -> String {
+    format!(
+        "{} segments, {} blocks, {} records, {} bytes; {} damaged; {} bytes of torn tail",
+        summary.segments,
+        summary.blocks,
+        summary.frames,
+        summary.frame_bytes,
+        summary.damages,
+        summary.torn_bytes,
+    )
+}
+
+fn describe(found: &Found) -> String {
+    match found {
+        Found::Segment(header) => format!(
+            "{}: segment {}, epoch {}, incarnation {}, first block {}, {} groups{}",
+            header.file,
+            header.segment,
+            header.epoch,
+            header.incarnation,
+            header.first_block,
+            header.groups,
+            if header.complete { " (all)" } else { "" }
+        ),
+        Found::Block(block) => format!(
+            "  {:#010x} block {} {:?}, epoch {}, synced up to {}, {} records, {} bytes",
+            block.offset,
+            block.sequence,
+            block.kind,
+            block.epoch,
+            block.synced_upto,
+            block.frames,
+            block.body_len
+        ),
+        Found::Frame { offset, len, record } => {
+            format!("    {offset:#010x} {len:>6} {}", describe_record(record))
+        }
+        Found::Spare { file } => format!("{file}: spare"),
+        Found::Torn { file, offset, what, bytes } => format!(
+            "{file}: torn tail at {offset:#x}: {what}; it was never acknowledged, and the next \
+             start cuts {bytes} bytes"
+        ),
+        Found::Damage { file, offset, what } => format!("{file}: DAMAGE at {offset:#x}: {what}"),
+    }
+}
+
+fn describe_record(record: &Record) -> String {
+    match record {
+        Record::Formation(formation) => {
+            let members: Vec<String> = formation
+                .members
+                .iter()
+                .map(|member| format!("node {} ({})", member.node, member.incarnation))
+                .collect();
+            format!("formation: {}", members.join(", "))
+        }
+        Record::HardState { group, term, vote } => {
+            let vote = vote.map_or("nobody".to_owned(), |member| format!("node {}", member.node));
+            format!("group {group}: term {term}, voted for {vote}")
+        }
+        Record::Append { group, entry } => {
+            let Entry { lsn, term, kind, .. } = entry;
+            format!("group {group}: lsn {lsn}, term {term}, {kind:?}{}", describe_payload(entry))
+        }
+        Record::Checkpointed { group, lsn } => format!("group {group}: checkpointed up to {lsn}"),
+    }
+}
+
+/// What an entry does; values themselves are not printed.
+fn describe_payload(entry: &Entry) -> String {
+    if entry.kind != Kind::Op {
+        return String::new();
+    }
+    let op = match Op::decode(entry.payload.clone()) {
+        Ok(op) => op,
+        Err(error) => return format!(": {} bytes: {error}", entry.payload.len()),
+    };
+    let writes = op.writes.iter().map(|write| {
+        let key = String::from_utf8_lossy(&write.key);
+        let guarded = if write.condition == Condition::default() { "" } else { " if" };
+        match &write.action {
+            Action::Put { value, .. } => format!(" put{guarded} {key:?} {} bytes", value.len()),
+            Action::Delete => format!(" delete{guarded} {key:?}"),
+        }
+    });
+    format!(":{}", writes.collect::<Vec<_>>().join(","))
+}
+
+/// Standard output whose reader may leave early.
+struct Output {
+    out: BufWriter<io::Stdout>,
+    failed: Option<io::Error>,
+}
+
+impl Output {
+    fn new() -> Output {
+        Output { out: BufWriter::new(io::stdout()), failed: None }
+    }
+
+    fn line(&mut self, text: &str) {
+        if self.failed.is_none() {
+            self.failed = writeln!(self.out, "{text}").err();
+        }
+    }
+
+    fn finish(mut self) -> Result<(), Failure> {
+        let failed = match self.failed.take() {
+            None => self.out.flush().err(),
+            failed => failed,
+        };
+        match failed {
+            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                Err(Failure::runtime(format!("can't write to standard output: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}

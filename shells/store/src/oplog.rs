@@ -1,0 +1,277 @@
+//! The oplog: one log a node, shared by all its groups; the only files that an acknowledgement waits
+//! for. It owns the directory `oplog/` and knows nothing of consensus.
+//!
+//! The log is a chain of preallocated, zero-filled **segments** (files named by their sequence).
+//! Each begins with a header that carries the table of every group that changed in the segment
+//! before, so that start-up reads the headers and scans the newest segment only. After it come
+//! **blocks**, which carry **frames**: entries and control records. The bytes are in
+//! `oplog/format.rs` and in `docs/FORMATS.md`.
+//!
+//! # What is durable, and how that is known
+//! - A [`LogWriter::write`] is one write and one fdatasync for all its records. It returns only
+//!   after that, and there is never a second one under way.
+//! - A segment's header is fsynced before the segment's first block is written. Hence a segment with
+//!   a valid header vouches for every block of the segments before.
+//! - Every block says up to which block the log was known to be fsynced when it was written
+//!   (`synced_upto`). When the log falls idle, [`LogWriter::close_marker`] says the same of the last
+//!   block, without a sync of its own.
+//! - A failed write or sync ends the writer: nothing is ever tried again on the same file.
+//!
+//! # Start-up
+//! [`open`] looks for the first block that is not as it should be. If its sequence is at or below the
+//! highest `synced_upto` seen anywhere, it is damage to something that may have been acknowledged,
+//! and the log is not opened. Above it, the log ends there: that block and all that follow, intact
+//! ones included, are cut. What is kept but not known to be fsynced is written once more and
+//! fsynced (a sync that failed in an earlier run has left the pages clean, so that a sync alone would
+//! prove nothing). Then an **opening block** begins a new **epoch**: only an opening block raises
+//! the epoch, and no block of an epoch is written before its opening block is durable. So whatever
+//! is left on the disk of the part that was cut never fits again, even where a crash keeps the
+//! following blanking from being completed.
+//!
+//! One hole is left: a block of the very last sync is damaged, *and* the process dies before the next
+//! block or the closing marker reaches the disk. Such damage can't be told from a torn write and is
+//! cut. It is outside the fault model.
+//!
+//! # Bounds
+//! A frame never spans blocks, a block never spans segments; the largest frame is
+//! [`OplogOptions::frame_max`], somewhat less than half a segment. A segment header takes at most
+//! half a segment: a segment that touches more groups than that allows ends early.
+
+use std::{fmt, io};
+
+use highwater_core::{Formation, Incarnation, Lsn, RecoveredGroup};
+use highwater_wire::entry::ENTRY_MAX;
+
+use crate::{disk::Disk, identity::IdentityError};
+
+mod format;
+mod index;
+mod inspect;
+mod prepare;
+mod reader;
+mod recover;
+mod scan;
+mod shared;
+mod table;
+mod writer;
+
+
+pub use format::{BlockKind, FrameError};
+pub use inspect::{BlockInfo, Found, HeaderInfo, Summary, inspect};
+pub use prepare::Preparer;
+pub use reader::LogReader;
+pub use recover::open;
+pub use writer::LogWriter;
+
+/// Where the log's files are.
+pub(crate) const DIR: &str = "oplog";
+/// A segment that is being filled with zeros.
+const TEMP: &str = "oplog/spare.tmp";
+
+/// The path of a segment within the data directory.
+fn file_name(segment: u64) -> String {
+    format!("{DIR}/{segment:012}")
+}
+
+/// The sequence of the segment in a file of this name (without the directory).
+fn parse_name(name: &str) -> Option<u64> {
+    let digits = name.len() == 12 && name.bytes().all(|byte| byte.is_ascii_digit());
+    name.parse().ok().filter(|segment| digits && *segment > 0)
+}
+
+/// The log's sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OplogOptions {
+    /// Length of a new segment: a multiple of 4096 between 64 KiB and 1 GiB. Segments of another
+    /// length that stand already stay as they are.
+    pub segment_bytes: u64,
+    /// How many zero-filled segments to keep ready: at least 1.
+    pub spare_segments: usize,
+}
+
+impl Default for OplogOptions {
+    fn default() -> OplogOptions {
+        OplogOptions { segment_bytes: 64 << 20, spare_segments: 2 }
+    }
+}
+
+impl OplogOptions {
+    /// The largest frame that may be written, in bytes: [`ENTRY_MAX`], or half a segment less
+    /// 16 KiB. A group's entry takes 64 bytes beside its payload.
+    #[must_use]
+    pub fn frame_max(&self) -> usize {
+        ((self.segment_bytes / 2 - (16 << 10)) as usize).min(ENTRY_MAX)
+    }
+
+    /// The longest segment header, in bytes.
+    fn header_max(&self) -> u64 {
+        self.segment_bytes / 2
+    }
+
+    fn check(&self) -> Result<(), OpenError> {
+        if self.segment_bytes % format::SECTOR != 0 {
+            return Err(OpenError::Options("the segment size is no multiple of 4096"));
+        }
+        if !(64 << 10..=1 << 30).contains(&self.segment_bytes) {
+            return Err(OpenError::Options("the segment size is not between 64 KiB and 1 GiB"));
+        }
+        if self.spare_segments == 0 {
+            return Err(OpenError::Options("it needs at least one spare segment"));
+        }
+        Ok(())
+    }
+}
+
+/// An open log.
+pub struct Opened<D: Disk> {
+    /// Appends. There is one.
+    pub writer: LogWriter<D>,
+    /// Reads entries back, while the writer goes on.
+    pub reader: LogReader<D>,
+    /// Keeps segments ready; to be run beside the writer.
+    pub preparer: Preparer<D>,
+    /// What the log says.
+    pub recovered: RecoveredLog,
+}
+
+impl<D: Disk> fmt::Debug for Opened<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened").field("recovered", &self.recovered).finish_non_exhaustive()
+    }
+}
+
+/// What was found at start-up, all of it durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveredLog {
+    /// The founding configuration, if one was written.
+    pub formation: Option<Formation>,
+    /// Every group that the log knows, in order of id.
+    pub groups: Vec<RecoveredGroup>,
+    /// [`LogWriter::room`].
+    pub room: u64,
+    /// How much of a torn tail was cut, in bytes (whole sectors).
+    pub cut_bytes: u64,
+}
+
+/// Why a log does not open. Nothing was changed, except where the operating system failed midway.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Something that was fsynced is not as it was written.
+    #[error(
+        "the oplog is damaged: {file} at byte {offset}: {what}. This part was fsynced, so it may \
+         hold acknowledged writes or a vote; the node does not start, and nothing was changed. \
+         `highwater log verify DIR` shows the extent. Keep the directory; to give this copy up, \
+         start the node with an empty data directory: it then follows without a vote until it is \
+         replaced"
+    )]
+    Damaged {
+        /// The file, within the data directory.
+        file: String,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// Something was written by a later release.
+    #[error(
+        "the oplog was written by a later release: {file} at byte {offset}: {what}. Nothing was \
+         changed; run that release"
+    )]
+    Later {
+        /// The file, within the data directory.
+        file: String,
+        /// Where in it.
+        offset: u64,
+        /// What is unknown.
+        what: String,
+    },
+    /// The directory once had a log, and has none.
+    #[error(
+        "the oplog is gone from the data directory: the node may have acknowledged writes and \
+         votes that it no longer knows, so it does not start. Restore the directory `oplog`, or \
+         start with an empty data directory to follow without a vote until this node is replaced"
+    )]
+    Missing,
+    /// The log belongs to another data directory.
+    #[error(
+        "{file} belongs to another data directory (incarnation {found}, not {wanted}): nothing was \
+         changed; the files of two nodes were mixed"
+    )]
+    OtherIncarnation {
+        /// The file, within the data directory.
+        file: String,
+        /// Whose it is.
+        found: Incarnation,
+        /// Whose it should be.
+        wanted: Incarnation,
+    },
+    /// The sizes asked for are out of bounds.
+    #[error("the oplog can't be opened: {0}")]
+    Options(&'static str),
+    /// The file `identity` can't be read or written.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The operating system refused.
+    #[error("the oplog can't be opened ({what}): {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// Why records were not written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// They do not fit. Nothing was written; the writer goes on.
+    #[error(
+        "the oplog has no room for {needed} bytes: nothing was written; free space on the file \
+         system of the data directory"
+    )]
+    NoRoom {
+        /// What the records take at least, in bytes.
+        needed: u64,
+    },
+    /// A write or sync failed. How much of it is on the disk is unknown; the writer is dead.
+    #[error(
+        "the oplog can't be written: {0}. What is on the disk now is known only after a restart: \
+         check the disk, then start the node again"
+    )]
+    Io(#[from] io::Error),
+    /// An earlier write failed or was abandoned: the writer is dead.
+    #[error("the oplog is closed: an earlier write to it failed")]
+    Closed,
+}
+
+/// Why entries were not read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The group has no such entry.
+    #[error("the oplog ends at LSN {last} for this group, before LSN {from}")]
+    OutOfRange {
+        /// What was asked for.
+        from: Lsn,
+        /// The group's last LSN; 0 for an empty or unknown group.
+        last: Lsn,
+    },
+    /// What was fsynced is not as it was written.
+    #[error(
+        "the oplog is damaged: {file} at byte {offset}: {what}. `highwater log verify DIR` shows \
+         the extent"
+    )]
+    Damaged {
+        /// The file, within the data directory.
+        file: String,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// The operating system refused.
+    #[error("the oplog can't be read: {0}")]
+    Io(#[from] io::Error),
+}

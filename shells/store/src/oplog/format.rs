@@ -1,0 +1,531 @@
+//! The bytes of the oplog, and nothing but bytes: segment headers, block headers, frames.
+//!
+//! All numbers are little endian; every checksum is CRC-32C. A **segment** is a file: a header,
+//! then blocks, each starting at a multiple of 4096 (a **sector**).
+//!
+//! **Segment header**, padded with zeros to whole sectors:
+//!
+//! | offset | size | what |
+//! | --- | --- | --- |
+//! | 0 | 8 | `HWOPLOG1` |
+//! | 8 | 4 | checksum of everything from 12 to the end |
+//! | 12 | 4 | version: 1 |
+//! | 16 | 4 | length, without the padding |
+//! | 20 | 4 | flags: 1 the table lists every group, 2 there is a formation |
+//! | 24 | 8 | segment sequence: 1, 2, 3 … |
+//! | 32 | 8 | epoch in which it was written |
+//! | 40 | 8 | sequence of the segment's first block |
+//! | 48 | 8 | where the blocks of the segment before end |
+//! | 56 | 16 | incarnation of the data directory |
+//! | 72 | 8 | length of the file |
+//! | 80 | 4 | founding members |
+//! | 84 | 4 | rows of the group table |
+//! | 88 | … | members: node (8), incarnation (16) |
+//! | … | … | rows, in order of group |
+//!
+//! A row: group (8), term (8), voted-for node (8), its incarnation (16), checkpointed LSN (8), first
+//! LSN (8; 0 for none) and last LSN (8) that the segment before holds of the group (the group's last
+//! LSN where it holds none), flags (4; 1 there is a vote), number of terms (4), then where terms
+//! start within that range: LSN (8), term (8).
+//!
+//! **Block header**, 64 bytes, followed by the body and zeros up to the next sector:
+//!
+//! | offset | size | what |
+//! | --- | --- | --- |
+//! | 0 | 4 | `HWBK` |
+//! | 4 | 4 | checksum of everything from 8 to 64, begun with that of the incarnation |
+//! | 8 | 1 | version: 1 |
+//! | 9 | 1 | kind: 0 data, 1 opening, 2 closing marker |
+//! | 10 | 2 | zero |
+//! | 12 | 4 | length of the body |
+//! | 16 | 8 | segment sequence |
+//! | 24 | 8 | block sequence: rises by one from block to block, through all segments |
+//! | 32 | 8 | epoch |
+//! | 40 | 8 | `synced_upto`: the highest block known to be fsynced when this one was written |
+//! | 48 | 4 | checksum of the body |
+//! | 52 | 4 | frames in the body |
+//! | 56 | 8 | the block's own offset in the file |
+//!
+//! The body is a run of frames: [entry frames](highwater_wire::entry) and **control frames**, which
+//! share their first ten bytes: length (4), checksum of everything from 8 on (4), version 1 (1),
+//! kind (1), zeros (6), then
+//!
+//! | kind | body |
+//! | --- | --- |
+//! | 129 vote state | group (8), term (8), 1 with a vote or 0 (8), node (8), incarnation (16) |
+//! | 130 formation | members (8), for each: node (8), incarnation (16) |
+//! | 131 checkpointed | group (8), LSN (8) |
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use highwater_core::{Formation, GroupId, Incarnation, Lsn, Member, NodeId, Record, Term};
+use highwater_wire::entry::{self, EntryError};
+
+/// What every block and header is aligned to, in bytes.
+pub(crate) const SECTOR: u64 = 4096;
+/// Length of a block's header.
+pub(crate) const BLOCK_HEADER: usize = 64;
+/// Length of a segment header without members and rows.
+const SEGMENT_HEADER: usize = 88;
+const MEMBER: usize = 24;
+/// Length of a row without its terms.
+pub(crate) const ROW: usize = 72;
+/// Length of one term of a row.
+pub(crate) const ROW_TERM: usize = 16;
+const CONTROL_HEADER: usize = 16;
+
+const SEGMENT_MAGIC: [u8; 8] = *b"HWOPLOG1";
+const BLOCK_MAGIC: [u8; 4] = *b"HWBK";
+const VERSION: u8 = 1;
+const COMPLETE: u32 = 1;
+const FORMED: u32 = 2;
+
+const HARD_STATE: u8 = 129;
+const FORMATION: u8 = 130;
+const CHECKPOINTED: u8 = 131;
+/// Founding members at most; a segment header then still takes one sector without its rows.
+const MEMBERS_MAX: usize = 128;
+
+/// `len` rounded up to whole sectors.
+pub(crate) fn padded(len: u64) -> u64 {
+    len.next_multiple_of(SECTOR)
+}
+
+/// A group in a segment header's table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) group: GroupId,
+    pub(crate) term: Term,
+    pub(crate) vote: Option<Member>,
+    pub(crate) checkpointed: Lsn,
+    /// What the segment before holds of the group; 0 where it holds nothing.
+    pub(crate) first: Lsn,
+    pub(crate) last: Lsn,
+    /// Terms that start in `first..=last`.
+    pub(crate) terms: Vec<(Lsn, Term)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    pub(crate) segment: u64,
+    pub(crate) epoch: u64,
+    pub(crate) first_block: u64,
+    pub(crate) prev_end: u64,
+    pub(crate) incarnation: Incarnation,
+    /// The file's length.
+    pub(crate) bytes: u64,
+    pub(crate) complete: bool,
+    pub(crate) formation: Option<Formation>,
+    pub(crate) rows: Vec<Row>,
+}
+
+/// Why bytes are not a segment header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HeaderFault {
+    /// Blank, torn or damaged.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// Intact, but from a later release.
+    #[error("the segment has version {0}, which this release does not know")]
+    Version(u32),
+}
+
+/// How long a segment header says it is; `None` where it is none. `max` bounds it.
+pub(crate) fn header_len(first: &[u8], max: u64) -> Option<usize> {
+    let mut bytes = first.get(..SEGMENT_HEADER)?;
+    if bytes[..8] != SEGMENT_MAGIC {
+        return None;
+    }
+    bytes.advance(16);
+    let len = bytes.get_u32_le();
+    (len as usize >= SEGMENT_HEADER && u64::from(len) <= max).then_some(len as usize)
+}
+
+/// Bounds the length of a header with so many members, rows and terms.
+pub(crate) fn header_bound(members: usize, rows: usize, terms: usize) -> u64 {
+    padded((SEGMENT_HEADER + members * MEMBER + rows * ROW + terms * ROW_TERM) as u64)
+}
+
+impl SegmentHeader {
+    /// The header's bytes, padded.
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_slice(&SEGMENT_MAGIC);
+        out.put_u32_le(0); // the checksum, below
+        out.put_u32_le(u32::from(VERSION));
+        out.put_u32_le(0); // the length, below
+        let complete = if self.complete { COMPLETE } else { 0 };
+        let formed = if self.formation.is_some() { FORMED } else { 0 };
+        out.put_u32_le(complete | formed);
+        out.put_u64_le(self.segment);
+        out.put_u64_le(self.epoch);
+        out.put_u64_le(self.first_block);
+        out.put_u64_le(self.prev_end);
+        out.put_u128_le(self.incarnation.0);
+        out.put_u64_le(self.bytes);
+        let members = self.formation.as_ref().map_or(&[][..], |f| &f.members);
+        out.put_u32_le(members.len() as u32);
+        out.put_u32_le(self.rows.len() as u32);
+        for member in members {
+            put_member(&mut out, *member);
+        }
+        for row in &self.rows {
+            out.put_u64_le(row.group.0);
+            out.put_u64_le(row.term.0);
+            put_member(&mut out, row.vote.unwrap_or_default());
+            out.put_u64_le(row.checkpointed.0);
+            out.put_u64_le(row.first.0);
+            out.put_u64_le(row.last.0);
+            out.put_u32_le(u32::from(row.vote.is_some()));
+            out.put_u32_le(row.terms.len() as u32);
+            for (lsn, term) in &row.terms {
+                out.put_u64_le(lsn.0);
+                out.put_u64_le(term.0);
+            }
+        }
+        let len = out.len();
+        out[16..20].copy_from_slice(&(len as u32).to_le_bytes());
+        let sum = crc32c::crc32c(&out[12..]);
+        out[8..12].copy_from_slice(&sum.to_le_bytes());
+        out.resize(padded(len as u64) as usize, 0);
+        out.freeze()
+    }
+
+    /// Takes a header apart. `bytes` is as long as [`header_len`] says.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<SegmentHeader, HeaderFault> {
+        let invalid = HeaderFault::Invalid("the segment header's checksum does not match");
+        let mut at = bytes.get(..SEGMENT_HEADER).ok_or(invalid)?;
+        if bytes[..8] != SEGMENT_MAGIC {
+            return Err(HeaderFault::Invalid("there is no segment header"));
+        }
+        at.advance(8);
+        if at.get_u32_le() != crc32c::crc32c(&bytes[12..]) {
+            return Err(invalid);
+        }
+        let version = at.get_u32_le();
+        if version != u32::from(VERSION) {
+            return Err(HeaderFault::Version(version));
+        }
+        at.advance(4);
+        let flags = at.get_u32_le();
+        let (segment, epoch) = (at.get_u64_le(), at.get_u64_le());
+        let (first_block, prev_end) = (at.get_u64_le(), at.get_u64_le());
+        let (incarnation, length) = (Incarnation(at.get_u128_le()), at.get_u64_le());
+        let (members, rows) = (at.get_u32_le(), at.get_u32_le());
+        let rest = &bytes[SEGMENT_HEADER..];
+        let (members, rows) = decode_table(rest, members, rows)
+            .ok_or(HeaderFault::Invalid("the segment header's table does not add up"))?;
+        Ok(SegmentHeader {
+            segment,
+            epoch,
+            first_block,
+            prev_end,
+            incarnation,
+            bytes: length,
+            complete: flags & COMPLETE != 0,
+            formation: (flags & FORMED != 0).then_some(Formation { members }),
+            rows,
+        })
+    }
+}
+
+fn decode_table(mut at: &[u8], members: u32, rows: u32) -> Option<(Vec<Member>, Vec<Row>)> {
+    let members = get_members(&mut at, u64::from(members))?;
+    if at.len() / ROW < rows as usize {
+        return None;
+    }
+    let mut table = Vec::with_capacity(rows as usize);
+    for _ in 0..rows {
+        if at.len() < ROW {
+            return None;
+        }
+        let (group, term) = (GroupId(at.get_u64_le()), Term(at.get_u64_le()));
+        let vote = get_member(&mut at);
+        let checkpointed = Lsn(at.get_u64_le());
+        let (first, last) = (Lsn(at.get_u64_le()), Lsn(at.get_u64_le()));
+        let vote = (at.get_u32_le() != 0).then_some(vote);
+        let count = at.get_u32_le() as usize;
+        if at.len() / ROW_TERM < count {
+            return None;
+        }
+        let terms = (0..count).map(|_| (Lsn(at.get_u64_le()), Term(at.get_u64_le()))).collect();
+        table.push(Row { group, term, vote, checkpointed, first, last, terms });
+    }
+    at.is_empty().then_some((members, table))
+}
+
+fn put_member(out: &mut BytesMut, member: Member) {
+    out.put_u64_le(member.node.0);
+    out.put_u128_le(member.incarnation.0);
+}
+
+/// `at` holds enough.
+fn get_member(at: &mut &[u8]) -> Member {
+    Member { node: NodeId(at.get_u64_le()), incarnation: Incarnation(at.get_u128_le()) }
+}
+
+fn get_members(at: &mut &[u8], count: u64) -> Option<Vec<Member>> {
+    if count > MEMBERS_MAX as u64 || ((at.len() / MEMBER) as u64) < count {
+        return None;
+    }
+    Some((0..count).map(|_| get_member(at)).collect())
+}
+
+/// What a block is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockKind {
+    /// It carries frames.
+    Data,
+    /// The first of an epoch: written at each start, after everything before it was fsynced.
+    Opening,
+    /// Says what is fsynced. Not counted: the next block takes its place and its sequence.
+    Marker,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BlockHeader {
+    pub(crate) kind: BlockKind,
+    pub(crate) body_len: u32,
+    pub(crate) segment: u64,
+    pub(crate) sequence: u64,
+    pub(crate) epoch: u64,
+    pub(crate) synced_upto: u64,
+    pub(crate) body_sum: u32,
+    pub(crate) frames: u32,
+    pub(crate) offset: u64,
+}
+
+/// Why bytes are not the block that is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BlockFault {
+    /// Blank, torn, damaged, or another one.
+    Damage(&'static str),
+    /// Intact, but from a later release.
+    Later(&'static str),
+}
+
+/// What block headers' checksums begin with, so that those of another data directory never match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Salt(u32);
+
+impl Salt {
+    pub(crate) fn of(incarnation: Incarnation) -> Salt {
+        Salt(crc32c::crc32c(&incarnation.0.to_le_bytes()))
+    }
+}
+
+impl BlockHeader {
+    pub(crate) fn encode(&self, salt: Salt) -> [u8; BLOCK_HEADER] {
+        let mut out = [0; BLOCK_HEADER];
+        let mut at = &mut out[8..];
+        at.put_u8(VERSION);
+        at.put_u8(match self.kind {
+            BlockKind::Data => 0,
+            BlockKind::Opening => 1,
+            BlockKind::Marker => 2,
+        });
+        at.put_u16_le(0);
+        at.put_u32_le(self.body_len);
+        at.put_u64_le(self.segment);
+        at.put_u64_le(self.sequence);
+        at.put_u64_le(self.epoch);
+        at.put_u64_le(self.synced_upto);
+        at.put_u32_le(self.body_sum);
+        at.put_u32_le(self.frames);
+        at.put_u64_le(self.offset);
+        out[..4].copy_from_slice(&BLOCK_MAGIC);
+        let sum = crc32c::crc32c_append(salt.0, &out[8..]);
+        out[4..8].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Takes a header apart; says why where it is none.
+    pub(crate) fn decode(bytes: &[u8], salt: Salt) -> Result<BlockHeader, BlockFault> {
+        let bytes = bytes.get(..BLOCK_HEADER).ok_or(BlockFault::Damage("a block is cut off"))?;
+        if bytes[..4] != BLOCK_MAGIC {
+            return Err(BlockFault::Damage("there is no block"));
+        }
+        let mut at = &bytes[4..];
+        if at.get_u32_le() != crc32c::crc32c_append(salt.0, &bytes[8..]) {
+            return Err(BlockFault::Damage("a block header's checksum does not match"));
+        }
+        if at.get_u8() != VERSION {
+            return Err(BlockFault::Later("the version of a block"));
+        }
+        let kind = match at.get_u8() {
+            0 => BlockKind::Data,
+            1 => BlockKind::Opening,
+            2 => BlockKind::Marker,
+            _ => return Err(BlockFault::Later("the kind of a block")),
+        };
+        at.advance(2);
+        let header = BlockHeader {
+            kind,
+            body_len: at.get_u32_le(),
+            segment: at.get_u64_le(),
+            sequence: at.get_u64_le(),
+            epoch: at.get_u64_le(),
+            synced_upto: at.get_u64_le(),
+            body_sum: at.get_u32_le(),
+            frames: at.get_u32_le(),
+            offset: at.get_u64_le(),
+        };
+        if header.synced_upto >= header.sequence {
+            return Err(BlockFault::Damage("a block claims to be synced before it was written"));
+        }
+        Ok(header)
+    }
+
+    /// Header and body, without the padding.
+    pub(crate) fn len(&self) -> u64 {
+        BLOCK_HEADER as u64 + u64::from(self.body_len)
+    }
+}
+
+/// Why a block's body holds something that is no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// An entry frame.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    /// A frame does not end where it says.
+    #[error("a frame is cut off")]
+    Truncated,
+    /// A control frame.
+    #[error("a control frame is damaged: its checksum does not match")]
+    Checksum,
+    /// Intact, but from a later release.
+    #[error("a control frame has version {0}, which this release does not know: run a later one")]
+    Version(u8),
+    /// Intact, but from a later release.
+    #[error("a control frame is of kind {0}, which this release does not know: run a later one")]
+    Kind(u8),
+    /// Intact, but senseless.
+    #[error("a control frame's content does not add up")]
+    Content,
+}
+
+impl FrameError {
+    /// Whether the frame is intact, but written by a later release.
+    pub(crate) fn later(&self) -> bool {
+        match self {
+            FrameError::Version(_) | FrameError::Kind(_) => true,
+            FrameError::Entry(error) => matches!(
+                error,
+                EntryError::Version(_) | EntryError::Kind(_) | EntryError::Unsupported(_)
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// How many bytes a record's frame takes.
+pub(crate) fn frame_len(record: &Record) -> usize {
+    match record {
+        Record::Append { entry, .. } => entry::ENTRY_HEADER + entry.payload.len(),
+        Record::HardState { .. } => CONTROL_HEADER + 24 + MEMBER,
+        Record::Formation(formation) => CONTROL_HEADER + 8 + formation.members.len() * MEMBER,
+        Record::Checkpointed { .. } => CONTROL_HEADER + 16,
+    }
+}
+
+/// Appends a record's frame.
+pub(crate) fn encode_record(record: &Record, out: &mut BytesMut) {
+    match record {
+        Record::Append { group, entry } => entry::encode_entry(*group, entry, out),
+        Record::HardState { group, term, vote } => control(HARD_STATE, record, out, |out| {
+            out.put_u64_le(group.0);
+            out.put_u64_le(term.0);
+            out.put_u64_le(u64::from(vote.is_some()));
+            put_member(out, vote.unwrap_or_default());
+        }),
+        Record::Formation(formation) => control(FORMATION, record, out, |out| {
+            assert!(formation.members.len() <= MEMBERS_MAX, "a formation of too many members");
+            out.put_u64_le(formation.members.len() as u64);
+            for member in &formation.members {
+                put_member(out, *member);
+            }
+        }),
+        Record::Checkpointed { group, lsn } => control(CHECKPOINTED, record, out, |out| {
+            out.put_u64_le(group.0);
+            out.put_u64_le(lsn.0);
+        }),
+    }
+}
+
+fn control(kind: u8, record: &Record, out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
+    let start = out.len();
+    out.put_u32_le(frame_len(record) as u32);
+    out.put_u32_le(0); // the checksum, below
+    out.put_u8(VERSION);
+    out.put_u8(kind);
+    out.put_bytes(0, 6);
+    body(out);
+    let sum = crc32c::crc32c(&out[start + 8..]);
+    out[start + 4..start + 8].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// A frame's length, and the group and LSN where it is an entry: read without checking it, for
+/// finding the way through a body that was checked as a whole.
+pub(crate) fn peek(body: &[u8]) -> Result<(usize, Option<(GroupId, Lsn)>), FrameError> {
+    let mut at = body.get(..CONTROL_HEADER).ok_or(FrameError::Truncated)?;
+    let len = at.get_u32_le() as usize;
+    if len < CONTROL_HEADER || len > body.len() {
+        return Err(FrameError::Truncated);
+    }
+    at.advance(5);
+    if at.get_u8() >= HARD_STATE {
+        return Ok((len, None));
+    }
+    let mut at = body.get(16..32).ok_or(FrameError::Truncated)?;
+    Ok((len, Some((GroupId(at.get_u64_le()), Lsn(at.get_u64_le())))))
+}
+
+/// Takes one frame off the front of a body. An entry's payload shares the body's memory.
+pub(crate) fn decode_record(body: &mut Bytes) -> Result<Record, FrameError> {
+    let (len, entry) = peek(body)?;
+    if entry.is_some() {
+        let (group, entry) = entry::decode_entry(body)?;
+        return Ok(Record::Append { group, entry });
+    }
+    let frame = body.split_to(len);
+    let mut at = &frame[4..];
+    if at.get_u32_le() != crc32c::crc32c(&frame[8..]) {
+        return Err(FrameError::Checksum);
+    }
+    let (version, kind) = (at.get_u8(), at.get_u8());
+    if version != VERSION {
+        return Err(FrameError::Version(version));
+    }
+    let body = &frame[CONTROL_HEADER..];
+    match kind {
+        HARD_STATE => hard_state(body),
+        FORMATION => formation(body),
+        CHECKPOINTED => checkpointed(body),
+        _ => return Err(FrameError::Kind(kind)),
+    }
+    .ok_or(FrameError::Content)
+}
+
+fn hard_state(mut at: &[u8]) -> Option<Record> {
+    if at.len() != 24 + MEMBER {
+        return None;
+    }
+    let (group, term) = (GroupId(at.get_u64_le()), Term(at.get_u64_le()));
+    let voted = at.get_u64_le() != 0;
+    let member = get_member(&mut at);
+    Some(Record::HardState { group, term, vote: voted.then_some(member) })
+}
+
+fn formation(mut at: &[u8]) -> Option<Record> {
+    let count = at.try_get_u64_le().ok()?;
+    let members = get_members(&mut at, count)?;
+    at.is_empty().then_some(Record::Formation(Formation { members }))
+}
+
+fn checkpointed(mut at: &[u8]) -> Option<Record> {
+    if at.len() != 16 {
+        return None;
+    }
+    Some(Record::Checkpointed { group: GroupId(at.get_u64_le()), lsn: Lsn(at.get_u64_le()) })
+}

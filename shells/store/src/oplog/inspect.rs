@@ -1,0 +1,405 @@
+//! Looks at a whole log without changing it: for `highwater log verify` and `log dump`. Unlike
+//! start-up it reads every block of every segment, goes on behind damage, and checks each segment's
+//! group table against the records before it.
+
+use std::io;
+
+use bytes::Bytes;
+use highwater_core::{Incarnation, Record};
+
+use super::{
+    DIR, file_name,
+    format::{
+        BLOCK_HEADER, BlockFault, BlockHeader, BlockKind, HeaderFault, SECTOR, Salt, SegmentHeader,
+        decode_record, frame_len,
+    },
+    parse_name,
+    scan::{Cursor, Expect, Rest, read_header, rest},
+    table::Table,
+};
+use crate::disk::Disk;
+
+/// Something that stands in the log, in the order of the log.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// A segment and what its header says.
+    Segment(HeaderInfo),
+    /// A block.
+    Block(BlockInfo),
+    /// A frame of the block before.
+    Frame {
+        /// Where it starts in the file.
+        offset: u64,
+        /// How long it is, in bytes.
+        len: usize,
+        /// What it says.
+        record: Record,
+    },
+    /// A segment made ahead of need.
+    Spare {
+        /// The file, within the data directory.
+        file: String,
+    },
+    /// A torn tail, never acknowledged: the next start cuts it.
+    Torn {
+        /// The file, within the data directory.
+        file: String,
+        /// Where it begins.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+        /// How much is cut, in bytes.
+        bytes: u64,
+    },
+    /// Something that was fsynced is not as it was written.
+    Damage {
+        /// The file, within the data directory.
+        file: String,
+        /// Where.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// A segment's header.
+#[derive(Clone, Debug)]
+pub struct HeaderInfo {
+    /// The file, within the data directory.
+    pub file: String,
+    /// Its sequence.
+    pub segment: u64,
+    /// The epoch in which it was begun.
+    pub epoch: u64,
+    /// The sequence of its first block.
+    pub first_block: u64,
+    /// Where it begins, in bytes.
+    pub blocks_at: u64,
+    /// Length of the file, in bytes.
+    pub bytes: u64,
+    /// Whose it is.
+    pub incarnation: Incarnation,
+    /// Groups in its table.
+    pub groups: usize,
+    /// Whether these are all there are.
+    pub complete: bool,
+}
+
+/// A block's header.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockInfo {
+    /// Where it starts in the file.
+    pub offset: u64,
+    /// What it is for.
+    pub kind: BlockKind,
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its epoch.
+    pub epoch: u64,
+    /// The highest block known to be fsynced when it was written.
+    pub synced_upto: u64,
+    /// Length of its body, in bytes.
+    pub body_len: u32,
+    /// Frames in it.
+    pub frames: u32,
+}
+
+/// What an inspection saw in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Segments with a header.
+    pub segments: u64,
+    /// Blocks that are intact.
+    pub blocks: u64,
+    /// Frames that are intact.
+    pub frames: u64,
+    /// Bytes in intact frames.
+    pub frame_bytes: u64,
+    /// [`Found::Damage`]s. With any, the log may refuse to open or to load.
+    pub damages: u64,
+    /// Bytes that the next start cuts.
+    pub torn_bytes: u64,
+}
+
+/// Tells everything that stands in the log of a data directory, and what is wrong with it.
+///
+/// # Errors
+/// Where the disk can't be read. Damage is not an error here: it is told.
+pub async fn inspect<D: Disk>(disk: &D, tell: &mut impl FnMut(Found)) -> io::Result<Summary> {
+    let mut segments: Vec<u64> =
+        disk.list(DIR).await?.iter().filter_map(|name| parse_name(name)).collect();
+    segments.sort_unstable();
+    let mut files = Vec::new();
+    for segment in segments {
+        let file = disk.open(&file_name(segment), false).await?;
+        let bytes = disk.len(&file).await?;
+        files.push((segment, bytes, read_header(disk, &file, bytes).await?));
+    }
+    let headers = || files.iter().filter_map(|(_, _, header)| header.as_ref().ok());
+    let newest = headers().map(|header| header.segment).max().unwrap_or(0);
+    let incarnation = headers().map(|header| header.incarnation).next();
+    let mut inspector = Inspector {
+        disk,
+        tell,
+        summary: Summary::default(),
+        table: Some(Table::default()),
+        salt: Salt::of(incarnation.unwrap_or_default()),
+        sequence: 1,
+    };
+    let mut expected = 1;
+    for (at, (segment, bytes, header)) in files.iter().enumerate() {
+        for missing in expected..(*segment).min(newest + 1) {
+            inspector.damage(missing, 0, "the file is missing");
+            inspector.table = None;
+        }
+        expected = segment + 1;
+        if *segment > newest {
+            inspector.spare(*segment, *bytes, header).await?;
+            continue;
+        }
+        // Where its blocks end is told by the header after it.
+        let end = files.get(at + 1).and_then(|(_, _, next)| Some(next.as_ref().ok()?.prev_end));
+        let last = *segment == newest;
+        inspector.segment(*segment, *bytes, header, if last { None } else { end }, last).await?;
+    }
+    Ok(inspector.summary)
+}
+
+struct Inspector<'a, D, T> {
+    disk: &'a D,
+    tell: &'a mut T,
+    summary: Summary,
+    /// What the records say so far; `None` once some were unreadable.
+    table: Option<Table>,
+    salt: Salt,
+    /// The next block's.
+    sequence: u64,
+}
+
+impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
+    fn damage(&mut self, segment: u64, offset: u64, what: impl Into<String>) {
+        self.summary.damages += 1;
+        (self.tell)(Found::Damage { file: file_name(segment), offset, what: what.into() });
+    }
+
+    async fn spare(
+        &mut self,
+        segment: u64,
+        bytes: u64,
+        header: &Result<SegmentHeader, HeaderFault>,
+    ) -> io::Result<()> {
+        let file = self.disk.open(&file_name(segment), false).await?;
+        let expect = Expect { salt: self.salt, segment, sequence: self.sequence, epoch: 0 };
+        let found = rest(self.disk, &file, 0, bytes, &expect).await?;
+        if let (Some(_), Err(fault)) = (found.synced_upto, header) {
+            self.damage(segment, 0, fault.to_string());
+        } else {
+            (self.tell)(Found::Spare { file: file_name(segment) });
+        }
+        Ok(())
+    }
+
+    async fn segment(
+        &mut self,
+        segment: u64,
+        bytes: u64,
+        header: &Result<SegmentHeader, HeaderFault>,
+        end: Option<u64>,
+        last: bool,
+    ) -> io::Result<()> {
+        let header = match header {
+            Ok(header) if header.segment == segment => header,
+            Ok(_) => {
+                self.damage(segment, 0, "the file holds the header of another segment");
+                self.table = None;
+                return Ok(());
+            }
+            Err(fault) => {
+                self.damage(segment, 0, format!("{fault}; its blocks were not read"));
+                self.table = None;
+                return Ok(());
+            }
+        };
+        self.summary.segments += 1;
+        let start = header.encode().len() as u64;
+        (self.tell)(Found::Segment(HeaderInfo {
+            file: file_name(segment),
+            segment,
+            epoch: header.epoch,
+            first_block: header.first_block,
+            blocks_at: start,
+            bytes,
+            incarnation: header.incarnation,
+            groups: header.rows.len(),
+            complete: header.complete,
+        }));
+        self.check_header(segment, bytes, header);
+        self.sequence = header.first_block;
+        let file = self.disk.open(&file_name(segment), false).await?;
+        let expect = Expect {
+            salt: self.salt,
+            segment,
+            sequence: header.first_block,
+            epoch: header.epoch,
+        };
+        let cursor = Cursor::new(self.disk, &file, start, end.unwrap_or(bytes).min(bytes));
+        let synced_upto = header.first_block - 1;
+        Blocks { inspector: self, file: &file, cursor, expect, bytes, last, synced_upto }
+            .walk()
+            .await
+    }
+
+    fn check_header(&mut self, segment: u64, bytes: u64, header: &SegmentHeader) {
+        if header.bytes != bytes {
+            self.damage(segment, bytes, "the file's length is not what it was");
+        }
+        if Salt::of(header.incarnation) != self.salt {
+            self.damage(segment, 0, "the segment belongs to another data directory");
+        }
+        if let Some(table) = &mut self.table {
+            if header.first_block != self.sequence {
+                self.damage(segment, 0, "the segment's first block does not follow the last one");
+            } else if table.formation != header.formation
+                || table.rows(segment - 1, header.complete) != header.rows
+            {
+                self.damage(segment, 0, "the group table does not match the records before it");
+            }
+        }
+    }
+
+    fn frames(&mut self, segment: u64, block: u64, mut body: Bytes) {
+        let len = body.len();
+        while !body.is_empty() {
+            let offset = block + (BLOCK_HEADER + len - body.len()) as u64;
+            let record = match decode_record(&mut body) {
+                Ok(record) => record,
+                Err(error) => {
+                    self.table = None;
+                    return self.damage(segment, offset, error.to_string());
+                }
+            };
+            if let Some(Err(what)) = self.table.as_mut().map(|table| table.apply(segment, &record))
+            {
+                self.table = None;
+                self.damage(segment, offset, what);
+            }
+            let len = frame_len(&record);
+            self.summary.frames += 1;
+            self.summary.frame_bytes += len as u64;
+            (self.tell)(Found::Frame { offset, len, record });
+        }
+    }
+}
+
+/// The blocks of one segment.
+struct Blocks<'a, 'b, D: Disk, T> {
+    inspector: &'a mut Inspector<'b, D, T>,
+    file: &'a D::File,
+    cursor: Cursor<'a, D>,
+    expect: Expect,
+    bytes: u64,
+    /// Whether the log ends in this segment.
+    last: bool,
+    synced_upto: u64,
+}
+
+impl<D: Disk, T: FnMut(Found)> Blocks<'_, '_, D, T> {
+    async fn walk(mut self) -> io::Result<()> {
+        let segment = self.expect.segment;
+        loop {
+            let at = self.cursor.at();
+            if !self.last && at >= self.cursor.end() {
+                break;
+            }
+            let what = match self.cursor.next(&mut self.expect).await? {
+                Ok(block) => {
+                    self.block(at, &block.header);
+                    if block.header.kind != BlockKind::Marker {
+                        self.inspector.frames(segment, at, block.body);
+                        continue;
+                    }
+                    "a block is missing"
+                }
+                Err(BlockFault::Damage(what)) => what,
+                Err(BlockFault::Later(what)) => {
+                    let what = format!("{what} is unknown: it was written by a later release");
+                    self.inspector.damage(segment, at, what);
+                    break;
+                }
+            };
+            if self.ends(at, what).await? || !self.skip(at, what).await? {
+                break;
+            }
+        }
+        self.inspector.sequence = self.expect.sequence;
+        Ok(())
+    }
+
+    fn block(&mut self, offset: u64, header: &BlockHeader) {
+        self.synced_upto = self.synced_upto.max(header.synced_upto);
+        self.inspector.summary.blocks += u64::from(header.kind != BlockKind::Marker);
+        (self.inspector.tell)(Found::Block(BlockInfo {
+            offset,
+            kind: header.kind,
+            sequence: header.sequence,
+            epoch: header.epoch,
+            synced_upto: header.synced_upto,
+            body_len: header.body_len,
+            frames: header.frames,
+        }));
+    }
+
+    /// Whether the log ends here, by the rule of start-up; tells of a torn tail.
+    async fn ends(&mut self, at: u64, what: &str) -> io::Result<bool> {
+        if !self.last {
+            return Ok(false);
+        }
+        let Rest { synced_upto, used } =
+            rest(self.inspector.disk, self.file, at, self.bytes, &self.expect).await?;
+        self.synced_upto = self.synced_upto.max(synced_upto.unwrap_or(0));
+        if self.expect.sequence <= self.synced_upto {
+            return Ok(false);
+        }
+        let marker = match self.cursor.peek(self.expect.salt).await? {
+            Some(header) if header.kind == BlockKind::Marker => SECTOR,
+            _ => 0,
+        };
+        let bytes = used.iter().map(|(start, end)| end - start).sum::<u64>() - marker;
+        if bytes > 0 {
+            self.inspector.summary.torn_bytes += bytes;
+            let (file, what) = (file_name(self.expect.segment), what.to_owned());
+            (self.inspector.tell)(Found::Torn { file, offset: at, what, bytes });
+        }
+        Ok(true)
+    }
+
+    /// Tells of damage, and goes on at the next intact block header; `false` if there is none.
+    async fn skip(&mut self, at: u64, what: &str) -> io::Result<bool> {
+        self.inspector.table = None;
+        let mut next = at + SECTOR;
+        let found = loop {
+            if next >= self.cursor.end() {
+                break None;
+            }
+            self.cursor.seek(next);
+            match self.cursor.peek(self.expect.salt).await? {
+                Some(header)
+                    if header.offset == next
+                        && header.segment == self.expect.segment
+                        && header.sequence > self.expect.sequence =>
+                {
+                    break Some(header);
+                }
+                _ => next += SECTOR,
+            }
+        };
+        let Some(header) = found else {
+            self.inspector.damage(self.expect.segment, at, format!("{what}; nothing follows"));
+            return Ok(false);
+        };
+        (self.expect.sequence, self.expect.epoch) = (header.sequence, header.epoch);
+        let what = format!("{what}; the next intact block is {} at {next}", header.sequence);
+        self.inspector.damage(self.expect.segment, at, what);
+        Ok(true)
+    }
+}

@@ -1,0 +1,117 @@
+//! Zero-filled segments, made ahead of need: a write then changes no metadata of the file system,
+//! and a full disk is noticed before a record depends on it.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use super::{
+    DIR, TEMP, file_name,
+    scan::CHUNK,
+    shared::{Preparing, Shared, Spare},
+};
+use crate::disk::Disk;
+
+/// How long to wait after a failure, such as a full disk.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Keeps spare segments ready. Meanwhile a writer that runs out of them waits, unless the last try
+/// failed.
+pub struct Preparer<D: Disk> {
+    pub(crate) shared: Arc<Shared<D>>,
+}
+
+impl<D: Disk> Preparer<D> {
+    /// Keeps spares ready for as long as the writer lives. On failure (no space, say) tries again
+    /// each second; [`LogWriter::room`](super::LogWriter::room) stays small until then.
+    pub async fn run(self) {
+        let _off = Off(&self.shared);
+        loop {
+            self.set(Preparing::On);
+            match self.fill().await {
+                Ok(()) if self.shared.lock().closed => return,
+                Ok(()) => self.shared.taken.notified().await,
+                Err(error) => {
+                    tracing::warn!(%error, "can't prepare a segment of the oplog; trying again");
+                    self.set(Preparing::Stuck);
+                    tokio::time::sleep(RETRY).await;
+                    if self.shared.lock().closed {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes the spares that are missing now.
+    ///
+    /// # Errors
+    /// Where the disk refuses; what was finished stays ready.
+    pub async fn fill(&self) -> io::Result<()> {
+        let Shared { disk, options, .. } = &*self.shared;
+        loop {
+            let segment = {
+                let state = self.shared.lock();
+                if state.closed || state.spares.len() >= options.spare_segments {
+                    return Ok(());
+                }
+                state.spares.back().map_or(state.active.segment, |spare| spare.segment) + 1
+            };
+            // Its place stays the next one even if the writer takes the spares before it now.
+            let spare = make(disk, segment, options.segment_bytes).await?;
+            self.shared.lock().spares.push_back(spare);
+            self.shared.made.notify_one();
+        }
+    }
+
+    fn set(&self, preparing: Preparing) {
+        self.shared.lock().preparing = preparing;
+        self.shared.made.notify_one();
+    }
+}
+
+/// Lets a waiting writer go on when the preparer is dropped.
+struct Off<'a, D: Disk>(&'a Shared<D>);
+
+impl<D: Disk> Drop for Off<'_, D> {
+    fn drop(&mut self) {
+        self.0.lock().preparing = Preparing::Off;
+        self.0.made.notify_one();
+    }
+}
+
+/// Makes one zero-filled segment, durable in content and name.
+pub(crate) async fn make<D: Disk>(
+    disk: &D,
+    segment: u64,
+    bytes: u64,
+) -> io::Result<Spare<D::File>> {
+    match make_temp(disk, bytes).await {
+        Ok(()) => {}
+        Err(error) => {
+            // A new try starts with a new file: never a second sync on pages that failed once.
+            let _ = disk.remove(TEMP).await;
+            return Err(error);
+        }
+    }
+    let name = file_name(segment);
+    disk.rename(TEMP, &name).await?;
+    disk.sync_dir(DIR).await?;
+    let file = Arc::new(disk.open(&name, false).await?);
+    Ok(Spare { segment, file, bytes })
+}
+
+async fn make_temp<D: Disk>(disk: &D, bytes: u64) -> io::Result<()> {
+    let file = disk.open(TEMP, true).await?;
+    let zeros = Bytes::from(vec![0; CHUNK]);
+    let mut at = 0;
+    while at < bytes {
+        let len = (bytes - at).min(CHUNK as u64);
+        disk.write_at(&file, at, zeros.slice(..len as usize)).await?;
+        // Piece by piece, so that nobody queues long behind it.
+        disk.sync(&file).await?;
+        tokio::task::yield_now().await;
+        at += len;
+    }
+    Ok(())
+}

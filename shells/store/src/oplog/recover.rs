@@ -1,0 +1,538 @@
+//! Start-up: finds out what the log says, refuses damage, cuts a torn tail, begins a new epoch. The
+//! rules are in the [module above](super).
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use highwater_core::{
+    Incarnation, Record,
+    planted::{self, Planted},
+};
+
+use super::{
+    DIR, LogReader, LogWriter, OpenError, OplogOptions, Opened, Preparer, RecoveredLog, TEMP,
+    WriteError, file_name,
+    format::{
+        BlockFault, BlockKind, HeaderFault, SECTOR, Salt, SegmentHeader, decode_record, frame_len,
+    },
+    index::{Cache, Point, SegmentIndex},
+    parse_name,
+    prepare,
+    scan::{CHUNK, Cursor, Expect, is_blank, read_header, rest},
+    shared::{Active, Preparing, Segment, Shared, Spare, State},
+    table::Table,
+    writer::Resume,
+};
+use crate::{disk::Disk, identity};
+
+/// A lost segment header may have been one sector long, and blocks follow right behind: this much
+/// of the segment after the newest one is looked at. In bytes.
+const ORPHAN_LOOK: u64 = 1 << 20;
+
+fn io_failed(what: &'static str) -> impl FnOnce(io::Error) -> OpenError {
+    move |source| OpenError::Io { what, source }
+}
+
+fn damaged(segment: u64, offset: u64, what: impl Into<String>) -> OpenError {
+    OpenError::Damaged { file: file_name(segment), offset, what: what.into() }
+}
+
+/// Opens the log of a data directory; makes it where the directory never had one. When this
+/// returns, everything recovered is durable, and nothing that was cut can come back.
+///
+/// # Errors
+/// [`OpenError::Damaged`] and its like, without having changed anything; [`OpenError::Io`] at any
+/// moment, after which it may simply be tried again.
+pub async fn open<D: Disk>(
+    disk: D,
+    incarnation: Incarnation,
+    options: OplogOptions,
+) -> Result<Opened<D>, OpenError> {
+    options.check()?;
+    let logged = identity::logged(&disk).await?;
+    let mut survey = Survey::new(incarnation);
+    for segment in segments(&disk).await? {
+        survey.look(&disk, segment).await?;
+    }
+    let Some(newest) = survey.newest.take() else {
+        survey.check_orphan(&disk, 1, 1).await?;
+        if logged {
+            let first = survey.blank.first();
+            return Err(first.map_or(OpenError::Missing, |f| damaged(f.segment, 0, f.what)));
+        }
+        return create(disk, incarnation, options, survey).await;
+    };
+    let tail = Tail::scan(&disk, &newest, &mut survey).await?;
+    survey.check_orphan(&disk, newest.segment + 1, tail.sequence).await?;
+    // From here on things are changed.
+    tail.keep(&disk, &newest).await?;
+    let spares = survey.spares(&disk, newest.segment, options).await?;
+    let (segment, at) = (newest.segment, tail.at);
+    let file = newest.file.clone();
+    let shared = survey.share(disk, options, newest, tail.index, spares);
+    let bytes = tail.bytes;
+    let mut writer = LogWriter::resume(
+        shared.clone(),
+        Resume {
+            incarnation,
+            file: file.clone(),
+            segment,
+            segment_bytes: bytes,
+            at,
+            sequence: tail.sequence,
+            epoch: tail.epoch + 1,
+        },
+    );
+    begin(&mut writer).await?;
+    let (now, blocks_end) = writer.place();
+    let keep = if now == segment { blocks_end } else { at };
+    wipe(&shared.disk, &file, &tail.used, keep).await.map_err(io_failed("cutting the tail"))?;
+    if !logged {
+        identity::set_logged(&shared.disk).await?;
+    }
+    Ok(opened(shared, writer, tail.cut_bytes))
+}
+
+fn opened<D: Disk>(shared: Arc<Shared<D>>, writer: LogWriter<D>, cut_bytes: u64) -> Opened<D> {
+    let room = writer.room();
+    let (formation, groups) = {
+        let state = shared.lock();
+        (state.table.formation.clone(), state.table.recovered())
+    };
+    Opened {
+        writer,
+        reader: LogReader { shared: shared.clone() },
+        preparer: Preparer { shared },
+        recovered: RecoveredLog { formation, groups, room, cut_bytes },
+    }
+}
+
+async fn begin<D: Disk>(writer: &mut LogWriter<D>) -> Result<(), OpenError> {
+    let what = "beginning a new epoch";
+    writer.open_epoch().await.map_err(|error| match error {
+        WriteError::Io(source) => OpenError::Io { what, source },
+        other => OpenError::Io { what, source: io::Error::other(other) },
+    })
+}
+
+/// The segments there are, in order. Clears away what an earlier run left half-made.
+async fn segments<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
+    disk.create_dir(DIR).await.map_err(io_failed("making its directory"))?;
+    let names = disk.list(DIR).await.map_err(io_failed("listing its files"))?;
+    if names.iter().any(|name| TEMP.strip_prefix(DIR).is_some_and(|temp| &temp[1..] == name)) {
+        disk.remove(TEMP).await.map_err(io_failed("removing a half-made segment"))?;
+    }
+    // Also for what an earlier run renamed and did not live to sync.
+    disk.sync_dir(DIR).await.map_err(io_failed("syncing its directory"))?;
+    let mut segments: Vec<u64> = names.iter().filter_map(|name| parse_name(name)).collect();
+    segments.sort_unstable();
+    Ok(segments)
+}
+
+/// Makes a log where there never was one.
+async fn create<D: Disk>(
+    disk: D,
+    incarnation: Incarnation,
+    options: OplogOptions,
+    survey: Survey<D::File>,
+) -> Result<Opened<D>, OpenError> {
+    for left in &survey.blank {
+        disk.remove(&file_name(left.segment)).await.map_err(io_failed("removing a spare"))?;
+    }
+    disk.sync_dir(DIR).await.map_err(io_failed("syncing its directory"))?;
+    let what = "making its first segment";
+    let spare = prepare::make(&disk, 1, options.segment_bytes).await.map_err(io_failed(what))?;
+    let header = SegmentHeader {
+        segment: 1,
+        epoch: 1,
+        first_block: 1,
+        prev_end: 0,
+        incarnation,
+        bytes: spare.bytes,
+        complete: true,
+        formation: None,
+        rows: Vec::new(),
+    };
+    let encoded = header.encode();
+    let newest = Newest::of(header, spare.file.clone(), encoded.len() as u64);
+    disk.write_sync(&spare.file, 0, encoded).await.map_err(io_failed(what))?;
+    identity::set_logged(&disk).await?;
+    let at = newest.start;
+    let index = SegmentIndex::new(spare.bytes);
+    let shared = survey.share(disk, options, newest, index, VecDeque::new());
+    let writer = LogWriter::resume(
+        shared.clone(),
+        Resume {
+            incarnation,
+            file: spare.file,
+            segment: 1,
+            segment_bytes: spare.bytes,
+            at,
+            sequence: 1,
+            epoch: 1,
+        },
+    );
+    Ok(opened(shared, writer, 0))
+}
+
+/// What the segment headers say.
+struct Survey<F> {
+    incarnation: Incarnation,
+    table: Table,
+    segments: BTreeMap<u64, Segment>,
+    newest: Option<Newest<F>>,
+    /// Files without a valid header, in order: spares, or damage.
+    blank: Vec<BlankFile<F>>,
+}
+
+struct BlankFile<F> {
+    segment: u64,
+    file: F,
+    bytes: u64,
+    what: &'static str,
+}
+
+/// The last segment with a valid header.
+struct Newest<F> {
+    segment: u64,
+    file: Arc<F>,
+    bytes: u64,
+    /// Where blocks begin.
+    start: u64,
+    header: SegmentHeader,
+}
+
+impl<F> Newest<F> {
+    fn of(header: SegmentHeader, file: Arc<F>, start: u64) -> Newest<F> {
+        Newest { segment: header.segment, file, bytes: header.bytes, start, header }
+    }
+}
+
+impl<F: Send + Sync + 'static> Survey<F> {
+    fn new(incarnation: Incarnation) -> Survey<F> {
+        Survey {
+            incarnation,
+            table: Table::default(),
+            segments: BTreeMap::new(),
+            newest: None,
+            blank: Vec::new(),
+        }
+    }
+
+    /// Takes in the next segment, in order.
+    async fn look<D: Disk<File = F>>(&mut self, disk: &D, segment: u64) -> Result<(), OpenError> {
+        let what = "reading a segment's header";
+        let file = disk.open(&file_name(segment), false).await.map_err(io_failed(what))?;
+        let bytes = disk.len(&file).await.map_err(io_failed(what))?;
+        let header = match read_header(disk, &file, bytes).await.map_err(io_failed(what))? {
+            Ok(header) => header,
+            Err(HeaderFault::Invalid(what)) => {
+                self.blank.push(BlankFile { segment, file, bytes, what });
+                return Ok(());
+            }
+            Err(HeaderFault::Version(version)) => {
+                return Err(OpenError::Later {
+                    file: file_name(segment),
+                    offset: 0,
+                    what: HeaderFault::Version(version).to_string(),
+                });
+            }
+        };
+        // A segment is begun only after everything before it is durable.
+        if let Some(blank) = self.blank.first() {
+            return Err(damaged(blank.segment, 0, blank.what));
+        }
+        let expected = self.newest.as_ref().map_or(1, |newest| newest.segment + 1);
+        if segment != expected {
+            return Err(damaged(expected, 0, "the file is missing"));
+        }
+        if header.incarnation != self.incarnation {
+            return Err(OpenError::OtherIncarnation {
+                file: file_name(segment),
+                found: header.incarnation,
+                wanted: self.incarnation,
+            });
+        }
+        if header.segment != segment {
+            return Err(damaged(segment, 0, "the file holds the header of another segment"));
+        }
+        if header.bytes != bytes || bytes % SECTOR != 0 || bytes < 4 * SECTOR {
+            return Err(damaged(segment, bytes, "the file's length is not what it was"));
+        }
+        self.fold(&header).map_err(|what| damaged(segment, 0, what))?;
+        let start = header.encode().len() as u64;
+        let place =
+            Segment { epoch: header.epoch, first_block: header.first_block, start, end: start };
+        self.segments.insert(segment, place);
+        self.newest = Some(Newest::of(header, Arc::new(file), start));
+        Ok(())
+    }
+
+    /// Takes in what a header says of the segment before.
+    fn fold(&mut self, header: &SegmentHeader) -> Result<(), &'static str> {
+        let before = header.segment - 1;
+        if let (Some(place), Some(newest)) = (self.segments.get_mut(&before), &self.newest) {
+            let fits = (place.start..newest.bytes).contains(&header.prev_end);
+            if !fits || header.first_block < place.first_block || header.epoch < place.epoch {
+                return Err("the segment header does not follow the one before");
+            }
+            place.end = header.prev_end;
+        }
+        for row in &header.rows {
+            self.table.fold(before, row)?;
+        }
+        if header.complete && self.table.groups().count() != header.rows.len() {
+            return Err("the group table is not complete");
+        }
+        if header.formation.is_some() || self.table.formation.is_none() {
+            self.table.formation.clone_from(&header.formation);
+        } else {
+            return Err("the founding configuration is gone");
+        }
+        Ok(())
+    }
+
+    /// Refuses a segment that has blocks, but no header: `segment` would be the next one, and its
+    /// first block would have this sequence.
+    async fn check_orphan<D: Disk<File = F>>(
+        &self,
+        disk: &D,
+        segment: u64,
+        sequence: u64,
+    ) -> Result<(), OpenError> {
+        let Some(next) = self.blank.first().filter(|blank| blank.segment == segment) else {
+            return Ok(());
+        };
+        let failed = || io_failed("looking at a spare segment");
+        let look = next.bytes.min(ORPHAN_LOOK);
+        if is_blank(disk, &next.file, 0, look).await.map_err(failed())? {
+            return Ok(());
+        }
+        let expect = Expect { salt: Salt::of(self.incarnation), segment, sequence, epoch: 0 };
+        let found = rest(disk, &next.file, 0, next.bytes, &expect).await.map_err(failed())?;
+        if found.synced_upto.is_some() {
+            return Err(damaged(segment, 0, next.what));
+        }
+        Ok(())
+    }
+
+    /// Makes spares of what has no header, blank from end to end; removes what does not fit.
+    async fn spares<D: Disk<File = F>>(
+        &mut self,
+        disk: &D,
+        newest: u64,
+        options: OplogOptions,
+    ) -> Result<VecDeque<Spare<F>>, OpenError> {
+        let failed = || io_failed("making a spare segment blank");
+        let mut spares = VecDeque::new();
+        let mut removed = false;
+        for blank in std::mem::take(&mut self.blank) {
+            let next = newest + 1 + spares.len() as u64;
+            if blank.segment != next || blank.bytes != options.segment_bytes {
+                disk.remove(&file_name(blank.segment)).await.map_err(failed())?;
+                removed = true;
+                continue;
+            }
+            let look = blank.bytes.min(ORPHAN_LOOK);
+            if !is_blank(disk, &blank.file, 0, look).await.map_err(failed())? {
+                let salt = Salt::of(self.incarnation);
+                let expect = Expect { salt, segment: blank.segment, sequence: 0, epoch: 0 };
+                let used =
+                    rest(disk, &blank.file, 0, blank.bytes, &expect).await.map_err(failed())?.used;
+                wipe(disk, &blank.file, &used, 0).await.map_err(failed())?;
+            }
+            let (segment, file, bytes) = (blank.segment, Arc::new(blank.file), blank.bytes);
+            spares.push_back(Spare { segment, file, bytes });
+        }
+        if removed {
+            disk.sync_dir(DIR).await.map_err(failed())?;
+        }
+        Ok(spares)
+    }
+
+    fn share<D: Disk<File = F>>(
+        mut self,
+        disk: D,
+        options: OplogOptions,
+        newest: Newest<F>,
+        index: SegmentIndex,
+        spares: VecDeque<Spare<F>>,
+    ) -> Arc<Shared<D>> {
+        let Newest { segment, file, start, header, .. } = newest;
+        self.segments.entry(segment).or_insert(Segment {
+            epoch: header.epoch,
+            first_block: header.first_block,
+            start,
+            end: start,
+        });
+        let state = State {
+            table: self.table,
+            segments: self.segments,
+            active: Active { segment, file, index, pending: None },
+            cache: Cache::new(),
+            spares,
+            preparing: Preparing::Off,
+            closed: false,
+        };
+        Arc::new(Shared::new(disk, options, Salt::of(self.incarnation), state))
+    }
+}
+
+/// The end of the log, in its newest segment.
+struct Tail {
+    /// The segment's length.
+    bytes: u64,
+    /// Where the next block goes, and its sequence.
+    at: u64,
+    sequence: u64,
+    /// The last block's.
+    epoch: u64,
+    /// From where on what is kept is not known to be fsynced: up to `at`.
+    unsynced: u64,
+    index: SegmentIndex,
+    /// Sectors from `at` on that are not blank.
+    used: Vec<(u64, u64)>,
+    cut_bytes: u64,
+}
+
+impl Tail {
+    /// Reads the newest segment: every block into table and index, then what lies behind.
+    async fn scan<D: Disk>(
+        disk: &D,
+        newest: &Newest<D::File>,
+        survey: &mut Survey<D::File>,
+    ) -> Result<Tail, OpenError> {
+        let failed = || io_failed("reading the newest segment");
+        let (segment, first_block) = (newest.segment, newest.header.first_block);
+        let mut index = SegmentIndex::new(newest.bytes);
+        let mut expect = Expect {
+            salt: Salt::of(survey.incarnation),
+            segment,
+            sequence: first_block,
+            epoch: newest.header.epoch,
+        };
+        let mut cursor = Cursor::new(disk, &newest.file, newest.start, newest.bytes);
+        // The header was written once everything before it was synced.
+        let mut synced_upto = first_block - 1;
+        let mut blocks = Vec::new();
+        let (fault, marked) = loop {
+            let at = cursor.at();
+            match cursor.next(&mut expect).await.map_err(failed())? {
+                Ok(block) => {
+                    synced_upto = synced_upto.max(block.header.synced_upto);
+                    if block.header.kind == BlockKind::Marker {
+                        break ("there is no block", true);
+                    }
+                    blocks.push((block.header.sequence, at));
+                    take_in(&mut survey.table, &mut index, segment, at, block.body)?;
+                }
+                Err(BlockFault::Damage(what)) => break (what, false),
+                Err(BlockFault::Later(what)) => {
+                    let (file, what) = (file_name(segment), format!("{what} is unknown"));
+                    return Err(OpenError::Later { file, offset: at, what });
+                }
+            }
+        };
+        let at = cursor.at();
+        let behind = rest(disk, &newest.file, at, newest.bytes, &expect).await.map_err(failed())?;
+        synced_upto = synced_upto.max(behind.synced_upto.unwrap_or(0));
+        if expect.sequence <= synced_upto && !planted::is(Planted::CutBelowSynced) {
+            return Err(damaged(segment, at, fault));
+        }
+        // A header without a block behind it may never have been synced.
+        let unsynced = match blocks.iter().find(|(sequence, _)| *sequence > synced_upto) {
+            _ if blocks.is_empty() => 0,
+            Some((_, at)) => *at,
+            None => at,
+        };
+        let used: u64 = behind.used.iter().map(|(start, end)| end - start).sum();
+        if let Some(place) = survey.segments.get_mut(&segment) {
+            place.end = at;
+        }
+        Ok(Tail {
+            bytes: newest.bytes,
+            at,
+            sequence: expect.sequence,
+            epoch: expect.epoch,
+            unsynced,
+            index,
+            used: behind.used,
+            cut_bytes: used - if marked { SECTOR } else { 0 },
+        })
+    }
+
+    /// Makes what is kept durable for certain.
+    async fn keep<D: Disk>(&self, disk: &D, newest: &Newest<D::File>) -> Result<(), OpenError> {
+        rewrite(disk, &newest.file, self.unsynced, self.at)
+            .await
+            .map_err(io_failed("making the end of the log durable"))
+    }
+}
+
+/// Enters a block's frames into table and index.
+fn take_in(
+    table: &mut Table,
+    index: &mut SegmentIndex,
+    segment: u64,
+    block: u64,
+    mut body: Bytes,
+) -> Result<(), OpenError> {
+    let len = body.len();
+    while !body.is_empty() {
+        let frame = (len - body.len()) as u32;
+        let record = decode_record(&mut body).map_err(|error| {
+            let (file, what) = (file_name(segment), error.to_string());
+            if error.later() {
+                OpenError::Later { file, offset: block, what }
+            } else {
+                OpenError::Damaged { file, offset: block, what }
+            }
+        })?;
+        table.apply(segment, &record).map_err(|what| damaged(segment, block, what))?;
+        if let Record::Append { group, entry } = &record {
+            index.note(*group, Point { lsn: entry.lsn, block, frame }, frame_len(&record));
+        }
+    }
+    Ok(())
+}
+
+/// Writes a part of a file again as it is, and syncs: pages that a failed sync left clean go to
+/// the disk after all.
+async fn rewrite<D: Disk>(disk: &D, file: &D::File, from: u64, to: u64) -> io::Result<()> {
+    let mut at = from;
+    while at < to {
+        let data = disk.read_at(file, at, (to - at).min(CHUNK as u64) as usize).await?;
+        if data.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let len = data.len() as u64;
+        disk.write_at(file, at, data).await?;
+        at += len;
+    }
+    if from < to { disk.sync(file).await } else { Ok(()) }
+}
+
+/// Makes these parts of a file blank from `keep` on, durably.
+async fn wipe<D: Disk>(
+    disk: &D,
+    file: &D::File,
+    used: &[(u64, u64)],
+    keep: u64,
+) -> io::Result<()> {
+    let zeros = Bytes::from(vec![0; CHUNK]);
+    let mut wiped = false;
+    for (start, end) in used {
+        let mut at = (*start).max(keep);
+        while at < *end {
+            let len = (end - at).min(CHUNK as u64);
+            disk.write_at(file, at, zeros.slice(..len as usize)).await?;
+            at += len;
+            wiped = true;
+        }
+    }
+    if wiped { disk.sync(file).await } else { Ok(()) }
+}

@@ -1,0 +1,119 @@
+//! Where state files live: a directory of redb files, as a trait for the simulator's sake.
+
+use std::io;
+
+use redb::StorageBackend;
+
+/// The directory of state files. Names are plain file names.
+pub trait StateFiles: Send + Sync + 'static {
+    /// Opens a published file; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, which must never be told as `None`.
+    fn open(&self, name: &str) -> io::Result<Option<Box<dyn StorageBackend>>>;
+
+    /// Makes an empty file under the temporary name of `name`, or empties the one that is there.
+    /// The backend stays good after [`StateFiles::publish`].
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    fn create_temp(&self, name: &str) -> io::Result<Box<dyn StorageBackend>>;
+
+    /// Gives a temporary file its name and makes that durable: rename, then fsync of the
+    /// directory. The file's content is durable already.
+    ///
+    /// # Errors
+    /// When either fails; the file may then be found under either name.
+    fn publish(&self, name: &str) -> io::Result<()>;
+
+    /// Removes what a crash left of temporary files.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or a file not be removed.
+    fn remove_temps(&self) -> io::Result<()>;
+}
+
+#[cfg(not(madsim))]
+pub use real::RealFiles;
+
+#[cfg(not(madsim))]
+mod real {
+    use std::{
+        fs::{self, File, OpenOptions},
+        io,
+        path::{Path, PathBuf},
+    };
+
+    use redb::{StorageBackend, backends::FileBackend};
+
+    use super::StateFiles;
+
+    const TEMP: &str = ".tmp";
+
+    /// [`StateFiles`] over a directory of the machine. redb's own backend locks each open file, so
+    /// that a second process is refused.
+    #[derive(Debug)]
+    pub struct RealFiles {
+        dir: PathBuf,
+    }
+
+    impl RealFiles {
+        /// Opens the directory, and makes it, durably, where it is missing.
+        ///
+        /// # Errors
+        /// When the directory cannot be made or made durable.
+        pub fn open(dir: impl Into<PathBuf>) -> io::Result<RealFiles> {
+            let dir = dir.into();
+            if !dir.is_dir() {
+                fs::create_dir(&dir)?;
+                let parent = dir.parent().filter(|p| !p.as_os_str().is_empty());
+                sync_dir(parent.unwrap_or(Path::new(".")))?;
+            }
+            Ok(RealFiles { dir })
+        }
+
+        fn temp(&self, name: &str) -> PathBuf {
+            self.dir.join(format!("{name}{TEMP}"))
+        }
+    }
+
+    impl StateFiles for RealFiles {
+        fn open(&self, name: &str) -> io::Result<Option<Box<dyn StorageBackend>>> {
+            match OpenOptions::new().read(true).write(true).open(self.dir.join(name)) {
+                Ok(file) => backend(file).map(Some),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(e),
+            }
+        }
+
+        fn create_temp(&self, name: &str) -> io::Result<Box<dyn StorageBackend>> {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(true);
+            backend(options.open(self.temp(name))?)
+        }
+
+        fn publish(&self, name: &str) -> io::Result<()> {
+            fs::rename(self.temp(name), self.dir.join(name))?;
+            sync_dir(&self.dir)
+        }
+
+        fn remove_temps(&self) -> io::Result<()> {
+            for entry in fs::read_dir(&self.dir)? {
+                let entry = entry?;
+                if entry.file_name().to_string_lossy().ends_with(TEMP) {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
+        }
+    }
+
+    fn backend(file: File) -> io::Result<Box<dyn StorageBackend>> {
+        let backend = FileBackend::new(file).map_err(io::Error::other)?;
+        Ok(Box::new(backend))
+    }
+
+    fn sync_dir(dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+}

@@ -1,0 +1,106 @@
+//! The bytes in a state file: names of tables and the encoding of their rows. Frozen by snapshot.
+
+use highwater_core::{GroupId, Lsn};
+use redb::TableDefinition;
+
+/// Key -> record.
+pub(super) const RECORDS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("records");
+/// The core's control writes.
+pub(super) const CONTROL: TableDefinition<&[u8], &[u8]> = TableDefinition::new("control");
+/// One row under [`MARK`].
+pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+/// The key of the only row of [`META`].
+pub(super) const MARK: &str = "mark";
+
+/// The format of everything in a state file.
+pub(super) const FORMAT: u32 = 1;
+
+/// The state file's name of a group.
+pub(super) fn file_name(group: GroupId) -> String {
+    format!("{group}.redb")
+}
+
+const MARK_LEN: usize = 20;
+const RECORD_HEADER: usize = 9;
+
+/// What a state file says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// Whose state it is.
+    pub(super) group: GroupId,
+    /// Every entry up to here is in it, and none after.
+    pub(super) applied: Lsn,
+}
+
+/// Why a row cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BadRow {
+    /// Another format than [`FORMAT`].
+    Format(u32),
+    /// Its length is wrong.
+    Damaged,
+}
+
+impl Mark {
+    pub(super) fn encode(self) -> [u8; MARK_LEN] {
+        let mut out = [0; MARK_LEN];
+        out[0..4].copy_from_slice(&FORMAT.to_le_bytes());
+        out[4..12].copy_from_slice(&self.group.0.to_le_bytes());
+        out[12..20].copy_from_slice(&self.applied.0.to_le_bytes());
+        out
+    }
+
+    pub(super) fn decode(row: &[u8]) -> Result<Mark, BadRow> {
+        let (format, rest) = row.split_first_chunk().ok_or(BadRow::Damaged)?;
+        let format = u32::from_le_bytes(*format);
+        if format != FORMAT {
+            return Err(BadRow::Format(format));
+        }
+        let (group, rest) = take_u64(rest)?;
+        let (applied, rest) = take_u64(rest)?;
+        if !rest.is_empty() {
+            return Err(BadRow::Damaged);
+        }
+        Ok(Mark { group: GroupId(group), applied: Lsn(applied) })
+    }
+}
+
+/// A record as it lies in its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RecordRow<'a> {
+    pub(super) version: Lsn,
+    pub(super) content_type: &'a [u8],
+    pub(super) value: &'a [u8],
+}
+
+impl<'a> RecordRow<'a> {
+    /// How long the row is. The content type has at most 255 bytes: [`Op::decode`] sees to it.
+    ///
+    /// [`Op::decode`]: highwater_wire::op::Op::decode
+    pub(super) fn len(&self) -> usize {
+        RECORD_HEADER + self.content_type.len() + self.value.len()
+    }
+
+    /// Fills `out`, which has [`RecordRow::len`] bytes.
+    pub(super) fn write(&self, out: &mut [u8]) {
+        let (header, rest) = out.split_at_mut(RECORD_HEADER);
+        let (content_type, value) = rest.split_at_mut(self.content_type.len());
+        header[..8].copy_from_slice(&self.version.0.to_le_bytes());
+        header[8] = u8::try_from(self.content_type.len()).unwrap_or(u8::MAX);
+        content_type.copy_from_slice(self.content_type);
+        value.copy_from_slice(self.value);
+    }
+
+    pub(super) fn read(row: &'a [u8]) -> Result<RecordRow<'a>, BadRow> {
+        let (version, rest) = take_u64(row)?;
+        let (&content_type_len, rest) = rest.split_first().ok_or(BadRow::Damaged)?;
+        let (content_type, value) =
+            rest.split_at_checked(usize::from(content_type_len)).ok_or(BadRow::Damaged)?;
+        Ok(RecordRow { version: Lsn(version), content_type, value })
+    }
+}
+
+fn take_u64(bytes: &[u8]) -> Result<(u64, &[u8]), BadRow> {
+    let (head, rest) = bytes.split_first_chunk().ok_or(BadRow::Damaged)?;
+    Ok((u64::from_le_bytes(*head), rest))
+}

@@ -1,0 +1,395 @@
+//! The materialized state: every group's records, as the applied prefix of its oplog leaves them.
+//!
+//! # Shape
+//! A group's state is a bounded in-memory **overlay** over one redb file. [`States::apply`] changes
+//! the overlay only; [`States::freeze`] sets it aside and begins a new one; [`States::flush`] moves
+//! what was set aside into the file, in one durable transaction that carries the LSN it stands at
+//! and the core's control writes. So the file always holds exactly the prefix that its mark names,
+//! and what a crash takes from memory is applied again from the oplog. Reads merge the active
+//! overlay over the frozen one over the file.
+//!
+//! ```text
+//!   apply ─▶ active overlay ──freeze──▶ frozen overlay ──flush──▶ <group>.redb
+//!                  ▲                          ▲                        ▲
+//!   get, list ─────┴───────── merged ─────────┴────────────────────────┘
+//! ```
+//!
+//! # The file
+//! `<group>.redb`, made at the first flush under `<group>.redb.tmp`, committed, renamed, the
+//! directory fsynced. Every transaction is `Durability::Immediate` with quick repair. redb's pages
+//! go through checksummed blocks on their way to the file (see `checked.rs`), since redb verifies
+//! nothing on ordinary reads. Integers are little endian.
+//!
+//! | table | key | row |
+//! | --- | --- | --- |
+//! | `records` | the record's key | u64 version, u8 length of content type, content type, value |
+//! | `control` | as the core gives it | as the core gives it |
+//! | `meta` | `mark` | u32 format = 1, u64 group, u64 applied LSN |
+//!
+//! # Who bounds it
+//! The core: it asks for a checkpoint once a group has applied so much, and for the largest one's
+//! when all groups have. An overlay's keys and values are slices of the payloads that brought them.
+//!
+//! # Files that are open
+//! At most [`StateOptions::open_max`], the least recently used one being closed for the next; a
+//! group that is not used costs a map entry. All caches together take at most
+//! [`StateOptions::cache_bytes`].
+//!
+//! This module knows nothing of consensus: that entries are committed is its caller's word.
+
+mod apply;
+mod checked;
+mod error;
+mod files;
+mod layout;
+mod open;
+mod overlay;
+mod slot;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use highwater_core::{Entry, GroupId, Lsn, Outcome};
+/// What a [`StateFiles`] hands out.
+pub use redb::StorageBackend;
+
+use self::{
+    apply::{Answers, Prior, Run},
+    layout::RecordRow,
+    open::{Place, guarded},
+    overlay::{Cell, Frozen, PageRange},
+    slot::{File, Memory, Slot, unpoison},
+    table::{LIST_BYTES_MAX, Reader},
+};
+#[cfg(not(madsim))]
+pub use files::RealFiles;
+pub use self::{error::StateError, files::StateFiles};
+
+/// A key's current value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// The LSN of its last write.
+    pub version: Lsn,
+    /// Its media type; empty where none was given.
+    pub content_type: Bytes,
+    /// Its bytes.
+    pub value: Bytes,
+}
+
+impl StoredRecord {
+    fn row(&self) -> RecordRow<'_> {
+        RecordRow { version: self.version, content_type: &self.content_type, value: &self.value }
+    }
+}
+
+/// A listed record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredListed {
+    /// The key.
+    pub key: Bytes,
+    /// The value's length in bytes.
+    pub size: u64,
+    /// The record; its value is empty unless values were asked for.
+    pub record: StoredRecord,
+}
+
+/// The bounds of [`States`].
+#[derive(Clone, Copy, Debug)]
+pub struct StateOptions {
+    /// State files open at a time; at least 1. Briefly exceeded when more are in use at once.
+    pub open_max: usize,
+    /// All their caches together, in bytes.
+    pub cache_bytes: usize,
+}
+
+impl Default for StateOptions {
+    fn default() -> StateOptions {
+        StateOptions { open_max: 256, cache_bytes: 64 << 20 }
+    }
+}
+
+/// The state of every group of a node. All calls may come from any thread; calls on different
+/// groups do not wait for each other's IO.
+pub struct States {
+    files: Box<dyn StateFiles>,
+    options: StateOptions,
+    answers: Answers,
+    groups: Mutex<BTreeMap<GroupId, Arc<Slot>>>,
+    open: Mutex<BTreeMap<GroupId, Place>>,
+    clock: AtomicU64,
+}
+
+impl fmt::Debug for States {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("States").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl States {
+    /// The states whose files are there. Opens none of them; removes what a crash left of
+    /// temporary ones.
+    #[must_use]
+    pub fn new(files: Box<dyn StateFiles>, options: StateOptions) -> States {
+        if let Err(error) = files.remove_temps() {
+            // They are overwritten when their group is flushed; only the space is lost.
+            tracing::warn!(%error, "temporary state files cannot be removed: they only take space");
+        }
+        States {
+            files,
+            options,
+            answers: Answers::new(),
+            groups: Mutex::default(),
+            open: Mutex::default(),
+            clock: AtomicU64::new(0),
+        }
+    }
+
+    /// What is applied of a group: after a start, what its file holds.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or read, which is never taken for absence.
+    pub fn applied(&self, group: GroupId) -> Result<Lsn, StateError> {
+        self.known(&self.slot(group))
+    }
+
+    /// The system group's control writes as its last flush left them, in order of keys, and the
+    /// LSN they stand at.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or read, which is never taken for absence.
+    pub fn system_control(&self) -> Result<(Lsn, Vec<(Bytes, Bytes)>), StateError> {
+        let slot = self.slot(GroupId::SYSTEM);
+        let Some(table) = self.open(&slot)? else { return Ok((Lsn(0), Vec::new())) };
+        guarded(&slot, "reading", || {
+            let reader = table.read()?;
+            Ok((reader.mark()?.applied, reader.control()?))
+        })
+    }
+
+    /// Applies a run of committed entries, and returns the outcome of each operation among them,
+    /// in order. Entries that the state holds already are skipped, with default outcomes.
+    ///
+    /// # Errors
+    /// Nothing is applied when the run does not follow what is applied, or when the file cannot be
+    /// read. At an operation that cannot be decoded the run ends: what came before it is applied.
+    pub fn apply(&self, group: GroupId, entries: &[Entry]) -> Result<Vec<Outcome>, StateError> {
+        let slot = self.slot(group);
+        let _turn = slot.turn();
+        let applied = self.known(&slot)?;
+        let run = Run::read(applied, entries).map_err(|(applied, first)| {
+            StateError::Gap { group, file: layout::file_name(group), applied, first }
+        })?;
+        let mut priors = self.priors(&slot, &run)?.into_iter();
+
+        let mut outcomes = vec![Outcome::default(); run.skipped];
+        outcomes.reserve(run.ops.len());
+        let mut memory = slot.write()?;
+        let active = &mut memory.overlays.active;
+        for (lsn, op) in run.ops {
+            outcomes.push(apply::apply_op(active, lsn, op, &mut priors, &self.answers));
+        }
+        memory.applied = run.upto;
+        drop(memory);
+        match run.undecodable {
+            None => Ok(outcomes),
+            Some((lsn, source)) => Err(StateError::Undecodable { group, lsn, source }),
+        }
+    }
+
+    /// Sets the active overlay aside, to be flushed together with these control writes, and begins
+    /// a new one. The system group has no operations and its entries are the core's own to apply:
+    /// for that group, `lsn` is taken as the word that they are.
+    ///
+    /// # Errors
+    /// Unless exactly `lsn` is applied and nothing waits to be flushed; nothing is changed then.
+    pub fn freeze(
+        &self,
+        group: GroupId,
+        lsn: Lsn,
+        control: Vec<(Bytes, Bytes)>,
+    ) -> Result<(), StateError> {
+        let slot = self.slot(group);
+        let _turn = slot.turn();
+        self.known(&slot)?;
+        let mut memory = slot.write()?;
+        if let Some(frozen) = &memory.overlays.frozen {
+            return Err(StateError::FlushPending { group, frozen: frozen.lsn });
+        }
+        let is_applied = match group {
+            GroupId::SYSTEM => lsn >= memory.applied,
+            _ => lsn == memory.applied,
+        };
+        if !is_applied {
+            return Err(StateError::NotApplied { group, lsn, applied: memory.applied });
+        }
+        memory.applied = lsn;
+        let overlay = std::mem::take(&mut memory.overlays.active);
+        memory.overlays.frozen = Some(Arc::new(Frozen { lsn, overlay, control }));
+        Ok(())
+    }
+
+    /// Makes the frozen overlay durable, while applies and reads go on, and returns the LSN that
+    /// the file holds now. Without a frozen overlay it only tells.
+    ///
+    /// # Errors
+    /// When writing fails: the group is out of service until the node is started again, since
+    /// nobody knows what a failed fsync left.
+    pub fn flush(&self, group: GroupId) -> Result<Lsn, StateError> {
+        let slot = self.slot(group);
+        let _flushing = slot.flushing();
+        self.known(&slot)?;
+        let frozen = {
+            let memory = slot.read()?;
+            match &memory.overlays.frozen {
+                Some(frozen) => frozen.clone(),
+                None => return Ok(memory.durable),
+            }
+        };
+        let (created, _opening) = match self.open(&slot)? {
+            Some(table) => {
+                guarded(&slot, "flushing", || table.commit(group, &frozen))?;
+                (None, None)
+            }
+            // Held until the new file is in the group's memory, so that it is not closed before.
+            None => {
+                let opening = slot.opening();
+                (Some(self.create(&slot, &frozen)?), Some(opening))
+            }
+        };
+
+        let has_records = frozen.overlay.values().any(|cell| cell.record().is_some());
+        let mut memory = slot.write()?;
+        if let Some(table) = created {
+            memory.file = File::Open(table);
+        }
+        memory.has_records |= has_records;
+        memory.durable = frozen.lsn;
+        // From here on the file shows what the overlay did; readers took both under this lock.
+        memory.overlays.frozen = None;
+        Ok(frozen.lsn)
+    }
+
+    /// What is applied, and the record of a key at exactly that prefix.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or the record in it is damaged.
+    pub fn get(
+        &self,
+        group: GroupId,
+        key: &[u8],
+    ) -> Result<(Lsn, Option<StoredRecord>), StateError> {
+        let slot = self.slot(group);
+        let (applied, cell, reader) = self.look(&slot, |memory| {
+            let cell = memory.overlays.get(key).cloned();
+            let below = cell.is_none();
+            (cell, below)
+        })?;
+        let record = match (cell, reader) {
+            (Some(Cell::Record(record)), _) => Some(record),
+            (Some(Cell::Gone), _) | (None, None) => None,
+            (None, Some(reader)) => guarded(&slot, "reading", || reader.get(key))?,
+        };
+        Ok((applied, record))
+    }
+
+    /// What is applied, and of exactly that prefix the records whose keys have a prefix and come
+    /// after a key, in byte order, at most `limit` of them; and whether there is more after the
+    /// last one. Ends early, with more, at about 16 MiB of values (64 MiB read, without values);
+    /// at least one record comes.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a record in it is damaged.
+    pub fn list(
+        &self,
+        group: GroupId,
+        prefix: &[u8],
+        after: Option<&[u8]>,
+        limit: usize,
+        values: bool,
+    ) -> Result<(Lsn, Vec<StoredListed>, bool), StateError> {
+        let slot = self.slot(group);
+        let range = PageRange::new(prefix, after);
+        let bytes_max = if values { LIST_BYTES_MAX } else { usize::MAX };
+        let (applied, layer, reader) = self.look(&slot, |memory| {
+            (memory.overlays.page(&range, limit.saturating_add(1), bytes_max), true)
+        })?;
+        let (records, more) = guarded(&slot, "reading", || {
+            table::merge(layer, reader.as_ref(), &range, limit, values)
+        })?;
+        Ok((applied, records, more))
+    }
+
+    /// The priors of a run, one for each judged write; none at all where no record can be there.
+    fn priors(&self, slot: &Arc<Slot>, run: &Run) -> Result<Vec<Option<Lsn>>, StateError> {
+        if run.ops.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (_, known, reader) = self.look(slot, |memory| {
+            if !memory.has_records && memory.overlays.frozen.is_none() {
+                return (Vec::new(), false);
+            }
+            let known = apply::priors(&run.ops, &memory.overlays);
+            let below = known.iter().any(|prior| matches!(prior, Prior::InFile));
+            (known, below)
+        })?;
+        let resolve = |(prior, key): (Prior, &Bytes)| match (prior, &reader) {
+            (Prior::Known(version), _) => Ok(version),
+            (Prior::InFile, None) => Ok(None),
+            (Prior::InFile, Some(reader)) => reader.version(key),
+        };
+        let known = known.into_iter().zip(apply::judged_keys(&run.ops));
+        guarded(slot, "reading", || known.map(resolve).collect())
+    }
+
+    /// Looks at a group's memory and, where `look` says that the file counts as well, begins to
+    /// read the file as of the same moment. `None` for a file that holds no record.
+    fn look<T>(
+        &self,
+        slot: &Arc<Slot>,
+        mut look: impl FnMut(&Memory) -> (T, bool),
+    ) -> Result<(Lsn, T, Option<Reader>), StateError> {
+        // Held from one round to the next, so that nobody closes the file in between.
+        let mut _held = None;
+        loop {
+            {
+                let memory = slot.read()?;
+                if !matches!(memory.file, File::Unknown) {
+                    let (seen, below) = look(&memory);
+                    if !below || !memory.has_records {
+                        return Ok((memory.applied, seen, None));
+                    }
+                    if let File::Open(table) = &memory.file {
+                        let table = table.clone();
+                        // Under the lock: a flush that ends takes the frozen overlay away under it.
+                        let reader = table.read();
+                        let applied = memory.applied;
+                        drop(memory);
+                        self.touch(slot);
+                        let reader = guarded(slot, "reading", || reader)?;
+                        return Ok((applied, seen, Some(reader)));
+                    }
+                }
+            }
+            _held = self.open(slot)?;
+        }
+    }
+
+    fn slot(&self, group: GroupId) -> Arc<Slot> {
+        let mut groups = unpoison(self.groups.lock());
+        groups.entry(group).or_insert_with(|| Arc::new(Slot::new(group))).clone()
+    }
+
+    fn touch(&self, slot: &Slot) {
+        slot.touch(self.clock.fetch_add(1, Ordering::Relaxed));
+    }
+}

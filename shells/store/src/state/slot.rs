@@ -1,0 +1,165 @@
+//! One group's state in this process: what is in memory of it, and its file while that is open.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use highwater_core::{GroupId, Lsn};
+
+use super::{error::StateError, overlay::Overlays, table::Table};
+
+/// A group. Locks are taken in the order of the fields; `memory` is never held during IO.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) group: GroupId,
+    /// Held by whoever changes the active generation: apply and freeze.
+    turn: Mutex<()>,
+    /// Held during a flush.
+    flushing: Mutex<()>,
+    /// Held while the file is opened or closed.
+    opening: Mutex<()>,
+    memory: RwLock<Memory>,
+    used: AtomicU64,
+}
+
+/// What is in memory of a group.
+#[derive(Debug)]
+pub(super) struct Memory {
+    /// Why it is out of service, if it is.
+    failed: Option<String>,
+    pub(super) file: File,
+    /// Whether the file may hold records.
+    pub(super) has_records: bool,
+    /// What the file holds.
+    pub(super) durable: Lsn,
+    /// What the file and the overlays hold together.
+    pub(super) applied: Lsn,
+    pub(super) overlays: Overlays,
+}
+
+/// A group's file.
+#[derive(Debug)]
+pub(super) enum File {
+    /// Not looked for yet: `applied` is not known.
+    Unknown,
+    /// There is none: nothing was flushed yet.
+    Absent,
+    /// There is one, not open now.
+    Closed,
+    /// Open.
+    Open(Arc<Table>),
+}
+
+impl Slot {
+    pub(super) fn new(group: GroupId) -> Slot {
+        Slot {
+            group,
+            turn: Mutex::new(()),
+            flushing: Mutex::new(()),
+            opening: Mutex::new(()),
+            memory: RwLock::new(Memory {
+                failed: None,
+                file: File::Unknown,
+                has_records: false,
+                durable: Lsn(0),
+                applied: Lsn(0),
+                overlays: Overlays::default(),
+            }),
+            used: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        unpoison(self.turn.lock())
+    }
+
+    pub(super) fn flushing(&self) -> MutexGuard<'_, ()> {
+        unpoison(self.flushing.lock())
+    }
+
+    pub(super) fn opening(&self) -> MutexGuard<'_, ()> {
+        unpoison(self.opening.lock())
+    }
+
+    /// Reads the memory.
+    ///
+    /// # Errors
+    /// [`StateError::OutOfService`] since the group failed, or since a call panicked while it
+    /// changed the memory.
+    pub(super) fn read(&self) -> Result<RwLockReadGuard<'_, Memory>, StateError> {
+        let memory = self.memory.read().map_err(|_| self.panicked())?;
+        match &memory.failed {
+            None => Ok(memory),
+            Some(reason) => Err(self.out_of_service(reason.clone())),
+        }
+    }
+
+    /// As [`Slot::read`], to change it.
+    pub(super) fn write(&self) -> Result<RwLockWriteGuard<'_, Memory>, StateError> {
+        let memory = self.memory.write().map_err(|_| self.panicked())?;
+        match &memory.failed {
+            None => Ok(memory),
+            Some(reason) => Err(self.out_of_service(reason.clone())),
+        }
+    }
+
+    /// Takes the group out of service, for the first reason given.
+    pub(super) fn fail(&self, reason: String) {
+        let mut memory = unpoison(self.memory.write());
+        memory.failed.get_or_insert(reason);
+    }
+
+    /// Notes that the file is used, so that it is not the next one to be closed.
+    pub(super) fn touch(&self, now: u64) {
+        self.used.store(now, Ordering::Relaxed);
+    }
+
+    /// When it was used last.
+    pub(super) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Closes the file unless it is in use, and calls `closed` before it can be opened again.
+    /// Nothing is lost: what a flush made durable stays, and the overlays stay in memory.
+    pub(super) fn close(&self, closed: impl FnOnce()) {
+        let _opening = match self.opening.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let table = {
+            let mut memory = unpoison(self.memory.write());
+            match std::mem::replace(&mut memory.file, File::Closed) {
+                File::Open(table) => match Arc::try_unwrap(table) {
+                    Ok(table) => table,
+                    Err(shared) => {
+                        memory.file = File::Open(shared);
+                        return;
+                    }
+                },
+                other => {
+                    memory.file = other;
+                    return;
+                }
+            }
+        };
+        if table.close() {
+            self.fail("its file could not be closed: a write or fsync failed".into());
+        }
+        closed();
+    }
+
+    fn panicked(&self) -> StateError {
+        self.out_of_service("a call panicked while it changed the state, which is a bug".into())
+    }
+
+    fn out_of_service(&self, reason: String) -> StateError {
+        StateError::OutOfService { group: self.group, reason }
+    }
+}
+
+/// A lock whose data stays whole when a holder panics.
+pub(super) fn unpoison<T>(result: Result<T, PoisonError<T>>) -> T {
+    result.unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,291 @@
+//! One open state file: the only place that knows redb's transactions.
+
+use std::{
+    ops::Bound,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use highwater_core::{GroupId, Lsn, planted};
+use redb::{
+    Builder, Database, Durability, Error, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    ReadableTableMetadata, StorageBackend, WriteTransaction,
+};
+
+use super::{
+    StoredListed, StoredRecord,
+    checked::Checked,
+    layout::{BadRow, CONTROL, MARK, META, Mark, RECORDS, RecordRow},
+    overlay::{Cell, Frozen, Layer, PageRange},
+};
+
+/// A list stops after so many bytes of values, since they are all in memory at once.
+pub(super) const LIST_BYTES_MAX: usize = 16 << 20;
+/// A list without values stops after reading so many bytes of them.
+const LIST_READ_MAX: usize = 64 << 20;
+
+/// What went wrong in a file, before it is known whose it is.
+#[derive(Debug)]
+pub(super) enum TableError {
+    Redb(Error),
+    /// There is no content where there must be some.
+    Empty,
+    /// A row, by its name, cannot be read.
+    Row(BadRow, String),
+}
+
+impl<E: Into<Error>> From<E> for TableError {
+    fn from(error: E) -> TableError {
+        TableError::Redb(error.into())
+    }
+}
+
+type Result<T> = std::result::Result<T, TableError>;
+
+/// An open redb database.
+#[derive(Debug)]
+pub(super) struct Table {
+    database: Database,
+    failed: Arc<AtomicBool>,
+}
+
+impl Table {
+    /// Opens a database. `cache` bounds redb's cache, in bytes.
+    pub(super) fn open(backend: Box<dyn StorageBackend>, cache: usize) -> Result<Table> {
+        let (backend, failed) = Checked::new(backend);
+        // redb would take it for a new one.
+        if backend.len().map_err(Error::Io)? == 0 {
+            return Err(TableError::Empty);
+        }
+        Table::with(backend, failed, cache)
+    }
+
+    /// Makes a database in an empty file.
+    pub(super) fn create(backend: Box<dyn StorageBackend>, cache: usize) -> Result<Table> {
+        let (backend, failed) = Checked::new(backend);
+        Table::with(backend, failed, cache)
+    }
+
+    fn with(backend: Checked, failed: Arc<AtomicBool>, cache: usize) -> Result<Table> {
+        let database = Builder::new().set_cache_size(cache).create_with_backend(backend)?;
+        Ok(Table { database, failed })
+    }
+
+    /// Closes the database, and tells whether any write or sync failed meanwhile.
+    pub(super) fn close(self) -> bool {
+        drop(self.database);
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Makes a frozen generation durable: its records in order of keys, its control writes and its
+    /// LSN, in one transaction.
+    pub(super) fn commit(&self, group: GroupId, frozen: &Frozen) -> Result<()> {
+        let mark = Mark { group, applied: frozen.lsn }.encode();
+        if planted::is(planted::Planted::AppliedApart) {
+            let apart = self.begin_write()?;
+            apart.open_table(META)?.insert(MARK, mark.as_slice())?;
+            apart.commit()?;
+        }
+        let transaction = self.begin_write()?;
+        {
+            let mut records = transaction.open_table(RECORDS)?;
+            for (key, cell) in &frozen.overlay {
+                match cell {
+                    Cell::Record(record) => {
+                        let row = record.row();
+                        let mut space = records.insert_reserve(key.as_ref(), row.len())?;
+                        row.write(space.as_mut());
+                    }
+                    Cell::Gone => drop(records.remove(key.as_ref())?),
+                }
+            }
+            let mut control = transaction.open_table(CONTROL)?;
+            for (key, value) in &frozen.control {
+                control.insert(key.as_ref(), value.as_ref())?;
+            }
+            transaction.open_table(META)?.insert(MARK, mark.as_slice())?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn begin_write(&self) -> Result<WriteTransaction> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(Durability::Immediate)?;
+        transaction.set_quick_repair(true);
+        Ok(transaction)
+    }
+
+    /// Begins to read what is committed now.
+    pub(super) fn read(self: &Arc<Table>) -> Result<Reader> {
+        let transaction = self.database.begin_read()?;
+        let records = transaction.open_table(RECORDS)?;
+        Ok(Reader { transaction, records, _table: self.clone() })
+    }
+}
+
+/// One moment of a file. Short-lived: while it stands, redb cannot reuse what is overwritten.
+pub(super) struct Reader {
+    transaction: ReadTransaction,
+    records: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    /// Keeps the file open.
+    _table: Arc<Table>,
+}
+
+impl Reader {
+    /// What the file says of itself.
+    pub(super) fn mark(&self) -> Result<Mark> {
+        let meta = self.transaction.open_table(META)?;
+        match meta.get(MARK)? {
+            Some(row) => {
+                Mark::decode(row.value()).map_err(|bad| TableError::Row(bad, "its mark".into()))
+            }
+            None => Err(TableError::Row(BadRow::Damaged, "its mark, which is missing,".into())),
+        }
+    }
+
+    /// Whether there is any record.
+    pub(super) fn has_records(&self) -> Result<bool> {
+        Ok(!self.records.is_empty()?)
+    }
+
+    /// Every control row, in order of keys.
+    pub(super) fn control(&self) -> Result<Vec<(Bytes, Bytes)>> {
+        let mut rows = Vec::new();
+        for row in self.transaction.open_table(CONTROL)?.iter()? {
+            let (key, value) = row?;
+            let copy = Bytes::copy_from_slice;
+            rows.push((copy(key.value()), copy(value.value())));
+        }
+        Ok(rows)
+    }
+
+    /// One record.
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<StoredRecord>> {
+        let Some(row) = self.records.get(key)? else { return Ok(None) };
+        let row = read_row(key, row.value())?;
+        Ok(Some(StoredRecord {
+            version: row.version,
+            content_type: Bytes::copy_from_slice(row.content_type),
+            value: Bytes::copy_from_slice(row.value),
+        }))
+    }
+
+    /// One record's version.
+    pub(super) fn version(&self, key: &[u8]) -> Result<Option<Lsn>> {
+        let Some(row) = self.records.get(key)? else { return Ok(None) };
+        Ok(Some(read_row(key, row.value())?.version))
+    }
+}
+
+/// Merges a page of what is in memory with what is in the file below it (`None`: nothing), and
+/// tells whether there is more after it.
+pub(super) fn merge(
+    layer: Layer,
+    below: Option<&Reader>,
+    range: &PageRange,
+    limit: usize,
+    values: bool,
+) -> Result<(Vec<StoredListed>, bool)> {
+    let mut page = Page { limit, values, records: Vec::new(), bytes: 0, read: 0 };
+    let mut rows = match below {
+        Some(reader) => Some(reader.records.range::<&[u8]>((range.from, Bound::Unbounded))?),
+        None => None,
+    };
+    let mut next_row = || -> Result<_> {
+        let Some(row) = rows.as_mut().and_then(Iterator::next) else { return Ok(None) };
+        let row = row?;
+        Ok(Some(row).filter(|(key, _)| key.value().starts_with(range.prefix)))
+    };
+    let mut cells = layer.cells.into_iter().peekable();
+    let mut row = next_row()?;
+    loop {
+        let cell_first = match (cells.peek(), &row) {
+            // What memory knows from here on was not copied: it may hide rows.
+            (None, _) if !layer.complete => return Ok((page.records, true)),
+            (None, None) => return Ok((page.records, false)),
+            (None, Some(_)) => false,
+            (Some(_), None) => true,
+            (Some((cell, _)), Some((key, _))) => {
+                if cell.as_ref() == key.value() {
+                    row = next_row()?;
+                    continue;
+                }
+                cell.as_ref() < key.value()
+            }
+        };
+        let taken = if cell_first {
+            match cells.next() {
+                Some((key, Cell::Record(record))) => page.take(key, record),
+                _ => true,
+            }
+        } else if let Some((key, value)) = &row {
+            let taken = page.take_row(key.value(), value.value())?;
+            row = next_row()?;
+            taken
+        } else {
+            true
+        };
+        if !taken {
+            return Ok((page.records, true));
+        }
+    }
+}
+
+/// A page while it fills.
+struct Page {
+    limit: usize,
+    values: bool,
+    records: Vec<StoredListed>,
+    bytes: usize,
+    read: usize,
+}
+
+impl Page {
+    /// Adds a record from memory, unless the page is full.
+    fn take(&mut self, key: Bytes, record: StoredRecord) -> bool {
+        let size = record.value.len();
+        if self.is_full(size) {
+            return false;
+        }
+        let value = if self.values { record.value } else { Bytes::new() };
+        self.push(key, size, StoredRecord { value, ..record });
+        true
+    }
+
+    /// Adds a record from the file, unless the page is full.
+    fn take_row(&mut self, key: &[u8], row: &[u8]) -> Result<bool> {
+        let row = read_row(key, row)?;
+        let size = row.value.len();
+        if self.is_full(size) {
+            return Ok(false);
+        }
+        let value = if self.values { Bytes::copy_from_slice(row.value) } else { Bytes::new() };
+        let content_type = Bytes::copy_from_slice(row.content_type);
+        self.read += size;
+        let record = StoredRecord { version: row.version, content_type, value };
+        self.push(Bytes::copy_from_slice(key), size, record);
+        Ok(true)
+    }
+
+    fn is_full(&self, size: usize) -> bool {
+        let bytes = if self.values { self.bytes + size } else { 0 };
+        let over = bytes > LIST_BYTES_MAX || self.read > LIST_READ_MAX;
+        self.records.len() >= self.limit || (over && !self.records.is_empty())
+    }
+
+    fn push(&mut self, key: Bytes, size: usize, record: StoredRecord) {
+        self.bytes += record.value.len();
+        self.records.push(StoredListed { key, size: size as u64, record });
+    }
+}
+
+fn read_row<'a>(key: &[u8], row: &'a [u8]) -> Result<RecordRow<'a>> {
+    RecordRow::read(row).map_err(|bad| {
+        let key = String::from_utf8_lossy(key);
+        TableError::Row(bad, format!("the record of key {key:?}"))
+    })
+}

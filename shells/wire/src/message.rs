@@ -1,0 +1,230 @@
+//! Messages between nodes as frames.
+
+use bytes::{Bytes, BytesMut};
+use highwater_core::{Entry, GroupId, GroupMessage, Lsn, Message, NodeId, Position, Term};
+
+use crate::{
+    entry::{ENTRY_HEADER, decode_entry, encode_entry},
+    frame::{Frame, FrameType, put},
+    peer::{ForwardRequest, Hello, PeerMessage},
+    v1::{
+        AppendV1, ForwardReplyV1, ForwardRequestV1, ForwardV1, GroupBodyV1, GroupV1, HeartbeatV1,
+        HelloV1, NodesV1, StatusQueryV1, StatusV1,
+    },
+};
+
+pub use crate::frame::{DecodeError, FRAME_HEADER, FRAME_MAX, FrameReader};
+
+/// The longest [`Hello`], as a frame, in bytes.
+pub const HELLO_MAX: usize = 4096;
+
+/// Appends the frame of `message` to `out`.
+///
+/// # Panics
+/// If it would be longer than [`FRAME_MAX`]: what nodes say is bounded by the core's configuration.
+pub fn encode(message: &PeerMessage, out: &mut BytesMut) {
+    match message {
+        PeerMessage::Core(message) => encode_core(message, out),
+        PeerMessage::Forward { id, budget_us, request } => {
+            let mut tail: &[u8] = &[];
+            let request = match request {
+                ForwardRequest::Propose { group, payload } => {
+                    tail = payload;
+                    ForwardRequestV1::Propose { group: group.0 }
+                }
+                ForwardRequest::CreateDatabase { name } => {
+                    ForwardRequestV1::CreateDatabase { name: name.clone() }
+                }
+                ForwardRequest::Transfer { group, to } => {
+                    ForwardRequestV1::Transfer { group: group.0, to: to.0 }
+                }
+            };
+            let control = ForwardV1 { id: *id, budget_us: *budget_us, request };
+            put(FrameType::Forward, &control, out, |out| out.extend_from_slice(tail));
+        }
+        PeerMessage::ForwardReply { id, reply } => {
+            let control = ForwardReplyV1 { id: *id, reply: reply.into() };
+            put(FrameType::ForwardReply, &control, out, no_tail);
+        }
+        PeerMessage::StatusQuery { id } => {
+            put(FrameType::StatusQuery, &StatusQueryV1 { id: *id }, out, no_tail);
+        }
+        PeerMessage::StatusReply { id, status } => {
+            put(FrameType::StatusReply, &StatusV1::new(*id, status), out, no_tail);
+        }
+    }
+}
+
+/// Reads one whole frame. Payloads share its memory.
+///
+/// # Errors
+/// Where it is damaged, malformed, of a later release, or a hello.
+pub fn decode(frame: Bytes) -> Result<PeerMessage, DecodeError> {
+    let frame = Frame::open(frame)?;
+    if frame.kind == FrameType::Append {
+        return decode_append(frame);
+    }
+    if frame.kind != FrameType::Forward {
+        frame.no_tail()?;
+    }
+    Ok(match frame.kind {
+        FrameType::Heartbeat => PeerMessage::Core(frame.control::<HeartbeatV1>()?.into()),
+        FrameType::Nodes => PeerMessage::Core(frame.control::<NodesV1>()?.into()),
+        FrameType::Group => PeerMessage::Core(frame.control::<GroupV1>()?.into()),
+        FrameType::Forward => {
+            let ForwardV1 { id, budget_us, request } = frame.control()?;
+            if !matches!(request, ForwardRequestV1::Propose { .. }) {
+                frame.no_tail()?;
+            }
+            let request = match request {
+                ForwardRequestV1::Propose { group } => {
+                    ForwardRequest::Propose { group: GroupId(group), payload: frame.tail }
+                }
+                ForwardRequestV1::CreateDatabase { name } => {
+                    ForwardRequest::CreateDatabase { name }
+                }
+                ForwardRequestV1::Transfer { group, to } => {
+                    ForwardRequest::Transfer { group: GroupId(group), to: NodeId(to) }
+                }
+            };
+            PeerMessage::Forward { id, budget_us, request }
+        }
+        FrameType::ForwardReply => {
+            let ForwardReplyV1 { id, reply } = frame.control()?;
+            PeerMessage::ForwardReply { id, reply: reply.into() }
+        }
+        FrameType::StatusQuery => {
+            PeerMessage::StatusQuery { id: frame.control::<StatusQueryV1>()?.id }
+        }
+        FrameType::StatusReply => {
+            let status = frame.control::<StatusV1>()?;
+            PeerMessage::StatusReply { id: status.id, status: status.into() }
+        }
+        FrameType::Hello | FrameType::Append => return Err(DecodeError::Type(frame.kind as u8)),
+    })
+}
+
+/// A hello as a frame.
+///
+/// # Errors
+/// [`DecodeError::Length`] if it is longer than [`HELLO_MAX`]: its HTTP address is too long.
+pub fn encode_hello(hello: &Hello) -> Result<Bytes, DecodeError> {
+    let mut out = BytesMut::new();
+    put(FrameType::Hello, &HelloV1::from(hello), &mut out, no_tail);
+    if out.len() > HELLO_MAX {
+        return Err(DecodeError::Length { stated: out.len() as u32 });
+    }
+    Ok(out.freeze())
+}
+
+/// Reads a frame that must be a hello.
+///
+/// # Errors
+/// Where it is damaged, malformed, of a later release, longer than [`HELLO_MAX`], or anything else.
+pub fn decode_hello(frame: Bytes) -> Result<Hello, DecodeError> {
+    if frame.len() > HELLO_MAX {
+        return Err(DecodeError::Length { stated: u32::try_from(frame.len()).unwrap_or(u32::MAX) });
+    }
+    let frame = Frame::open(frame)?;
+    if frame.kind != FrameType::Hello {
+        return Err(DecodeError::Type(frame.kind as u8));
+    }
+    frame.no_tail()?;
+    Ok(frame.control::<HelloV1>()?.into())
+}
+
+fn no_tail(_: &mut BytesMut) {}
+
+fn encode_core(message: &Message, out: &mut BytesMut) {
+    let nodes = match message {
+        Message::Heartbeat { generation, sent, echo } => {
+            let control =
+                HeartbeatV1 { generation: *generation, sent: sent.0, echo: echo.map(|i| i.0) };
+            return put(FrameType::Heartbeat, &control, out, no_tail);
+        }
+        Message::Group { group, term, message } => {
+            return encode_group(*group, *term, message, out);
+        }
+        Message::Confirm { groups } => NodesV1::confirm(groups),
+        Message::Confirmed { leading, ceased } => NodesV1::confirmed(leading, ceased),
+        Message::FormProbe => NodesV1::FormProbe,
+        Message::FormBlank { prober } => NodesV1::FormBlank { prober: prober.0 },
+        Message::Formed(formation) => NodesV1::formed(formation),
+    };
+    put(FrameType::Nodes, &nodes, out, no_tail);
+}
+
+fn encode_group(group: GroupId, term: Term, message: &GroupMessage, out: &mut BytesMut) {
+    let body = match message {
+        GroupMessage::Append { prev, entries, committed, round } => {
+            let control = AppendV1 {
+                group: group.0,
+                term: term.0,
+                prev: (*prev).into(),
+                committed: committed.0,
+                round: *round,
+                entries: entries.len() as u32,
+            };
+            out.reserve(entries.iter().map(Entry::weight).sum());
+            return put(FrameType::Append, &control, out, |out| {
+                for entry in entries {
+                    encode_entry(group, entry, out);
+                }
+            });
+        }
+        GroupMessage::PreVote { last } => GroupBodyV1::PreVote { last: (*last).into() },
+        GroupMessage::PreVoteReply { granted } => GroupBodyV1::PreVoteReply { granted: *granted },
+        GroupMessage::Vote { last, transfer } => {
+            GroupBodyV1::Vote { last: (*last).into(), transfer: *transfer }
+        }
+        GroupMessage::VoteReply { granted } => GroupBodyV1::VoteReply { granted: *granted },
+        GroupMessage::AppendAccepted { durable, round } => {
+            GroupBodyV1::AppendAccepted { durable: durable.0, round: *round }
+        }
+        GroupMessage::AppendRejected { hint, round } => {
+            GroupBodyV1::AppendRejected { hint: hint.0, round: *round }
+        }
+        GroupMessage::ReadIndex { id } => GroupBodyV1::ReadIndex { id: *id },
+        GroupMessage::ReadIndexReply { id, lsn } => {
+            GroupBodyV1::ReadIndexReply { id: *id, lsn: lsn.map(|l| l.0) }
+        }
+        GroupMessage::TimeoutNow => GroupBodyV1::TimeoutNow,
+    };
+    put(FrameType::Group, &GroupV1 { group: group.0, term: term.0, body }, out, no_tail);
+}
+
+fn decode_append(frame: Frame) -> Result<PeerMessage, DecodeError> {
+    let append: AppendV1 = frame.control()?;
+    let group = GroupId(append.group);
+    let mut tail = frame.tail;
+    let count = append.entries as usize;
+    // Each entry takes a header, so the count cannot ask for more memory than the frame justifies.
+    if tail.len() / ENTRY_HEADER < count {
+        return Err(DecodeError::Malformed("an append lacks entries"));
+    }
+    let mut entries = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (of, entry) = decode_entry(&mut tail)?;
+        if of != group {
+            return Err(DecodeError::Malformed("an append has an entry of another group"));
+        }
+        entries.push(entry);
+    }
+    if !tail.is_empty() {
+        return Err(DecodeError::Malformed("there are bytes after an append's entries"));
+    }
+    let prev: Position = append.prev.into();
+    Ok(PeerMessage::Core(Message::Group {
+        group,
+        term: Term(append.term),
+        message: GroupMessage::Append {
+            prev,
+            entries,
+            committed: Lsn(append.committed),
+            round: append.round,
+        },
+    }))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,423 @@
+//! The control parts of version 1, as rkyv lays them out. They mirror the core's types instead of
+//! being them: those may change freely, these never do. A new shape is a new type.
+
+use highwater_core::{
+    Boot, ClusterId, Formation, GroupId, GroupMessage, Incarnation, Instant, Lsn, Member, Message,
+    NodeId, Outcome, Peer, Position, Reject, Term,
+};
+use rkyv::{Archive, Deserialize, Serialize};
+
+use crate::peer::{ForwardReply, GroupStatus, Hello, NodeStatus};
+
+/// [`Message::Heartbeat`].
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct HeartbeatV1 {
+    pub(crate) generation: u64,
+    pub(crate) sent: u64,
+    pub(crate) echo: Option<u64>,
+}
+
+impl From<HeartbeatV1> for Message {
+    fn from(v: HeartbeatV1) -> Message {
+        Message::Heartbeat {
+            generation: v.generation,
+            sent: Instant(v.sent),
+            echo: v.echo.map(Instant),
+        }
+    }
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct MemberV1 {
+    node: u64,
+    incarnation: u128,
+}
+
+impl From<Member> for MemberV1 {
+    fn from(m: Member) -> MemberV1 {
+        MemberV1 { node: m.node.0, incarnation: m.incarnation.0 }
+    }
+}
+
+impl From<MemberV1> for Member {
+    fn from(v: MemberV1) -> Member {
+        Member { node: NodeId(v.node), incarnation: Incarnation(v.incarnation) }
+    }
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct GroupTermV1 {
+    group: u64,
+    term: u64,
+}
+
+fn pairs(list: Vec<(GroupId, Term)>) -> Vec<GroupTermV1> {
+    list.into_iter().map(|(g, t)| GroupTermV1 { group: g.0, term: t.0 }).collect()
+}
+
+fn unpairs(list: Vec<GroupTermV1>) -> Vec<(GroupId, Term)> {
+    list.into_iter().map(|v| (GroupId(v.group), Term(v.term))).collect()
+}
+
+/// Messages between nodes that concern no single group.
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) enum NodesV1 {
+    Confirm { groups: Vec<GroupTermV1> },
+    Confirmed { leading: Vec<GroupTermV1>, ceased: Vec<GroupTermV1> },
+    FormProbe,
+    FormBlank { prober: u128 },
+    Formed { members: Vec<MemberV1> },
+}
+
+impl NodesV1 {
+    pub(crate) fn confirm(groups: &[(GroupId, Term)]) -> NodesV1 {
+        NodesV1::Confirm { groups: pairs(groups.to_vec()) }
+    }
+
+    pub(crate) fn confirmed(leading: &[(GroupId, Term)], ceased: &[(GroupId, Term)]) -> NodesV1 {
+        NodesV1::Confirmed { leading: pairs(leading.to_vec()), ceased: pairs(ceased.to_vec()) }
+    }
+
+    pub(crate) fn formed(formation: &Formation) -> NodesV1 {
+        NodesV1::Formed { members: formation.members.iter().map(|m| (*m).into()).collect() }
+    }
+}
+
+impl From<NodesV1> for Message {
+    fn from(v: NodesV1) -> Message {
+        match v {
+            NodesV1::Confirm { groups } => Message::Confirm { groups: unpairs(groups) },
+            NodesV1::Confirmed { leading, ceased } => {
+                Message::Confirmed { leading: unpairs(leading), ceased: unpairs(ceased) }
+            }
+            NodesV1::FormProbe => Message::FormProbe,
+            NodesV1::FormBlank { prober } => Message::FormBlank { prober: Incarnation(prober) },
+            NodesV1::Formed { members } => Message::Formed(Formation {
+                members: members.into_iter().map(Into::into).collect(),
+            }),
+        }
+    }
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct PositionV1 {
+    term: u64,
+    lsn: u64,
+}
+
+impl From<Position> for PositionV1 {
+    fn from(p: Position) -> PositionV1 {
+        PositionV1 { term: p.term.0, lsn: p.lsn.0 }
+    }
+}
+
+impl From<PositionV1> for Position {
+    fn from(v: PositionV1) -> Position {
+        Position { term: Term(v.term), lsn: Lsn(v.lsn) }
+    }
+}
+
+/// A message within a group, but for [`GroupMessage::Append`].
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct GroupV1 {
+    pub(crate) group: u64,
+    pub(crate) term: u64,
+    pub(crate) body: GroupBodyV1,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) enum GroupBodyV1 {
+    PreVote { last: PositionV1 },
+    PreVoteReply { granted: bool },
+    Vote { last: PositionV1, transfer: bool },
+    VoteReply { granted: bool },
+    AppendAccepted { durable: u64, round: u64 },
+    AppendRejected { hint: u64, round: u64 },
+    ReadIndex { id: u64 },
+    ReadIndexReply { id: u64, lsn: Option<u64> },
+    TimeoutNow,
+}
+
+impl From<GroupV1> for Message {
+    fn from(v: GroupV1) -> Message {
+        let message = match v.body {
+            GroupBodyV1::PreVote { last } => GroupMessage::PreVote { last: last.into() },
+            GroupBodyV1::PreVoteReply { granted } => GroupMessage::PreVoteReply { granted },
+            GroupBodyV1::Vote { last, transfer } => {
+                GroupMessage::Vote { last: last.into(), transfer }
+            }
+            GroupBodyV1::VoteReply { granted } => GroupMessage::VoteReply { granted },
+            GroupBodyV1::AppendAccepted { durable, round } => {
+                GroupMessage::AppendAccepted { durable: Lsn(durable), round }
+            }
+            GroupBodyV1::AppendRejected { hint, round } => {
+                GroupMessage::AppendRejected { hint: Lsn(hint), round }
+            }
+            GroupBodyV1::ReadIndex { id } => GroupMessage::ReadIndex { id },
+            GroupBodyV1::ReadIndexReply { id, lsn } => {
+                GroupMessage::ReadIndexReply { id, lsn: lsn.map(Lsn) }
+            }
+            GroupBodyV1::TimeoutNow => GroupMessage::TimeoutNow,
+        };
+        Message::Group { group: GroupId(v.group), term: Term(v.term), message }
+    }
+}
+
+/// [`GroupMessage::Append`] without its entries, which are the frame's tail.
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct AppendV1 {
+    pub(crate) group: u64,
+    pub(crate) term: u64,
+    pub(crate) prev: PositionV1,
+    pub(crate) committed: u64,
+    pub(crate) round: u64,
+    pub(crate) entries: u32,
+}
+
+/// A forwarded request.
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct ForwardV1 {
+    pub(crate) id: u64,
+    pub(crate) budget_us: u64,
+    pub(crate) request: ForwardRequestV1,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) enum ForwardRequestV1 {
+    /// The payload is the frame's tail.
+    Propose {
+        group: u64,
+    },
+    CreateDatabase {
+        name: String,
+    },
+    Transfer {
+        group: u64,
+        to: u64,
+    },
+}
+
+/// The answer to it.
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct ForwardReplyV1 {
+    pub(crate) id: u64,
+    pub(crate) reply: ReplyV1,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) enum ReplyV1 {
+    Applied { lsn: u64, term: u64, refused: bool, answer: Vec<u8> },
+    Created { group: u64, existed: bool },
+    Transferred { term: u64 },
+    Rejected(RejectV1),
+    Unknown,
+}
+
+impl From<&ForwardReply> for ReplyV1 {
+    fn from(reply: &ForwardReply) -> ReplyV1 {
+        match reply {
+            ForwardReply::Applied { lsn, term, outcome } => ReplyV1::Applied {
+                lsn: lsn.0,
+                term: term.0,
+                refused: outcome.refused,
+                answer: outcome.answer.to_vec(),
+            },
+            ForwardReply::Created { group, existed } => {
+                ReplyV1::Created { group: group.0, existed: *existed }
+            }
+            ForwardReply::Transferred { term } => ReplyV1::Transferred { term: term.0 },
+            ForwardReply::Rejected(reject) => ReplyV1::Rejected((*reject).into()),
+            ForwardReply::Unknown => ReplyV1::Unknown,
+        }
+    }
+}
+
+impl From<ReplyV1> for ForwardReply {
+    fn from(v: ReplyV1) -> ForwardReply {
+        match v {
+            ReplyV1::Applied { lsn, term, refused, answer } => ForwardReply::Applied {
+                lsn: Lsn(lsn),
+                term: Term(term),
+                outcome: Outcome { refused, answer: answer.into() },
+            },
+            ReplyV1::Created { group, existed } => {
+                ForwardReply::Created { group: GroupId(group), existed }
+            }
+            ReplyV1::Transferred { term } => ForwardReply::Transferred { term: Term(term) },
+            ReplyV1::Rejected(reject) => ForwardReply::Rejected(reject.into()),
+            ReplyV1::Unknown => ForwardReply::Unknown,
+        }
+    }
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) enum RejectV1 {
+    NotLeader { leader: Option<u64> },
+    NoSuchGroup,
+    Busy,
+    StorageFull,
+    Expired,
+    TooLarge,
+    Superseded,
+    Quarantined,
+    Transferring,
+    TransferFailed,
+    NotReady,
+}
+
+impl From<Reject> for RejectV1 {
+    fn from(reject: Reject) -> RejectV1 {
+        match reject {
+            Reject::NotLeader { leader } => RejectV1::NotLeader { leader: leader.map(|n| n.0) },
+            Reject::NoSuchGroup => RejectV1::NoSuchGroup,
+            Reject::Busy => RejectV1::Busy,
+            Reject::StorageFull => RejectV1::StorageFull,
+            Reject::Expired => RejectV1::Expired,
+            Reject::TooLarge => RejectV1::TooLarge,
+            Reject::Superseded => RejectV1::Superseded,
+            Reject::Quarantined => RejectV1::Quarantined,
+            Reject::Transferring => RejectV1::Transferring,
+            Reject::TransferFailed => RejectV1::TransferFailed,
+            Reject::NotReady => RejectV1::NotReady,
+        }
+    }
+}
+
+impl From<RejectV1> for Reject {
+    fn from(v: RejectV1) -> Reject {
+        match v {
+            RejectV1::NotLeader { leader } => Reject::NotLeader { leader: leader.map(NodeId) },
+            RejectV1::NoSuchGroup => Reject::NoSuchGroup,
+            RejectV1::Busy => Reject::Busy,
+            RejectV1::StorageFull => Reject::StorageFull,
+            RejectV1::Expired => Reject::Expired,
+            RejectV1::TooLarge => Reject::TooLarge,
+            RejectV1::Superseded => Reject::Superseded,
+            RejectV1::Quarantined => Reject::Quarantined,
+            RejectV1::Transferring => Reject::Transferring,
+            RejectV1::TransferFailed => Reject::TransferFailed,
+            RejectV1::NotReady => Reject::NotReady,
+        }
+    }
+}
+
+/// Asks for a [`StatusV1`].
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct StatusQueryV1 {
+    pub(crate) id: u64,
+}
+
+/// How a node stands.
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct StatusV1 {
+    pub(crate) id: u64,
+    version: String,
+    http: String,
+    state: String,
+    voter: bool,
+    epoch: u64,
+    groups: Vec<GroupStatusV1>,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+struct GroupStatusV1 {
+    group: u64,
+    term: u64,
+    leader: Option<u64>,
+    appended: u64,
+    durable: u64,
+    committed: u64,
+    applied: u64,
+    checkpointed: u64,
+    lag_bytes: u64,
+    lag_us: u64,
+    quarantined: Option<String>,
+}
+
+impl StatusV1 {
+    pub(crate) fn new(id: u64, status: &NodeStatus) -> StatusV1 {
+        let group = |g: &GroupStatus| GroupStatusV1 {
+            group: g.group.0,
+            term: g.term.0,
+            leader: g.leader.map(|n| n.0),
+            appended: g.appended.0,
+            durable: g.durable.0,
+            committed: g.committed.0,
+            applied: g.applied.0,
+            checkpointed: g.checkpointed.0,
+            lag_bytes: g.lag_bytes,
+            lag_us: g.lag_us,
+            quarantined: g.quarantined.clone(),
+        };
+        StatusV1 {
+            id,
+            version: status.version.clone(),
+            http: status.http.clone(),
+            state: status.state.clone(),
+            voter: status.voter,
+            epoch: status.epoch,
+            groups: status.groups.iter().map(group).collect(),
+        }
+    }
+}
+
+impl From<StatusV1> for NodeStatus {
+    fn from(v: StatusV1) -> NodeStatus {
+        let group = |g: GroupStatusV1| GroupStatus {
+            group: GroupId(g.group),
+            term: Term(g.term),
+            leader: g.leader.map(NodeId),
+            appended: Lsn(g.appended),
+            durable: Lsn(g.durable),
+            committed: Lsn(g.committed),
+            applied: Lsn(g.applied),
+            checkpointed: Lsn(g.checkpointed),
+            lag_bytes: g.lag_bytes,
+            lag_us: g.lag_us,
+            quarantined: g.quarantined,
+        };
+        NodeStatus {
+            version: v.version,
+            http: v.http,
+            state: v.state,
+            voter: v.voter,
+            epoch: v.epoch,
+            groups: v.groups.into_iter().map(group).collect(),
+        }
+    }
+}
+
+/// What both sides of a connection say first.
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct HelloV1 {
+    cluster: u128,
+    member: MemberV1,
+    boot_counter: u64,
+    boot_nonce: u64,
+    http: String,
+}
+
+impl From<&Hello> for HelloV1 {
+    fn from(hello: &Hello) -> HelloV1 {
+        HelloV1 {
+            cluster: hello.cluster.0,
+            member: hello.peer.member.into(),
+            boot_counter: hello.peer.boot.counter,
+            boot_nonce: hello.peer.boot.nonce,
+            http: hello.http.clone(),
+        }
+    }
+}
+
+impl From<HelloV1> for Hello {
+    fn from(v: HelloV1) -> Hello {
+        Hello {
+            cluster: ClusterId(v.cluster),
+            peer: Peer {
+                member: v.member.into(),
+                boot: Boot { counter: v.boot_counter, nonce: v.boot_nonce },
+            },
+            http: v.http,
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! The machines and the processes on them: starting, ending, pausing, and asking. The order of a
+//! crash is: fence the process, fence the disk, then kill, because what a killed task owns is still
+//! dropped in order.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use highwater_core::{
+    ClusterId, Effect, Entry, GroupId, Identity, Node, NodeId, Outcome, Peer,
+};
+use highwater_node::{Exit, Handle, Observer, Options, Parts};
+use highwater_store::{identity, oplog, state::States};
+use madsim::{
+    runtime::Handle as Runtime,
+    task::NodeId as MachineId,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    clock::SimClock,
+    disk::{Crash, SimDisk},
+    judge::{Judge, ProcessId},
+    net::{Network, SimTransport},
+    plan::Plan,
+    rng::Rng,
+    stats::Seen,
+    timer::{now_ns, until},
+    trace::Kind,
+    world::World,
+};
+
+const CLUSTER: ClusterId = ClusterId(0x5117);
+/// Messages that wait for a node's driver.
+const INBOUND_MAX: usize = 4_096;
+
+/// One process: a machine has one at a time, or none.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// Where, and unique in the run.
+    pub(crate) id: ProcessId,
+    dead: AtomicBool,
+}
+
+impl Process {
+    /// Whether it has ended: nothing it does counts any more.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Default)]
+struct Running {
+    process: Option<Arc<Process>>,
+    /// Once it has started.
+    handle: Option<Handle>,
+    paused: bool,
+    /// How often it was paused.
+    pauses: u64,
+    /// After how many awaits of its driver the process ends.
+    awaits_left: Option<(u64, Crash)>,
+    /// Drawn before the crash.
+    down_ms: Option<u64>,
+}
+
+/// A machine: its disk, its clock, and what runs on it.
+pub(crate) struct Machine {
+    id: Mutex<Option<MachineId>>,
+    /// Its disk, through all restarts.
+    pub(crate) disk: Arc<SimDisk>,
+    /// Its clock.
+    pub(crate) clock: SimClock,
+    running: Mutex<Running>,
+    rng: Mutex<Rng>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The cluster of one run.
+pub(crate) struct Cluster {
+    pub(crate) world: Arc<World>,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) network: Arc<Network>,
+    pub(crate) judge: Arc<Judge>,
+    machines: BTreeMap<NodeId, Machine>,
+    runtime: Runtime,
+    processes: Mutex<u64>,
+    /// Told of each process that has ended, with how long its machine stays down.
+    ended: mpsc::UnboundedSender<(NodeId, u64)>,
+}
+
+impl Cluster {
+    /// A cluster of machines that are off.
+    pub(crate) fn new(
+        world: Arc<World>,
+        plan: Arc<Plan>,
+    ) -> (Arc<Cluster>, mpsc::UnboundedReceiver<(NodeId, u64)>) {
+        let (ended, endings) = mpsc::unbounded_channel();
+        let mut clocks = Rng::stream(world.seed, "clocks", 0);
+        let machine = |node: &NodeId| {
+            let drift_ppm = clocks.range(0, 400) as i64 - 200;
+            let wall_offset_ms = clocks.range(0, 20_000) as i64 - 10_000;
+            let machine = Machine {
+                id: Mutex::new(None),
+                disk: SimDisk::new(world.clone(), node.0),
+                clock: SimClock::new(0, drift_ppm, wall_offset_ms),
+                running: Mutex::default(),
+                rng: Mutex::new(Rng::stream(world.seed, "machine", node.0)),
+            };
+            (*node, machine)
+        };
+        let machines = plan.nodes.iter().map(machine).collect();
+        let cluster = Arc::new(Cluster {
+            network: Arc::new(Network::new(world.clone(), plan.weather)),
+            judge: Arc::new(Judge::new(world.clone(), &plan.nodes)),
+            machines,
+            runtime: Runtime::current(),
+            processes: Mutex::new(0),
+            ended,
+            world,
+            plan,
+        });
+        for (node, machine) in &cluster.machines {
+            let (node, weak) = (*node, Arc::downgrade(&cluster));
+            machine.disk.on_fuse(move |crash| {
+                if let Some(cluster) = weak.upgrade() {
+                    cluster.crash(node, crash);
+                }
+            });
+        }
+        (cluster, endings)
+    }
+
+    /// A machine of the cluster.
+    pub(crate) fn machine(&self, node: NodeId) -> &Machine {
+        &self.machines[&node]
+    }
+
+    /// Every node, in order.
+    pub(crate) fn nodes(&self) -> &[NodeId] {
+        &self.plan.nodes
+    }
+
+    // --- life and death ---
+
+    /// Starts a process, unless one runs.
+    pub(crate) fn start(self: &Arc<Cluster>, node: NodeId) {
+        let machine = self.machine(node);
+        let process = {
+            let mut running = lock(&machine.running);
+            if running.process.is_some() {
+                return;
+            }
+            let mut processes = lock(&self.processes);
+            *processes += 1;
+            let process = Arc::new(Process { id: (node, *processes), dead: AtomicBool::new(false) });
+            running.process = Some(process.clone());
+            process
+        };
+        self.world.event(Kind::Process, node.0, process.id.1, 0, 0, || {
+            format!("starts as process {}", process.id.1)
+        });
+        let mut id = lock(&machine.id);
+        match *id {
+            Some(id) => self.runtime.restart(id),
+            None => {
+                let weak = Arc::downgrade(self);
+                let init = move || {
+                    let weak = weak.clone();
+                    async move {
+                        if let Some(cluster) = weak.upgrade() {
+                            cluster.run(node).await;
+                        }
+                    }
+                };
+                let name = format!("n{}", node.0);
+                *id = Some(self.runtime.create_node().name(name).init(init).build().id());
+            }
+        }
+    }
+
+    /// Ends a process. Whether there was one.
+    pub(crate) fn crash(&self, node: NodeId, crash: Crash) -> bool {
+        let machine = self.machine(node);
+        let down_ms = {
+            let mut running = lock(&machine.running);
+            let Some(process) = running.process.take() else { return false };
+            process.dead.store(true, Ordering::Relaxed);
+            let Running { paused, down_ms, .. } = std::mem::take(&mut *running);
+            if paused && let Some(id) = *lock(&machine.id) {
+                // madsim drops the tasks of a paused node while it holds a lock.
+                self.runtime.resume(id);
+            }
+            down_ms
+        };
+        self.network.detach(node);
+        let loss = machine.disk.fence(crash);
+        self.world.saw(match crash {
+            Crash::Kill => Seen::ProcessKilled,
+            Crash::Power => Seen::PowerCut,
+        });
+        self.world.fault(node.0, || format!("{crash:?}: {loss:?}"));
+        if let Some(id) = *lock(&machine.id) {
+            self.runtime.kill(id);
+        }
+        let down_ms = down_ms.unwrap_or_else(|| lock(&machine.rng).heavy(10, 2_000));
+        let _ = self.ended.send((node, down_ms));
+        true
+    }
+
+    /// Sets how long the machine stays down after its next crash.
+    pub(crate) fn set_down_ms(&self, node: NodeId, ms: u64) {
+        lock(&self.machine(node).running).down_ms = Some(ms);
+    }
+
+    /// The process ends at the n-th await of its driver from now.
+    pub(crate) fn set_await_fuse(&self, node: NodeId, awaits: u64, crash: Crash) {
+        lock(&self.machine(node).running).awaits_left = Some((awaits, crash));
+    }
+
+    /// Holds a process still. Whether there was one that ran.
+    pub(crate) fn pause(&self, node: NodeId) -> bool {
+        let machine = self.machine(node);
+        let mut running = lock(&machine.running);
+        if running.process.is_none() || running.paused {
+            return false;
+        }
+        (running.paused, running.pauses) = (true, running.pauses + 1);
+        if let Some(id) = *lock(&machine.id) {
+            self.runtime.pause(id);
+        }
+        true
+    }
+
+    /// Lets it go on.
+    pub(crate) fn resume(&self, node: NodeId) {
+        let machine = self.machine(node);
+        let mut running = lock(&machine.running);
+        if std::mem::take(&mut running.paused)
+            && let Some(id) = *lock(&machine.id)
+        {
+            self.runtime.resume(id);
+        }
+    }
+
+    /// Takes every fault back that lasts: fuses, slow disks, pauses, cut links.
+    pub(crate) fn heal(&self) {
+        self.network.heal();
+        for (node, machine) in &self.machines {
+            machine.disk.calm();
+            lock(&machine.running).awaits_left = None;
+            self.resume(*node);
+        }
+    }
+
+    /// The run is over: nothing that is dropped from now on has any effect.
+    pub(crate) fn end(&self) {
+        for (node, machine) in &self.machines {
+            let mut running = lock(&machine.running);
+            if let Some(process) = running.process.take() {
+                process.dead.store(true, Ordering::Relaxed);
+            }
+            *running = Running::default();
+            self.network.detach(*node);
+            machine.disk.discard();
+        }
+    }
+
+    /// Kills what still runs, so that its memory is freed. After [`Cluster::end`].
+    pub(crate) fn kill_all(&self) {
+        for machine in self.machines.values() {
+            if let Some(id) = *lock(&machine.id) {
+                self.runtime.resume(id);
+                self.runtime.kill(id);
+            }
+        }
+    }
+
+    // --- a process ---
+
+    async fn run(self: Arc<Cluster>, node: NodeId) {
+        let Some(process) = lock(&self.machine(node).running).process.clone() else { return };
+        let exit = match self.boot(&process).await {
+            Ok(driver) => driver.await,
+            Err(what) => return self.start_failed(node, &what),
+        };
+        if !process.is_dead() {
+            self.world.fail("halt", format!("{node:?} ended by itself: {exit:?}"));
+        }
+    }
+
+    fn start_failed(&self, node: NodeId, what: &str) {
+        let disk = &self.machine(node).disk;
+        if !disk.is_damaged() {
+            return self.world.fail("recovery", format!("{node:?} does not start: {what}"));
+        }
+        self.world.saw(Seen::DamageRefused);
+        self.world.fault(node.0, || format!("refuses to start: {what}"));
+        disk.settle_damage(true);
+        self.crash(node, Crash::Kill);
+    }
+
+    /// What a process does from its start until its driver runs.
+    async fn boot(
+        self: &Arc<Cluster>,
+        process: &Arc<Process>,
+    ) -> Result<impl Future<Output = Exit> + use<>, String> {
+        let node = process.id.0;
+        let machine = self.machine(node);
+        let disk = machine.disk.handle();
+        let (random, seed) = {
+            let mut rng = lock(&machine.rng);
+            machine.clock.restart(rng.below(1 << 40));
+            (u128::from(rng.next()) << 64 | u128::from(rng.next()), rng.next())
+        };
+        let wall_ms = highwater_node::env::Clock::now(&machine.clock).wall_ms;
+        let (member, boot) = identity::open(&disk, CLUSTER, node, wall_ms, random)
+            .await
+            .map_err(|error| format!("identity: {error}"))?;
+        let opened = oplog::open(disk.clone(), member.incarnation, self.plan.oplog)
+            .await
+            .map_err(|error| format!("oplog: {error}"))?;
+        machine.disk.settle_damage(false);
+        let found = &opened.recovered;
+        self.world.saw_times(Seen::TailCut, u64::from(found.cut_bytes > 0));
+        self.judge.recovered(node, found.formation.is_some(), &found.groups);
+        self.world.event(Kind::Process, node.0, process.id.1, found.cut_bytes, 0, || {
+            let last: Vec<_> = found.groups.iter().map(|g| (g.group, g.term, g.last)).collect();
+            format!("recovered {last:?}, cut {} bytes", found.cut_bytes)
+        });
+        let states = Arc::new(States::new(Box::new(disk.state_files()), self.plan.state));
+        let (deliver, inbound) = mpsc::channel(INBOUND_MAX);
+        let identity = Identity { cluster: CLUSTER, member, boot, nodes: self.plan.nodes.clone() };
+        let options = Options {
+            core: self.plan.core.clone(),
+            identity,
+            seed,
+            addresses: self.plan.nodes.iter().map(|n| (*n, format!("n{}", n.0))).collect(),
+            http: format!("n{}", node.0),
+            version: "simulated".to_owned(),
+        };
+        let parts = Parts {
+            clock: machine.clock.clone(),
+            opened,
+            states,
+            transport: SimTransport::new(
+                self.network.clone(),
+                Peer { member, boot },
+                process.clone(),
+            ),
+            inbound,
+            observer: Some(Arc::new(Watcher { judge: self.judge.clone(), process: process.clone() })),
+        };
+        let (handle, driver) =
+            highwater_node::start(options, parts).map_err(|error| format!("start: {error}"))?;
+        if !process.is_dead() {
+            self.network.attach(node, process.id.1, deliver);
+            lock(&machine.running).handle = Some(handle);
+        }
+        Ok(Fused { cluster: self.clone(), process: process.clone(), driver: Box::pin(driver) })
+    }
+
+    fn burn_await(&self, process: &Process) {
+        let burnt = {
+            let mut running = lock(&self.machine(process.id.0).running);
+            match &mut running.awaits_left {
+                Some((0, crash)) => Some(*crash),
+                Some((left, _)) => {
+                    *left -= 1;
+                    None
+                }
+                None => None,
+            }
+        };
+        if let Some(crash) = burnt
+            && !process.is_dead()
+        {
+            self.world.saw(Seen::CrashAtAwait);
+            self.crash(process.id.0, crash);
+        }
+    }
+
+    // --- clients ---
+
+    /// Whether the node takes calls.
+    pub(crate) fn is_up(&self, node: NodeId) -> bool {
+        lock(&self.machine(node).running).handle.is_some()
+    }
+
+    /// Makes a call within a node's process, as a gateway would. `None` where the process died or
+    /// fell silent: what the call did is not known. Call it only where [`Cluster::is_up`].
+    pub(crate) async fn ask<T, F>(
+        &self,
+        node: NodeId,
+        timeout: Duration,
+        call: impl FnOnce(Handle) -> F,
+    ) -> Option<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let machine = self.machine(node);
+        let (handle, process, pauses) = {
+            let running = lock(&machine.running);
+            (running.handle.clone()?, running.process.clone()?, running.pauses)
+        };
+        let id = (*lock(&machine.id))?;
+        let answer = self.runtime.get_node(id)?.spawn(call(handle));
+        // A clock may be slow by a tenth; a call gets a second beyond its deadline.
+        let patience_ns = timeout.as_nanos() as u64 * 10 / 8 + 1_000_000_000;
+        tokio::select! {
+            biased;
+            answer = answer => answer.ok().filter(|_| !process.is_dead()),
+            () = until(now_ns() + patience_ns) => {
+                let running = lock(&machine.running);
+                if !process.is_dead() && running.pauses == pauses && !running.paused {
+                    let what = format!("a call to {node:?} did not end within {timeout:?}");
+                    self.world.fail("deadline", what);
+                }
+                None
+            }
+        }
+    }
+}
+
+/// Shows the judge what a process does, for as long as it lives.
+struct Watcher {
+    judge: Arc<Judge>,
+    process: Arc<Process>,
+}
+
+impl Observer for Watcher {
+    fn step(&self, node: &Node, effects: &[Effect]) {
+        if !self.process.is_dead() {
+            self.judge.step(self.process.id, node.groups(), effects);
+        }
+    }
+
+    fn applied(&self, group: GroupId, entries: &[Entry], outcomes: &[Outcome]) {
+        if !self.process.is_dead() {
+            self.judge.applied(self.process.id, group, entries, outcomes);
+        }
+    }
+}
+
+/// A driver that may end at any of its awaits.
+struct Fused {
+    cluster: Arc<Cluster>,
+    process: Arc<Process>,
+    driver: Pin<Box<dyn Future<Output = Exit> + Send>>,
+}
+
+impl Future for Fused {
+    type Output = Exit;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Exit> {
+        self.cluster.burn_await(&self.process);
+        if self.process.is_dead() {
+            return Poll::Pending;
+        }
+        self.driver.as_mut().poll(cx)
+    }
+}

@@ -1,0 +1,275 @@
+//! A machine's disk: its image, the time that calls take, and the calls at which the machine dies.
+//! The handles of a dead process do nothing: they are fenced before it is killed, because the
+//! destructors of killed tasks still run.
+
+mod image;
+mod log;
+mod state;
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+pub(crate) use image::{FileId, Loss};
+pub(crate) use state::SimStateFiles;
+
+use crate::{rng::Rng, stats::Seen, timer::pause_ns, trace::Kind, world::World};
+use image::Image;
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crash {
+    /// Like kill -9: the page cache stays.
+    Kill,
+    /// The power goes: what was not synced is at stake.
+    Power,
+}
+
+/// At which call to the disk a machine dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fuse {
+    /// The n-th sync, in the middle of it.
+    Sync(u64),
+    /// The n-th call of the oplog.
+    LogCall(u64),
+    /// The n-th call to the storage backend of the state.
+    StateCall(u64),
+}
+
+/// What a call is, to a fuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Log,
+    LogSync,
+    State,
+    StateSync,
+}
+
+struct Inner {
+    image: Image,
+    /// Handles of another generation are dead.
+    generation: u64,
+    fuse: Option<(Fuse, Crash)>,
+    rng: Rng,
+    /// Every call takes this many times as long.
+    slowness: u64,
+    /// The latest commits: file, offset, length.
+    commits: VecDeque<(FileId, u64, u64)>,
+    damage: Option<(FileId, u64, u8)>,
+}
+
+/// What to do when a fuse is lit.
+type OnFuse = Box<dyn Fn(Crash) + Send + Sync>;
+
+/// The disk of one machine, through all its restarts.
+pub(crate) struct SimDisk {
+    world: Arc<World>,
+    node: u64,
+    inner: Mutex<Inner>,
+    on_fuse: Mutex<Option<OnFuse>>,
+}
+
+impl SimDisk {
+    pub(crate) fn new(world: Arc<World>, node: u64) -> Arc<SimDisk> {
+        let inner = Inner {
+            image: Image::default(),
+            generation: 0,
+            fuse: None,
+            rng: Rng::stream(world.seed, "disk", node),
+            slowness: 1,
+            commits: VecDeque::new(),
+            damage: None,
+        };
+        Arc::new(SimDisk { world, node, inner: Mutex::new(inner), on_fuse: Mutex::new(None) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who ends the process when a fuse fires. It must fence the disk.
+    pub(crate) fn on_fuse(&self, f: impl Fn(Crash) + Send + Sync + 'static) {
+        *self.on_fuse.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(f));
+    }
+
+    /// A handle for the process that starts now.
+    pub(crate) fn handle(self: &Arc<SimDisk>) -> DiskHandle {
+        DiskHandle { disk: self.clone(), generation: self.lock().generation }
+    }
+
+    /// Sets the call at which the machine dies.
+    pub(crate) fn set_fuse(&self, fuse: Fuse, crash: Crash) {
+        self.lock().fuse = Some((fuse, crash));
+    }
+
+    /// No fuse, and the disk as fast as it can be.
+    pub(crate) fn calm(&self) {
+        let mut inner = self.lock();
+        (inner.fuse, inner.slowness) = (None, 1);
+    }
+
+    /// Every call takes this many times as long from now on.
+    pub(crate) fn slow_down(&self, times: u64) {
+        self.lock().slowness = times;
+    }
+
+    /// The process has ended: its handles do nothing any more. Call it before killing.
+    pub(crate) fn fence(&self, crash: Crash) -> Loss {
+        let mut inner = self.lock();
+        inner.generation += 1;
+        inner.fuse = None;
+        match crash {
+            Crash::Kill => {
+                inner.image.forget_nameless();
+                Loss::default()
+            }
+            Crash::Power => {
+                let Inner { image, rng, .. } = &mut *inner;
+                let loss = image.power_cut(rng);
+                self.world.saw_times(Seen::LostUnsynced, u64::from(loss.bytes > 0));
+                self.world.saw_times(Seen::TornWrite, loss.torn);
+                self.world.saw_times(Seen::LostName, loss.names);
+                loss
+            }
+        }
+    }
+
+    /// Flips bits at the start of a block of the oplog that was synced before others were: such
+    /// damage can be told from a torn tail. Only while no process runs. Whether there was one.
+    pub(crate) fn damage(&self) -> bool {
+        let mut inner = self.lock();
+        let Inner { commits, rng, image, damage, .. } = &mut *inner;
+        let settled = commits.len().saturating_sub(3);
+        if settled == 0 || damage.is_some() {
+            return false;
+        }
+        let (file, offset, len) = commits[rng.below(settled as u64) as usize];
+        let at = offset + rng.below(len.min(24));
+        let flip = 1 << rng.below(8);
+        let Some(was) = image.damage(file, at, flip) else { return false };
+        *damage = Some((file, at, was));
+        self.world.fault(self.node, || format!("damages {file:?} at {at}"));
+        true
+    }
+
+    /// The run is over: nothing reaches the disk any more, and its memory is free.
+    pub(crate) fn discard(&self) {
+        let mut inner = self.lock();
+        inner.generation += 1;
+        inner.image = Image::default();
+    }
+
+    /// Whether there is damage that nobody has met yet.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.lock().damage.is_some()
+    }
+
+    /// Puts the damaged byte back, or (where the node lives with it) leaves it.
+    pub(crate) fn settle_damage(&self, undo: bool) {
+        let mut inner = self.lock();
+        if let Some((file, at, was)) = inner.damage.take()
+            && undo
+            && let Some(now) = inner.image.damage(file, at, 0)
+        {
+            inner.image.damage(file, at, now ^ was);
+        }
+    }
+}
+
+impl Inner {
+    /// Whether this call is the one to die at.
+    fn burns(&mut self, call: Call) -> Option<Crash> {
+        let (fuse, crash) = self.fuse.as_mut()?;
+        let crash = *crash;
+        let left = match (fuse, call) {
+            (Fuse::Sync(n), Call::LogSync | Call::StateSync)
+            | (Fuse::LogCall(n), Call::Log | Call::LogSync)
+            | (Fuse::StateCall(n), Call::State | Call::StateSync) => n,
+            _ => return None,
+        };
+        *left = left.saturating_sub(1);
+        if *left > 0 {
+            return None;
+        }
+        self.fuse = None;
+        Some(crash)
+    }
+}
+
+/// A process's way to its machine's disk.
+#[derive(Clone)]
+pub(crate) struct DiskHandle {
+    disk: Arc<SimDisk>,
+    generation: u64,
+}
+
+impl std::fmt::Debug for DiskHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "disk of n{}", self.disk.node)
+    }
+}
+
+impl DiskHandle {
+    /// The state files of the same process.
+    pub(crate) fn state_files(&self) -> SimStateFiles {
+        SimStateFiles::new(self.clone())
+    }
+
+    fn event(&self, kind: Kind, a: u64, b: u64, digest: u64, detail: impl FnOnce() -> String) {
+        self.disk.world.event(kind, self.disk.node, a, b, digest, detail);
+    }
+
+    /// Begins a call: `None` if the process is dead, or dies here.
+    fn enter(&self, call: Call) -> Option<MutexGuard<'_, Inner>> {
+        let mut inner = self.disk.lock();
+        if inner.generation != self.generation {
+            return None;
+        }
+        let Some(crash) = inner.burns(call) else { return Some(inner) };
+        drop(inner);
+        self.disk.world.saw(match call {
+            Call::LogSync | Call::StateSync => Seen::CrashInSync,
+            Call::Log => Seen::CrashAtLogCall,
+            Call::State => Seen::CrashAtStateCall,
+        });
+        let on_fuse = self.disk.on_fuse.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(on_fuse) = on_fuse.as_ref() {
+            on_fuse(crash);
+        }
+        None
+    }
+
+    /// Begins a call of the oplog; never returns to a dead process.
+    async fn enter_or_die(&self, call: Call) -> MutexGuard<'_, Inner> {
+        {
+            if let Some(inner) = self.enter(call) {
+                return inner;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Takes as long as such a call does.
+    async fn take_time(&self, low_us: u64, high_us: u64) {
+        let us = {
+            let mut inner = self.disk.lock();
+            let slowness = inner.slowness;
+            let mut us = inner.rng.range(low_us, high_us);
+            if inner.rng.ppm(3_000) {
+                us += inner.rng.heavy(1_000, 30_000);
+            }
+            us * slowness
+        };
+        if us >= 20_000 {
+            self.disk.world.saw(Seen::SlowIo);
+        }
+        pause_ns(us * 1_000).await;
+    }
+}
+
+/// What a dead process's synchronous calls get.
+fn off() -> io::Error {
+    io::Error::other("the machine is off")
+}

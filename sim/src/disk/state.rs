@@ -1,0 +1,126 @@
+//! The disk as redb sees it: synchronous calls that take no simulated time, each of which may be
+//! the last one.
+
+use std::{io, sync::MutexGuard};
+
+use bytes::Bytes;
+use highwater_store::state::StateFiles;
+use redb::StorageBackend;
+
+use super::{Call, DiskHandle, FileId, Inner, off};
+use crate::trace::{Kind, digest};
+
+/// Where state files live.
+const DIR: &str = "state";
+const TEMP: &str = ".tmp";
+
+/// The state files of one process.
+#[derive(Clone, Debug)]
+pub(crate) struct SimStateFiles {
+    disk: DiskHandle,
+}
+
+impl SimStateFiles {
+    pub(crate) fn new(disk: DiskHandle) -> SimStateFiles {
+        SimStateFiles { disk }
+    }
+
+    fn enter(&self, call: Call) -> io::Result<MutexGuard<'_, Inner>> {
+        self.disk.enter(call).ok_or_else(off)
+    }
+
+    fn backend(&self, id: FileId) -> Box<dyn StorageBackend> {
+        Box::new(Backend { disk: self.disk.clone(), id })
+    }
+
+    fn named(&self, what: &str, name: &str) {
+        self.disk.event(Kind::Name, 0, 0, digest(name.as_bytes()), || format!("{what} {name}"));
+    }
+}
+
+impl StateFiles for SimStateFiles {
+    fn open(&self, name: &str) -> io::Result<Option<Box<dyn StorageBackend>>> {
+        let id = self.enter(Call::State)?.image.find(&format!("{DIR}/{name}"));
+        Ok(id.map(|id| self.backend(id)))
+    }
+
+    fn create_temp(&self, name: &str) -> io::Result<Box<dyn StorageBackend>> {
+        self.named("create state", name);
+        let id = self.enter(Call::State)?.image.create(&format!("{DIR}/{name}{TEMP}"));
+        Ok(self.backend(id))
+    }
+
+    fn publish(&self, name: &str) -> io::Result<()> {
+        self.named("publish state", name);
+        let file = format!("{DIR}/{name}");
+        self.enter(Call::State)?.image.rename(&format!("{file}{TEMP}"), &file)?;
+        self.enter(Call::StateSync)?.image.sync_dir(DIR);
+        Ok(())
+    }
+
+    fn remove_temps(&self) -> io::Result<()> {
+        let names = self.enter(Call::State)?.image.list(DIR);
+        for name in names.iter().filter(|name| name.ends_with(TEMP)) {
+            self.enter(Call::State)?.image.remove(&format!("{DIR}/{name}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// One file as redb's storage.
+#[derive(Debug)]
+struct Backend {
+    disk: DiskHandle,
+    id: FileId,
+}
+
+impl Backend {
+    fn enter(&self, call: Call) -> io::Result<MutexGuard<'_, Inner>> {
+        self.disk.enter(call).ok_or_else(off)
+    }
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.enter(Call::State)?.image.len(self.id)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let mut inner = self.enter(Call::State)?;
+        let data = inner.image.read(self.id, offset, out.len())?;
+        if data.len() < out.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        out.copy_from_slice(data);
+        self.disk.event(Kind::StateRead, self.id.0, offset, out.len() as u64, || {
+            format!("file {} at {offset}: {} bytes", self.id.0, out.len())
+        });
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut inner = self.enter(Call::State)?;
+        self.disk.event(Kind::StateWrite, self.id.0, len, 0, || {
+            format!("file {}: length {len}", self.id.0)
+        });
+        inner.image.set_len(self.id, len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut inner = self.enter(Call::StateSync)?;
+        self.disk.event(Kind::Sync, self.id.0, 0, 0, || format!("state file {}", self.id.0));
+        let mark = inner.image.mark();
+        inner.image.sync(self.id, mark)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut inner = self.enter(Call::State)?;
+        self.disk.event(Kind::StateWrite, self.id.0, offset, digest(data), || {
+            format!("file {} at {offset}: {} bytes", self.id.0, data.len())
+        });
+        if offset + data.len() as u64 > inner.image.len(self.id)? {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        inner.image.write(self.id, offset, Bytes::copy_from_slice(data))
+    }
+}

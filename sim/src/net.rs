@@ -1,0 +1,337 @@
+//! The network: every message as the bytes that would travel, with loss, duplication, delays with
+//! heavy tails, and links that are cut one way or both. It knows nothing of what the bytes mean.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    future::poll_fn,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Bytes, BytesMut};
+use highwater_core::{
+    NodeId, Peer,
+    planted::{self, Planted},
+};
+use highwater_node::env::{Inbound, Transport};
+use highwater_wire::{message, peer::PeerMessage};
+use tokio::sync::mpsc;
+
+use crate::{
+    rng::Rng,
+    stats::Seen,
+    timer::{Until, now_ns, until},
+    trace::{Kind, digest},
+    world::World,
+};
+
+/// How the network behaves at present, for every link alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Weather {
+    /// Messages lost in a million.
+    pub(crate) loss_ppm: u64,
+    /// Messages delivered twice in a million.
+    pub(crate) duplicate_ppm: u64,
+    /// The shortest time under way.
+    pub(crate) delay_us: u64,
+    /// Added to it, evenly up to this much.
+    pub(crate) jitter_us: u64,
+    /// Messages in a million that take much longer,
+    pub(crate) tail_ppm: u64,
+    /// up to this long.
+    pub(crate) tail_us: u64,
+}
+
+impl Weather {
+    /// A quiet local network.
+    pub(crate) const CALM: Weather = Weather {
+        loss_ppm: 0,
+        duplicate_ppm: 0,
+        delay_us: 150,
+        jitter_us: 300,
+        tail_ppm: 0,
+        tail_us: 0,
+    };
+}
+
+/// Why a link is cut: it counts as one or the other fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// The other direction is cut as well.
+    BothWays,
+    /// The other direction works.
+    OneWay,
+}
+
+struct Endpoint {
+    process: u64,
+    inbound: mpsc::Sender<Inbound>,
+}
+
+struct Parcel {
+    from: Peer,
+    to: NodeId,
+    /// The process that it was sent to: another one never sees it.
+    process: u64,
+    frame: Bytes,
+    sent_ns: u64,
+    /// Its place among all that was sent over the link.
+    nth: u64,
+    copy: bool,
+}
+
+struct State {
+    rng: Rng,
+    weather: Weather,
+    cuts: BTreeMap<(NodeId, NodeId), Vec<Cut>>,
+    endpoints: BTreeMap<NodeId, Endpoint>,
+    /// By time of arrival, then in the order of sending.
+    queue: BinaryHeap<Reverse<(u64, u64)>>,
+    parcels: BTreeMap<u64, Parcel>,
+    sequence: u64,
+    /// The highest place delivered on each link.
+    delivered: BTreeMap<(NodeId, NodeId), u64>,
+    pump: Option<Waker>,
+}
+
+/// The network of one run.
+pub(crate) struct Network {
+    world: Arc<World>,
+    state: Mutex<State>,
+}
+
+/// The planted nondeterminism: what one run leaves behind moves the next one.
+static LEAK: AtomicU64 = AtomicU64::new(0);
+
+impl Network {
+    pub(crate) fn new(world: Arc<World>, weather: Weather) -> Network {
+        let state = Mutex::new(State {
+            rng: Rng::stream(world.seed, "network", 0),
+            weather,
+            cuts: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            queue: BinaryHeap::new(),
+            parcels: BTreeMap::new(),
+            sequence: 0,
+            delivered: BTreeMap::new(),
+            pump: None,
+        });
+        Network { world, state }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the weather.
+    pub(crate) fn set_weather(&self, weather: Weather) {
+        self.lock().weather = weather;
+    }
+
+    /// Cuts a link in one direction. Cuts add up.
+    pub(crate) fn cut(&self, from: NodeId, to: NodeId, cut: Cut) {
+        self.lock().cuts.entry((from, to)).or_default().push(cut);
+    }
+
+    /// Takes one such cut back.
+    pub(crate) fn mend(&self, from: NodeId, to: NodeId, cut: Cut) {
+        if let Some(cuts) = self.lock().cuts.get_mut(&(from, to))
+            && let Some(at) = cuts.iter().position(|c| *c == cut)
+        {
+            cuts.remove(at);
+        }
+    }
+
+    /// Mends every link, and calms the weather.
+    pub(crate) fn heal(&self) {
+        let mut state = self.lock();
+        state.cuts.clear();
+        state.weather = Weather::CALM;
+    }
+
+    /// Connects a process. `inbound` is where its messages go.
+    pub(crate) fn attach(&self, node: NodeId, process: u64, inbound: mpsc::Sender<Inbound>) {
+        self.lock().endpoints.insert(node, Endpoint { process, inbound });
+    }
+
+    /// Disconnects a node: nothing sent to it from now on arrives.
+    pub(crate) fn detach(&self, node: NodeId) {
+        self.lock().endpoints.remove(&node);
+    }
+
+    fn send(&self, from: Peer, to: NodeId, message: &PeerMessage) {
+        let node = from.member.node;
+        let mut frame = BytesMut::new();
+        message::encode(message, &mut frame);
+        let frame = frame.freeze();
+        let event = |kind: Kind, why: &str| {
+            let size = frame.len() as u64;
+            self.world.event(kind, node.0, to.0, size, digest(&frame), || {
+                format!("to {to:?}{why} {}", brief(message))
+            });
+        };
+        event(Kind::Send, "");
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(process) = state.endpoints.get(&to).map(|e| e.process) else { return };
+        if let Some(cut) = state.cuts.get(&(node, to)).and_then(|cuts| cuts.first()) {
+            self.world.saw(blocked(*cut));
+            return event(Kind::Drop, ", cut off,");
+        }
+        if state.rng.ppm(state.weather.loss_ppm) {
+            self.world.saw(Seen::MessageLost);
+            return event(Kind::Drop, ", lost,");
+        }
+        let copies = 1 + u64::from(state.rng.ppm(state.weather.duplicate_ppm));
+        let sent_ns = now_ns();
+        state.sequence += 1;
+        let nth = state.sequence;
+        for copy in 0..copies {
+            let arrives = sent_ns + state.delay_ns(frame.len());
+            state.sequence += 1;
+            let id = state.sequence;
+            state.queue.push(Reverse((arrives, id)));
+            let (frame, copy) = (frame.clone(), copy > 0);
+            state.parcels.insert(id, Parcel { from, to, process, frame, sent_ns, nth, copy });
+        }
+        if let Some(pump) = state.pump.take() {
+            pump.wake();
+        }
+    }
+
+    /// Delivers, for ever. Runs beside the cluster, on no node.
+    pub(crate) async fn pump(self: Arc<Network>) {
+        let mut timer = until(u64::MAX / 2);
+        poll_fn(move |cx| self.poll_pump(cx, &mut timer)).await
+    }
+
+    fn poll_pump(&self, cx: &mut Context<'_>, timer: &mut Until) -> Poll<()> {
+        loop {
+            let parcel = {
+                let mut state = self.lock();
+                state.pump = Some(cx.waker().clone());
+                let Some(Reverse((arrives, id))) = state.queue.peek().copied() else {
+                    return Poll::Pending;
+                };
+                if arrives > now_ns() {
+                    timer.reset(arrives);
+                    if Pin::new(&mut *timer).poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                }
+                state.queue.pop();
+                state.parcels.remove(&id)
+            };
+            if let Some(parcel) = parcel {
+                self.deliver(parcel);
+            }
+        }
+    }
+
+    fn deliver(&self, parcel: Parcel) {
+        let Parcel { from, to, process, frame, sent_ns, nth, copy } = parcel;
+        let (node, world) = (from.member.node, &self.world);
+        let event = |kind: Kind, detail: &dyn Fn() -> String| {
+            world.event(kind, to.0, node.0, frame.len() as u64, digest(&frame), detail);
+        };
+        let mut state = self.lock();
+        if let Some(cut) = state.cuts.get(&(node, to)).and_then(|cuts| cuts.first()) {
+            world.saw(blocked(*cut));
+            return event(Kind::Drop, &|| format!("from {node:?}: cut off on the way"));
+        }
+        let Some(endpoint) = state.endpoints.get(&to).filter(|e| e.process == process) else {
+            world.saw(Seen::StaleSession);
+            return event(Kind::Drop, &|| format!("from {node:?}: for an earlier process"));
+        };
+        let message = match message::decode(frame.clone()) {
+            Ok(message) => message,
+            Err(error) => {
+                return world.fail("wire", format!("{node:?} sent what {to:?} can't read: {error}"));
+            }
+        };
+        event(Kind::Deliver, &|| format!("from {node:?} {}", brief(&message)));
+        if endpoint.inbound.try_send(Inbound { from, message }).is_err() {
+            return world.saw(Seen::InboundFull);
+        }
+        let last = state.delivered.entry((node, to)).or_default();
+        if nth < *last {
+            world.saw(Seen::MessageReordered);
+        }
+        *last = nth.max(*last);
+        if copy {
+            world.saw(Seen::MessageDuplicated);
+        }
+        if now_ns() - sent_ns >= 100_000_000 {
+            world.saw(Seen::MessageLate);
+        }
+    }
+}
+
+impl State {
+    fn delay_ns(&mut self, bytes: usize) -> u64 {
+        let weather = self.weather;
+        let mut us = weather.delay_us + self.rng.below(weather.jitter_us + 1);
+        if self.rng.ppm(weather.tail_ppm) {
+            us += self.rng.heavy(1_000, weather.tail_us);
+        }
+        if planted::is(Planted::Nondeterminism) {
+            us += LEAK.fetch_add(1, Ordering::Relaxed) % 3;
+        }
+        // 1 Gbit/s.
+        us * 1_000 + bytes as u64 * 8
+    }
+}
+
+fn blocked(cut: Cut) -> Seen {
+    match cut {
+        Cut::BothWays => Seen::PartitionBlocked,
+        Cut::OneWay => Seen::OneWayBlocked,
+    }
+}
+
+/// A message as a reader of a log wants it: without the bytes of its payloads.
+fn brief(message: &PeerMessage) -> String {
+    let mut text = format!("{message:?}");
+    if text.len() > 400 {
+        let mut end = 400;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// One process's way into the network. Falls silent once the process is dead.
+pub(crate) struct SimTransport {
+    network: Arc<Network>,
+    from: Peer,
+    process: Arc<crate::cluster::Process>,
+}
+
+impl SimTransport {
+    pub(crate) fn new(
+        network: Arc<Network>,
+        from: Peer,
+        process: Arc<crate::cluster::Process>,
+    ) -> SimTransport {
+        SimTransport { network, from, process }
+    }
+}
+
+impl Transport for SimTransport {
+    fn send(&self, messages: Vec<(NodeId, PeerMessage)>) {
+        if self.process.is_dead() {
+            return;
+        }
+        for (to, message) in messages {
+            self.network.send(self.from, to, &message);
+        }
+    }
+}

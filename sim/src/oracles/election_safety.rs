@@ -1,0 +1,90 @@
+//! Election safety: at most one leader per group and term.
+//!
+//! Raft, figure 3 ("Election Safety"); `ElectionSafety` in its TLA+. Failures 23, 25, 32.
+
+use std::collections::BTreeMap;
+
+use highwater_core::{GroupId, NodeId, Term};
+
+use super::Verdict;
+
+/// Who led which term.
+#[derive(Debug, Default)]
+pub(crate) struct ElectionSafety {
+    leaders: BTreeMap<(GroupId, Term), NodeId>,
+}
+
+impl ElectionSafety {
+    /// A node leads a term. Tells whether that is news.
+    pub(crate) fn leads(&mut self, group: GroupId, term: Term, node: NodeId) -> Result<bool, String> {
+        match self.leaders.insert((group, term), node) {
+            None => Ok(true),
+            Some(other) if other == node => Ok(false),
+            Some(other) => Err(format!("{other:?} and {node:?} both lead {group:?} in {term:?}")),
+        }
+    }
+
+    /// The leader of the highest term below this one.
+    pub(crate) fn leader_before(&self, group: GroupId, term: Term) -> Option<NodeId> {
+        self.leaders.range((group, Term(0))..(group, term)).next_back().map(|(_, node)| *node)
+    }
+
+    /// The leader of the highest term.
+    pub(crate) fn latest(&self, group: GroupId) -> Option<NodeId> {
+        self.leader_before(group, Term(u64::MAX))
+    }
+}
+
+/// One vote per member and term: the means to election safety, checked where it is given.
+///
+/// Raft, figure 2 ("votedFor"); `votedFor` in its TLA+. Failure 23.
+#[derive(Debug, Default)]
+pub(crate) struct SingleVote {
+    votes: BTreeMap<(NodeId, GroupId, Term), NodeId>,
+}
+
+impl SingleVote {
+    /// A member votes.
+    pub(crate) fn votes(
+        &mut self,
+        voter: NodeId,
+        group: GroupId,
+        term: Term,
+        candidate: NodeId,
+    ) -> Verdict {
+        match self.votes.insert((voter, group, term), candidate) {
+            Some(other) if other != candidate => Err(format!(
+                "{voter:?} votes for {other:?} and for {candidate:?} in {group:?}, {term:?}"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const G: GroupId = GroupId(4);
+
+    #[test]
+    fn fires_on_two_leaders_of_a_term() {
+        let mut oracle = ElectionSafety::default();
+        assert_eq!(oracle.leads(G, Term(2), NodeId(1)), Ok(true));
+        assert_eq!(oracle.leads(G, Term(2), NodeId(1)), Ok(false));
+        assert_eq!(oracle.leads(G, Term(3), NodeId(2)), Ok(true));
+        assert_eq!(oracle.leads(GroupId(5), Term(2), NodeId(2)), Ok(true));
+        assert_eq!(oracle.leader_before(G, Term(3)), Some(NodeId(1)));
+        assert!(oracle.leads(G, Term(2), NodeId(3)).is_err());
+    }
+
+    #[test]
+    fn fires_on_a_second_vote() {
+        let mut oracle = SingleVote::default();
+        assert!(oracle.votes(NodeId(1), G, Term(2), NodeId(2)).is_ok());
+        assert!(oracle.votes(NodeId(1), G, Term(2), NodeId(2)).is_ok());
+        assert!(oracle.votes(NodeId(1), G, Term(3), NodeId(3)).is_ok());
+        assert!(oracle.votes(NodeId(2), G, Term(2), NodeId(3)).is_ok());
+        assert!(oracle.votes(NodeId(1), G, Term(2), NodeId(3)).is_err());
+    }
+}

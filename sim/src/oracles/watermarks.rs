@@ -1,0 +1,115 @@
+//! The order of watermarks on one replica, and that those never fall within a run which must not.
+//!
+//! semantics.md, "Watermarks". Failures 1, 9, 10, 12, 38.
+
+use std::collections::BTreeMap;
+
+use highwater_core::{GroupId, Lsn, NodeId};
+
+use super::Verdict;
+
+/// One replica's watermarks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marks {
+    pub(crate) appended: Lsn,
+    pub(crate) durable: Lsn,
+    pub(crate) committed: Lsn,
+    pub(crate) applied: Lsn,
+    pub(crate) checkpointed: Lsn,
+}
+
+/// The watermarks of every replica, as last seen.
+#[derive(Debug, Default)]
+pub(crate) struct WatermarkOrder {
+    seen: BTreeMap<(NodeId, GroupId), (u64, Marks)>,
+}
+
+impl WatermarkOrder {
+    /// A process's replica stands here. The marks that it had before, in this run of it.
+    pub(crate) fn stands(
+        &mut self,
+        (node, process): (NodeId, u64),
+        group: GroupId,
+        now: Marks,
+    ) -> Result<Marks, String> {
+        let ordered = now.checkpointed <= now.applied
+            && now.applied <= now.committed.min(now.durable)
+            && now.committed <= now.appended
+            && now.durable <= now.appended;
+        if !ordered {
+            return Err(format!("{node:?}, {group:?}: out of order: {now:?}"));
+        }
+        match self.seen.insert((node, group), (process, now)) {
+            Some((p, old)) if p == process => old.falls(now).map_or(Ok(old), |which| {
+                Err(format!("{node:?}, {group:?}: {which} fell from {old:?} to {now:?}"))
+            }),
+            _ => Ok(Marks::default()),
+        }
+    }
+}
+
+impl Marks {
+    fn falls(&self, now: Marks) -> Option<&'static str> {
+        if now.committed < self.committed {
+            Some("committed")
+        } else if now.applied < self.applied {
+            Some("applied")
+        } else if now.checkpointed < self.checkpointed {
+            Some("checkpointed")
+        } else {
+            None
+        }
+    }
+}
+
+/// A read or an ack names what a node has applied: somebody must have applied that much.
+pub(crate) fn is_known(applied: Lsn, last: Lsn) -> Verdict {
+    if applied > last {
+        return Err(format!("an answer names {applied:?}, but nobody applied more than {last:?}"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks(m: [u64; 5]) -> Marks {
+        let [appended, durable, committed, applied, checkpointed] = m.map(Lsn);
+        Marks { appended, durable, committed, applied, checkpointed }
+    }
+
+    #[test]
+    fn fires_on_each_broken_order() {
+        let stands = |m| WatermarkOrder::default().stands((NodeId(1), 1), GroupId(0), marks(m));
+        assert!(stands([5, 4, 5, 4, 2]).is_ok());
+        for broken in
+            [[5, 6, 3, 3, 1], [5, 4, 6, 4, 1], [5, 4, 3, 4, 1], [5, 3, 4, 4, 1], [5, 5, 5, 2, 3]]
+        {
+            assert!(stands(broken).is_err(), "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn fires_on_a_fall_within_a_run_only() {
+        let start = marks([9, 9, 8, 7, 6]);
+        for fallen in [[9, 9, 7, 7, 6], [9, 9, 8, 6, 6], [9, 9, 8, 7, 5]] {
+            let mut oracle = WatermarkOrder::default();
+            oracle.stands((NodeId(1), 1), GroupId(0), start).unwrap();
+            assert!(oracle.stands((NodeId(1), 1), GroupId(0), marks(fallen)).is_err());
+            let mut oracle = WatermarkOrder::default();
+            oracle.stands((NodeId(1), 1), GroupId(0), start).unwrap();
+            assert!(oracle.stands((NodeId(1), 2), GroupId(0), marks(fallen)).is_ok(), "restarted");
+        }
+        let mut oracle = WatermarkOrder::default();
+        oracle.stands((NodeId(1), 1), GroupId(0), start).unwrap();
+        let truncated = marks([8, 8, 8, 7, 6]);
+        assert_eq!(oracle.stands((NodeId(1), 1), GroupId(0), truncated), Ok(start));
+    }
+
+    #[test]
+    fn fires_on_an_answer_from_the_future() {
+        assert!(is_known(Lsn(3), Lsn(3)).is_ok());
+        assert!(is_known(Lsn(4), Lsn(3)).is_err());
+    }
+}

@@ -1,0 +1,283 @@
+//! What happened in a run, event by event: a hash that two runs of a seed must share, and on
+//! demand the events themselves, to find where they part, or a log for a reader.
+
+use std::{
+    fmt,
+    io::{self, Write},
+};
+
+use crate::rng::spread;
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// A fault, or the end of one.
+    Fault = 1,
+    /// A process starts, is formed, or ends.
+    Process = 2,
+    /// A node's view of a leader changed.
+    Leader = 3,
+    /// A client calls.
+    Call = 4,
+    /// A client has its answer.
+    Return = 5,
+    /// A message is sent.
+    Send = 6,
+    /// A message arrives.
+    Deliver = 7,
+    /// A message is lost.
+    Drop = 8,
+    /// A write to the oplog's disk.
+    LogWrite = 9,
+    /// A sync of a file or a directory.
+    Sync = 10,
+    /// A read or a question to the oplog's disk.
+    LogRead = 11,
+    /// A file is made, renamed or removed.
+    Name = 12,
+    /// A write of the materialized state.
+    StateWrite = 13,
+    /// A read of the materialized state's file.
+    StateRead = 14,
+    /// A clock's sleep ended.
+    Timer = 15,
+    /// A run of entries was applied.
+    Applied = 16,
+}
+
+impl Kind {
+    const ALL: [Kind; 16] = [
+        Kind::Fault,
+        Kind::Process,
+        Kind::Leader,
+        Kind::Call,
+        Kind::Return,
+        Kind::Send,
+        Kind::Deliver,
+        Kind::Drop,
+        Kind::LogWrite,
+        Kind::Sync,
+        Kind::LogRead,
+        Kind::Name,
+        Kind::StateWrite,
+        Kind::StateRead,
+        Kind::Timer,
+        Kind::Applied,
+    ];
+
+    fn level(self) -> Level {
+        match self {
+            Kind::Fault | Kind::Process | Kind::Leader | Kind::Call | Kind::Return => Level::Info,
+            Kind::Send | Kind::Deliver | Kind::Drop | Kind::Sync | Kind::Name | Kind::Applied => {
+                Level::Debug
+            }
+            _ => Level::Trace,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Fault => "fault",
+            Kind::Process => "process",
+            Kind::Leader => "leader",
+            Kind::Call => "call",
+            Kind::Return => "return",
+            Kind::Send => "send",
+            Kind::Deliver => "deliver",
+            Kind::Drop => "drop",
+            Kind::LogWrite => "write",
+            Kind::Sync => "sync",
+            Kind::LogRead => "read",
+            Kind::Name => "name",
+            Kind::StateWrite => "state-write",
+            Kind::StateRead => "state-read",
+            Kind::Timer => "timer",
+            Kind::Applied => "applied",
+        }
+    }
+}
+
+/// How much of a run a reader wants to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// Faults, processes, leaders, clients.
+    Info,
+    /// Messages, syncs, applies as well.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// One event, in a fixed shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Event {
+    /// Simulated time.
+    pub(crate) at_ns: u64,
+    /// What kind.
+    pub(crate) kind: u8,
+    /// Where; 0 is the harness.
+    pub(crate) node: u8,
+    /// Of the kind's own meaning: a peer, a file, a group.
+    pub(crate) a: u64,
+    /// Of the kind's own meaning: an offset, a length, an LSN.
+    pub(crate) b: u64,
+    /// Of all bytes concerned.
+    pub(crate) digest: u64,
+}
+
+impl Event {
+    /// Bytes of one event in a file.
+    pub(crate) const SIZE: usize = 34;
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_all(&self.at_ns.to_le_bytes())?;
+        out.write_all(&[self.kind, self.node])?;
+        out.write_all(&self.a.to_le_bytes())?;
+        out.write_all(&self.b.to_le_bytes())?;
+        out.write_all(&self.digest.to_le_bytes())
+    }
+
+    /// Reads back what [`Trace::save`] wrote.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Event> {
+        let word = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        Some(Event {
+            at_ns: word(0)?,
+            kind: *bytes.get(8)?,
+            node: *bytes.get(9)?,
+            a: word(10)?,
+            b: word(18)?,
+            digest: word(26)?,
+        })
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = Kind::ALL.iter().find(|k| **k as u8 == self.kind).map_or("?", |k| k.name());
+        let (s, ns) = (self.at_ns / 1_000_000_000, self.at_ns % 1_000_000_000);
+        let Event { node, a, b, digest, .. } = self;
+        write!(f, "{s:>3}.{ns:09} n{node} {kind:<11} {a} {b} {digest:016x}")
+    }
+}
+
+/// A digest of bytes; not cryptographic.
+pub(crate) fn digest(bytes: &[u8]) -> u64 {
+    let mut h = bytes.len() as u64 ^ 0x5bd1_e995_9e37_79b9;
+    let mut words = bytes.chunks_exact(8);
+    for word in &mut words {
+        let mut w = [0; 8];
+        w.copy_from_slice(word);
+        h = fold(h, u64::from_le_bytes(w));
+    }
+    let mut last = [0; 8];
+    last[..words.remainder().len()].copy_from_slice(words.remainder());
+    spread(fold(h, u64::from_le_bytes(last)))
+}
+
+fn fold(h: u64, x: u64) -> u64 {
+    let wide = u128::from(h ^ x ^ 0x9e37_79b9_7f4a_7c15) * 0xf39c_c060_5ced_c835;
+    (wide as u64) ^ ((wide >> 64) as u64) ^ h.rotate_left(23)
+}
+
+/// What is kept of a run beside its hash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Keep {
+    /// Keep every event.
+    pub(crate) events: bool,
+    /// Print what a reader of this level wants to see.
+    pub(crate) log: Option<Level>,
+}
+
+/// The trace of one run.
+#[derive(Debug, Default)]
+pub(crate) struct Trace {
+    keep: Keep,
+    hash: u64,
+    count: u64,
+    events: Vec<Event>,
+}
+
+impl Trace {
+    pub(crate) fn new(keep: Keep) -> Trace {
+        Trace { keep, ..Trace::default() }
+    }
+
+    /// Whether details of such an event would be shown.
+    pub(crate) fn shows(&self, kind: Kind) -> bool {
+        self.keep.log.is_some_and(|level| kind.level() <= level)
+    }
+
+    pub(crate) fn add(&mut self, event: Event, detail: impl FnOnce() -> String) {
+        let Event { at_ns, kind, node, a, b, digest } = event;
+        let mut h = fold(self.hash, at_ns);
+        h = fold(h, u64::from(kind) << 8 | u64::from(node));
+        h = fold(fold(fold(h, a), b), digest);
+        self.hash = h;
+        self.count += 1;
+        if self.keep.events {
+            self.events.push(event);
+        }
+        if let Some(kind) = Kind::ALL.iter().find(|k| **k as u8 == kind)
+            && self.shows(*kind)
+        {
+            let (s, ns) = (at_ns / 1_000_000_000, at_ns % 1_000_000_000);
+            let who = if node == 0 { "--".to_owned() } else { format!("n{node}") };
+            println!("{s:>3}.{ns:09} {who} {:<11} {}", kind.name(), detail());
+        }
+    }
+
+    /// Hash and number of all events so far.
+    pub(crate) fn hash(&self) -> (u64, u64) {
+        (self.hash, self.count)
+    }
+
+    /// Writes the events that were kept.
+    pub(crate) fn save(&self, out: &mut impl Write) -> io::Result<()> {
+        self.events.iter().try_for_each(|event| event.write(out))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(at_ns: u64, digest: u64) -> Event {
+        Event { at_ns, kind: Kind::Send as u8, node: 2, a: 3, b: 40, digest }
+    }
+
+    #[test]
+    fn the_hash_tells_order_and_content() {
+        let hash = |events: &[Event]| {
+            let mut trace = Trace::default();
+            events.iter().for_each(|e| trace.add(*e, String::new));
+            trace.hash()
+        };
+        let (a, b) = (event(1, 7), event(2, 8));
+        assert_eq!(hash(&[a, b]), hash(&[a, b]));
+        assert_ne!(hash(&[a, b]), hash(&[b, a]));
+        assert_ne!(hash(&[a]), hash(&[event(1, 9)]));
+    }
+
+    #[test]
+    fn digests_see_every_byte() {
+        let mut bytes = vec![0u8; 4099];
+        let before = digest(&bytes);
+        for at in [0, 7, 8, 4095, 4098] {
+            bytes[at] = 1;
+            assert_ne!(digest(&bytes), before, "byte {at}");
+            bytes[at] = 0;
+        }
+        assert_ne!(digest(&[0; 4098]), before);
+    }
+
+    #[test]
+    fn events_survive_a_file() {
+        let mut trace = Trace::new(Keep { events: true, log: None });
+        trace.add(event(5, 6), String::new);
+        let mut file = Vec::new();
+        trace.save(&mut file).unwrap();
+        assert_eq!(file.len(), Event::SIZE);
+        assert_eq!(Event::read(&file), Some(event(5, 6)));
+    }
+}

@@ -1,0 +1,132 @@
+//! What every part of one run shares: its trace, its counters, its first finding, the order of
+//! events.
+
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    stats::{Seen, Stats},
+    timer::now_ns,
+    trace::{Event, Keep, Kind, Trace},
+};
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    /// Which oracle found it.
+    pub(crate) oracle: &'static str,
+    /// What it saw.
+    pub(crate) what: String,
+    /// When, in simulated nanoseconds.
+    pub(crate) at_ns: u64,
+}
+
+/// The state that all parts of one run share.
+#[derive(Debug)]
+pub(crate) struct World {
+    /// The run's seed.
+    pub(crate) seed: u64,
+    trace: Mutex<Trace>,
+    stats: Mutex<Stats>,
+    finding: Mutex<Option<Finding>>,
+    order: AtomicU64,
+    over: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, keep: Keep) -> World {
+        World {
+            seed,
+            trace: Mutex::new(Trace::new(keep)),
+            stats: Mutex::default(),
+            finding: Mutex::default(),
+            order: AtomicU64::new(1),
+            over: Notify::new(),
+        }
+    }
+
+    /// Notes an event in the trace.
+    pub(crate) fn event(
+        &self,
+        kind: Kind,
+        node: u64,
+        a: u64,
+        b: u64,
+        digest: u64,
+        detail: impl FnOnce() -> String,
+    ) {
+        let at_ns = now_ns();
+        let event = Event { at_ns, kind: kind as u8, node: node as u8, a, b, digest };
+        lock(&self.trace).add(event, detail);
+    }
+
+    /// Notes a fault, or the end of one.
+    pub(crate) fn fault(&self, node: u64, what: impl FnOnce() -> String) {
+        let what = what();
+        let digest = crate::trace::digest(what.as_bytes());
+        self.event(Kind::Fault, node, 0, 0, digest, || what);
+    }
+
+    /// Counts.
+    pub(crate) fn saw(&self, seen: Seen) {
+        self.saw_times(seen, 1);
+    }
+
+    /// Counts several.
+    pub(crate) fn saw_times(&self, seen: Seen, n: u64) {
+        lock(&self.stats).add(seen, n);
+    }
+
+    /// The next number in the order of all events: what is numbered later came later.
+    pub(crate) fn tick(&self) -> u64 {
+        self.order.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// An oracle fires. The first one counts, and ends the run.
+    pub(crate) fn fail(&self, oracle: &'static str, what: String) {
+        let mut finding = lock(&self.finding);
+        if finding.is_none() {
+            self.event(Kind::Fault, 0, 0, 0, 0, || format!("FINDING {oracle}: {what}"));
+            *finding = Some(Finding { oracle, what, at_ns: now_ns() });
+            self.over.notify_waiters();
+        }
+    }
+
+    /// Fails with what a check has found, if anything.
+    pub(crate) fn check(&self, oracle: &'static str, result: Result<(), String>) {
+        if let Err(what) = result {
+            self.fail(oracle, what);
+        }
+    }
+
+    /// Returns once an oracle has fired.
+    pub(crate) async fn failed(&self) {
+        let over = self.over.notified();
+        if lock(&self.finding).is_none() {
+            over.await;
+        }
+    }
+
+    /// What was found, if anything.
+    pub(crate) fn finding(&self) -> Option<Finding> {
+        lock(&self.finding).clone()
+    }
+
+    /// What was counted.
+    pub(crate) fn stats(&self) -> Stats {
+        lock(&self.stats).clone()
+    }
+
+    /// The trace so far.
+    pub(crate) fn trace<T>(&self, f: impl FnOnce(&Trace) -> T) -> T {
+        f(&lock(&self.trace))
+    }
+}
