@@ -10,7 +10,7 @@ use highwater_core::{
     Effect, Entry, GroupId, GroupMessage, GroupView, Kind as EntryKind, Lsn, Message, NodeId,
     Outcome, Record, RecoveredGroup, RoleView, Term,
 };
-use highwater_node::api::{Consistency, Error, Got, Page};
+use highwater_node::api::{Consistency, Error, Got};
 use highwater_wire::op::{Answer, Op, Versions};
 use tokio::sync::Notify;
 

@@ -6,13 +6,13 @@ use axum::{
     response::Response,
 };
 use highwater_core::NodeId;
-use highwater_node::api::DatabaseInfo;
+use highwater_node::api::{DatabaseInfo, Error};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     App,
     extract::{Call, JSON, Spec, json},
-    problem::Problem,
+    problem::{Code, Problem},
     view::{self, DatabaseJson},
 };
 
@@ -82,10 +82,14 @@ pub(crate) async fn leader(State(app): State<App>, request: Request) -> Result<R
     let (mut call, body) = Call::new(app, request, SPEC)?;
     let database = call.database()?;
     let Leader { node } = call.json(body, BODY_MAX).await?;
-    let (leader, term) = call
-        .node()?
-        .transfer(&database, NodeId(node), call.left())
-        .await
-        .map_err(Problem::of_write)?;
+    let done = call.node()?.transfer(&database, NodeId(node), call.left()).await;
+    let (leader, term) = done.map_err(|error| match error {
+        Error::NoLeader { leader } => Problem::new(
+            Code::NoLeader,
+            "the node did not take over in time, and may still do so; retrying is safe",
+        )
+        .leader(leader),
+        error => Problem::of_write(error),
+    })?;
     json(&Led { leader: leader.0, term: term.0 })
 }

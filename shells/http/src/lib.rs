@@ -17,6 +17,7 @@ mod serve;
 mod view;
 
 use std::{
+    fmt,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -53,7 +54,8 @@ pub struct Limits {
     pub body_idle: Duration,
     /// How long a body may take in all.
     pub body_timeout: Duration,
-    /// The request line and headers together, in bytes.
+    /// The request line and headers together, in bytes; up to twice as much may be read before it
+    /// is noticed.
     pub head_bytes: usize,
     /// Connections at a time; further ones wait to be accepted.
     pub connections: usize,
@@ -92,7 +94,7 @@ pub struct HttpOptions {
 
 /// Where the gateway finds its node. It may be empty while the node recovers: until it is filled,
 /// every call but `/healthz` is answered with 503 `not_ready`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Slot(Arc<OnceLock<Handle>>);
 
 impl Slot {
@@ -104,6 +106,12 @@ impl Slot {
 
     fn get(&self) -> Option<&Handle> {
         self.0.get()
+    }
+}
+
+impl fmt::Debug for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").field("filled", &self.get().is_some()).finish()
     }
 }
 

@@ -153,17 +153,20 @@ impl Problem {
         Problem::new(Code::NoSuchRecord, "there is no record with this key")
     }
 
+    /// The record's version.
     pub(crate) fn version(mut self, version: Lsn) -> Problem {
         self.0.body.version = Some(version.0);
         self
     }
 
+    /// The LSN that it is about.
     pub(crate) fn lsn(mut self, lsn: Lsn) -> Problem {
         self.0.body.lsn = Some(lsn.0);
         self
     }
 
-    fn leader(mut self, leader: Option<NodeId>) -> Problem {
+    /// Who leads, as far as this node knows.
+    pub(crate) fn leader(mut self, leader: Option<NodeId>) -> Problem {
         self.0.body.leader = leader.map(|node| node.0);
         self
     }

@@ -37,6 +37,7 @@ const CLUSTER_BUDGET: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub struct Handle {
     me: NodeId,
+    nodes: Arc<[NodeId]>,
     cluster: String,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
@@ -69,12 +70,13 @@ enum Next {
 impl Handle {
     pub(crate) fn new(
         me: NodeId,
+        nodes: Arc<[NodeId]>,
         cluster: String,
         commands: mpsc::Sender<Command>,
         shared: Arc<Shared>,
         states: Arc<States>,
     ) -> Handle {
-        Handle { me, cluster, commands, shared, states }
+        Handle { me, nodes, cluster, commands, shared, states }
     }
 
     /// Writes: on the leader, wherever this node is.
@@ -183,7 +185,8 @@ impl Handle {
     /// Hands a database's leadership to a node, and answers with the leader and its term once done.
     ///
     /// # Errors
-    /// [`Error::NoLeader`] where the node did not take over in time; it may still do so.
+    /// [`Error::NoSuchNode`], and [`Error::NoLeader`] where the node did not take over in time; it
+    /// may still do so.
     pub async fn transfer(
         &self,
         database: &str,
@@ -192,6 +195,9 @@ impl Handle {
     ) -> Result<(NodeId, Term), Error> {
         let deadline = Deadline::after(timeout);
         let group = self.resolve(database, deadline).await?;
+        if !self.nodes.contains(&to) {
+            return Err(Error::NoSuchNode);
+        }
         let request = ForwardRequest::Transfer { group, to };
         match self.on_leader(group, request, deadline).await {
             Ok(ForwardReply::Transferred { term }) => Ok((to, term)),

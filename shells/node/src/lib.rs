@@ -110,6 +110,7 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
     let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
     let handle = Handle::new(
         identity.member.node,
+        identity.nodes.as_slice().into(),
         identity.cluster.to_string(),
         commands,
         shared.clone(),

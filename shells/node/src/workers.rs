@@ -136,6 +136,11 @@ impl StateWorker {
 
     /// Freezes what a checkpoint is to hold; whether there is something to flush.
     fn freeze(&self, group: GroupId, lsn: Lsn, control: Vec<(Bytes, Bytes)>) -> bool {
+        // After a restart the state may be ahead of what the core has replayed: durable already.
+        if group != GroupId::SYSTEM && self.states.applied(group).is_ok_and(|at| at > lsn) {
+            let _ = self.done.send(Input::Checkpointed { group, lsn });
+            return false;
+        }
         match self.states.freeze(group, lsn, control) {
             Ok(()) => true,
             Err(error) => {

@@ -194,7 +194,7 @@ async fn messages_reach_every_node_whole_and_attributed() {
 }
 
 #[tokio::test]
-async fn heartbeats_travel_as_datagrams_past_a_full_stream() {
+async fn heartbeats_are_datagrams_and_nothing_small_queues_behind_bulk() {
     let cluster = Cluster::new(2);
     let (one, _inbound) = cluster.start(1, 1);
     let (two, mut received) = cluster.start(2, 1);
@@ -210,12 +210,12 @@ async fn heartbeats_travel_as_datagrams_past_a_full_stream() {
     assert_eq!(connection.stats().frame_tx.datagram - before, 2);
     let mut order = Vec::new();
     one.send((0..4).map(|i| (NodeId(2), append(i, 4 << 20))).collect());
-    one.send(vec![(NodeId(2), heartbeat(3))]);
-    for _ in 0..5 {
+    one.send(vec![(NodeId(2), heartbeat(3)), (NodeId(2), query(4))]);
+    for _ in 0..6 {
         order.push(next(&mut received).await.message);
     }
-    let beat = order.iter().position(|m| *m == heartbeat(3));
-    assert!(beat.is_some_and(|at| at < 4), "the heartbeat queued behind 16 MiB: {beat:?}");
+    let last = order.last().expect("six");
+    assert!(*last == append(3, 4 << 20), "{last:?} queued behind 16 MiB");
 }
 
 /// A crash leaves no farewell: the peer learns of it by the hello of the next start.
@@ -255,6 +255,28 @@ fn a_crashed_node_is_redialled_at_once_and_hears_nothing_meant_for_its_past() {
         assert_eq!(next(&mut to_two).await.message, query(5));
     });
     assert_eq!(one.counters().dropped, 2);
+}
+
+/// Attempts at a peer that is long gone are far apart; its first sign of life ends the wait.
+#[tokio::test]
+async fn a_peer_that_shows_itself_is_dialled_at_once() {
+    let cluster = Cluster::new(2);
+    let silent = tokio::net::UdpSocket::bind(cluster.addresses[&NodeId(2)]).await.expect("free");
+    let (_one, _received) = cluster.start(1, 1);
+    let mut packet = [0; 2048];
+    // The third attempt's next packet is far off then.
+    let third = sleep(Duration::from_millis(2700));
+    tokio::pin!(third);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut third => break,
+            seen = silent.recv_from(&mut packet) => { seen.expect("a packet"); }
+        }
+    }
+    let (_endpoint, _connection) = cluster.join(2, 1, 1).await;
+    let dialled = timeout(Duration::from_millis(500), silent.recv_from(&mut packet)).await;
+    dialled.expect("dialled at once").expect("a packet");
 }
 
 #[tokio::test]

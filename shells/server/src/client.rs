@@ -116,9 +116,8 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request
-            .body(Full::new(body))
-            .map_err(|error| CallError::NotSent(error.to_string()))?;
+        let request =
+            request.body(Full::new(body)).map_err(|error| CallError::NotSent(error.to_string()))?;
         let mut sender = self.sender().await?;
         let answer = async {
             let answer = sender.send_request(request).await?;

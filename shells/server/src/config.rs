@@ -126,7 +126,10 @@ impl Source<'_> {
 
     fn of_file<T>(&self, name: &str, spanned: Spanned<T>) -> Given<T> {
         let line = self.line(spanned.span().start);
-        Given { from: format!("{}:{line}: {name}", self.path.display()), value: spanned.into_inner() }
+        Given {
+            from: format!("{}:{line}: {name}", self.path.display()),
+            value: spanned.into_inner(),
+        }
     }
 
     /// The variable where it is set, else what the file has.
@@ -154,9 +157,7 @@ impl Source<'_> {
     }
 
     fn needed<T>(&self, name: &str, given: Option<Given<T>>) -> Result<Given<T>, Failure> {
-        given.ok_or_else(|| {
-            Failure::usage(format!("{}: `{name}` is missing", self.path.display()))
-        })
+        given.ok_or_else(|| Failure::usage(format!("{}: `{name}` is missing", self.path.display())))
     }
 
     /// A path of the file is relative to it; one of a variable, to the working directory.
@@ -256,9 +257,7 @@ impl Config {
         let http = flag("http", &flags.http).or_else(|| source.text("http", file.http));
         let http = source.needed("http", http)?;
         let insecure_bind = flags.insecure_bind
-            || source
-                .parsed("insecure_bind", file.insecure_bind)?
-                .is_some_and(|given| given.value);
+            || source.parsed("insecure_bind", file.insecure_bind)?.is_some_and(|given| given.value);
         let http_address = endpoint(&http)?;
         if !http_address.0.is_loopback() && !insecure_bind {
             return Err(http.bad(format!(
@@ -275,11 +274,9 @@ impl Config {
             cluster: cluster_id(&cluster)?,
             address: address.1,
             http: http_address.1,
-            data_dir: flags
-                .data_dir
-                .clone()
-                .or(file_data_dir)
-                .ok_or_else(|| Failure::usage(format!("{}: `data_dir` is missing", path.display())))?,
+            data_dir: flags.data_dir.clone().or(file_data_dir).ok_or_else(|| {
+                Failure::usage(format!("{}: `data_dir` is missing", path.display()))
+            })?,
             insecure_bind,
             cert: source.path("cert", file.cert).unwrap_or_else(|| base.join("cert.pem")),
             key: source.path("key", file.key).unwrap_or_else(|| base.join("key.pem")),
@@ -338,12 +335,12 @@ fn peers(
 fn limits(source: &Source<'_>, table: LimitsTable) -> Result<Limits, Failure> {
     /// The log's entries are bounded; a value or batch must fit into one.
     const BYTES: u64 = 16 << 20;
-    let read = |name: &str, file: Option<Spanned<u64>>, most: u64, default: u64| {
-        match source.parsed(&format!("limits.{name}"), file)? {
-            None => Ok(default),
-            Some(given) if (1..=most).contains(&given.value) => Ok(given.value),
-            Some(given) => Err(given.bad(format!("must be a number from 1 to {most}"))),
-        }
+    let read = |name: &str, file: Option<Spanned<u64>>, most: u64, default: u64| match source
+        .parsed(&format!("limits.{name}"), file)?
+    {
+        None => Ok(default),
+        Some(given) if (1..=most).contains(&given.value) => Ok(given.value),
+        Some(given) => Err(given.bad(format!("must be a number from 1 to {most}"))),
     };
     let of = Limits::default();
     let millis = |duration: Duration| duration.as_millis() as u64;
@@ -451,7 +448,10 @@ mod tests {
     fn what_init_writes_is_read_back() {
         let config = parse(&sample(), &[], &Flags::default()).unwrap();
         assert_eq!((config.node, config.cluster), (NodeId(1), ClusterId(0xab)));
-        assert_eq!((config.address.as_str(), config.http.as_str()), ("127.0.0.1:7001", "127.0.0.1:8001"));
+        assert_eq!(
+            (config.address.as_str(), config.http.as_str()),
+            ("127.0.0.1:7001", "127.0.0.1:8001")
+        );
         assert_eq!(config.data_dir, Path::new("dir/data"));
         assert_eq!(config.key, Path::new("dir/key.pem"));
         assert_eq!(config.peers, [(NodeId(2), "127.0.0.1:7002".to_owned())].into());
@@ -491,11 +491,17 @@ mod tests {
         assert!(error("node = 1", "node = 0").starts_with("dir/highwater.toml:3: node: "));
         assert!(error("auth = \"none\"", "auth = \"token\"").contains(":10: auth: `token`"));
         assert!(error("000000ab", "ab").contains(":4: cluster: "));
-        assert!(error("http = \"127.0.0.1:8001", "http = \"10.0.0.1:8001").contains("insecure_bind"));
+        assert!(
+            error("http = \"127.0.0.1:8001", "http = \"10.0.0.1:8001").contains("insecure_bind")
+        );
         assert!(error("http = \"127.0.0.1:8001", "http = \"127.0.0.1").contains(":8: http: "));
         assert!(error("data_dir = \"data\"", "").contains("`data_dir` is missing"));
         assert!(error("node = 2", "node = 1").contains("can't be a peer"));
-        assert!(error("value_bytes = 1048576", "value_bytes = 99999999").contains("limits.value_bytes"));
-        assert!(error("list_default = 100", "list_default = 1001").contains("above limits.list_max"));
+        assert!(
+            error("value_bytes = 1048576", "value_bytes = 99999999").contains("limits.value_bytes")
+        );
+        assert!(
+            error("list_default = 100", "list_default = 1001").contains("above limits.list_max")
+        );
     }
 }

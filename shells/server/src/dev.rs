@@ -8,10 +8,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time,
-};
+use tokio::time;
 
 use crate::{
     failure::{Context, Failure},
@@ -72,14 +69,10 @@ pub async fn dev(dev: &Dev) -> Result<(), Failure> {
     }
     let exe = std::env::current_exe().context(|| "can't find this program".to_owned())?;
     let mut fleet = Fleet::new(exe, nodes);
-    let mut interrupt =
-        signal(SignalKind::interrupt()).context(|| "can't listen to signals".to_owned())?;
-    let mut terminate =
-        signal(SignalKind::terminate()).context(|| "can't listen to signals".to_owned())?;
+    let stop = fleet::told_to_stop()?;
     let ran = tokio::select! {
         biased;
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
+        () = stop => Ok(()),
         ran = run(dev, &mut fleet) => ran,
     };
     eprintln!("stopping; the data stays in {}", dev.dir.display());
@@ -169,7 +162,9 @@ async fn watch(dev: &Dev, fleet: &mut Fleet) -> Result<(), Failure> {
                 restart.pause = (restart.pause * 2).min(PAUSES.1);
             } else {
                 let config = fleet.members[index].node.config.display();
-                eprintln!("node {id} ended ({status}); start it with: highwater serve --config {config}");
+                eprintln!(
+                    "node {id} ended ({status}); start it with: highwater serve --config {config}"
+                );
             }
         }
         for (index, restart) in restarts.iter_mut().enumerate() {

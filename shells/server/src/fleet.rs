@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use tokio::{
     process::{Child, Command},
+    signal::unix::{SignalKind, signal},
     time,
 };
 
@@ -214,6 +215,20 @@ pub async fn lead(client: &mut Client, database: &str) -> Result<Lead, String> {
         return Err(reply.text());
     }
     reply.json().map_err(|error| error.to_string())
+}
+
+/// Returns at SIGINT or SIGTERM: the first one that comes once this was called.
+pub(crate) fn told_to_stop() -> Result<impl Future<Output = ()>, Failure> {
+    let listen = |kind| signal(kind).context(|| "can't listen to signals".to_owned());
+    let (mut interrupt, mut terminate) =
+        (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            biased;
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 /// Replaces a file as a whole.

@@ -56,7 +56,11 @@ pub fn init(plan: &Plan) -> Result<Vec<NodeDir>, Failure> {
     let (addresses, https) = ports(plan, hosts)?;
     let cluster = ClusterId(random()?);
     let failed = |path: &Path| {
-        format!("can't write {}; remove {} before you try again", path.display(), plan.dir.display())
+        format!(
+            "can't write {}; remove {} before you try again",
+            path.display(),
+            plan.dir.display()
+        )
     };
     let ca_dir = plan.dir.join("ca");
     fs::create_dir_all(&ca_dir).context(|| failed(&ca_dir))?;

@@ -14,11 +14,14 @@ use highwater_wire::op::{Action, Condition, Op};
 
 use crate::failure::{Context, Failure};
 
+/// The oplog's directory within a data directory.
+const OPLOG: &str = "oplog";
+
 /// Reads every block and entry, and prints what is wrong.
 ///
 /// # Errors
 /// Where the log is damaged or can't be read.
-pub async fn verify(dir: &Path) -> Result<(), Failure> {
+pub(crate) async fn verify(dir: &Path) -> Result<(), Failure> {
     let mut out = Output::new();
     let summary = inspect(dir, |found| match &found {
         Found::Damage { .. } | Found::Torn { .. } => out.line(&describe(&found)),
@@ -42,7 +45,7 @@ pub async fn verify(dir: &Path) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Where the log can't be read.
-pub async fn dump(dir: &Path) -> Result<(), Failure> {
+pub(crate) async fn dump(dir: &Path) -> Result<(), Failure> {
     let mut out = Output::new();
     let summary = inspect(dir, |found| out.line(&describe(&found))).await?;
     out.line(&total(&summary));
@@ -64,7 +67,7 @@ async fn inspect(dir: &Path, mut tell: impl FnMut(Found)) -> Result<Summary, Fai
 
 /// The data directory itself, or that of a node's directory.
 fn data_dir(dir: &Path) -> Option<PathBuf> {
-    [dir.to_owned(), dir.join("data")].into_iter().find(|data| data.join(oplog::DIR).is_dir())
+    [dir.to_owned(), dir.join("data")].into_iter().find(|data| data.join(OPLOG).is_dir())
 }
 
 fn total(summary: &Summary) -> String {

@@ -204,10 +204,9 @@ async fn recover(config: &Config, disk: RealDisk) -> Result<(Options, NodeParts,
     let tls = tls(config)?;
     let began = Instant::now();
     let random = init::random()?;
-    let (member, boot) =
-        identity::open(&disk, config.cluster, config.node, wall_ms(), random)
-            .await
-            .map_err(Failure::start)?;
+    let (member, boot) = identity::open(&disk, config.cluster, config.node, wall_ms(), random)
+        .await
+        .map_err(Failure::start)?;
     let opened = oplog::open(disk, member.incarnation, OplogOptions::default())
         .await
         .map_err(Failure::start)?;
@@ -327,7 +326,8 @@ impl Http {
         let limits = options.limits.clone();
         let router = highwater_http::router(slot.clone(), options);
         let (stop, stopped) = oneshot::channel();
-        let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let runtime =
+            runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let serving = async move {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {

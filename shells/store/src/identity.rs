@@ -65,7 +65,9 @@ pub enum IdentityError {
     )]
     Damaged,
     /// The record was written by a later release.
-    #[error("the file `identity` has version {0}, which this release does not know: run a later one")]
+    #[error(
+        "the file `identity` has version {0}, which this release does not know: run a later one"
+    )]
     Version(u32),
     /// There is an oplog, but no identity.
     #[error(
@@ -224,4 +226,94 @@ fn decode(bytes: &[u8]) -> Result<Record, IdentityError> {
     let boot = Boot { counter: bytes.get_u64_le(), nonce: bytes.get_u64_le() };
     let logged = bytes.get_u64_le() != 0;
     Ok(Record { cluster, member: Member { node, incarnation }, boot, logged })
+}
+
+#[cfg(all(test, not(madsim)))]
+mod tests {
+    use super::*;
+    use crate::oplog::tests::mem::{MemDisk, Rng};
+
+    const CLUSTER: ClusterId = ClusterId(0xc1);
+
+    async fn start(disk: &MemDisk, random: u128) -> Result<(Member, Boot), IdentityError> {
+        open(disk, CLUSTER, NodeId(2), 0x0199_0000_0000, random).await
+    }
+
+    #[test]
+    fn bytes_are_frozen() {
+        let record = Record {
+            cluster: CLUSTER,
+            member: Member { node: NodeId(2), incarnation: Incarnation(0x0199 << 80 | 5) },
+            boot: Boot { counter: 3, nonce: mix(7) },
+            logged: true,
+        };
+        let encoded = encode(&record);
+        let line = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let hex: Vec<_> = encoded.chunks(16).map(line).collect();
+        insta::assert_snapshot!("identity", hex.join("\n"));
+        assert_eq!(decode(&encoded).ok(), Some(record));
+        for at in 0..LEN * 8 {
+            let mut damaged = encoded.to_vec();
+            damaged[at / 8] ^= 1 << (at % 8);
+            assert!(decode(&damaged).is_err(), "a flip at {at} went unseen");
+        }
+    }
+
+    #[tokio::test]
+    async fn each_start_counts() {
+        let disk = MemDisk::new();
+        let (member, first) = start(&disk, 0xabcd).await.expect("a blank disk");
+        assert_eq!(member.incarnation, Incarnation(0x0199_0000_0000 << 80 | 0xabcd));
+        assert_eq!(first.counter, 1);
+        let disk = disk.power_cut(&mut Rng(1), 0);
+        let (again, second) = start(&disk, 0xef01).await.expect("it stands");
+        assert_eq!((again, second.counter), (member, 2));
+        assert_ne!(first.nonce, second.nonce);
+    }
+
+    #[tokio::test]
+    async fn a_power_cut_at_any_step_keeps_who_it_is() {
+        for step in 1..40 {
+            let disk = MemDisk::new();
+            let (member, _) = start(&disk, 1).await.expect("a blank disk");
+            let now = disk.world().steps;
+            disk.world().cut_at = Some(now + step);
+            let mut counted = 1;
+            while let Ok((_, boot)) = start(&disk, 2).await {
+                counted = boot.counter;
+            }
+            let disk = disk.power_cut(&mut Rng(step), 50);
+            let (again, boot) = start(&disk, 3).await.expect("it stands");
+            assert_eq!(again, member);
+            assert!(boot.counter > counted, "a boot was counted twice");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_anothers_or_damaged_is_refused() {
+        let disk = MemDisk::new();
+        let (member, _) = start(&disk, 1).await.expect("a blank disk");
+        let before = disk.contents();
+        let other = open(&disk, ClusterId(9), NodeId(2), 1, 1).await;
+        assert!(matches!(other, Err(IdentityError::OtherCluster { found: CLUSTER, .. })));
+        let other = open(&disk, CLUSTER, NodeId(3), 1, 1).await;
+        assert!(matches!(other, Err(IdentityError::OtherNode { found: NodeId(2), .. })));
+        assert!(disk.contents() == before, "a refusal changed something");
+        // One copy may go, not both.
+        disk.edit(FILE, |bytes| bytes[..512].fill(0xff));
+        assert_eq!(start(&disk, 1).await.expect("the other copy stands").0, member);
+        disk.edit(FILE, |bytes| bytes[COPY..].fill(0));
+        assert_eq!(start(&disk, 1).await.expect("the first copy stands").0, member);
+        disk.edit(FILE, |bytes| (bytes[20], bytes[COPY + 20]) = (!bytes[20], !bytes[COPY + 20]));
+        assert!(matches!(start(&disk, 1).await, Err(IdentityError::Damaged)));
+        disk.edit(FILE, Vec::clear);
+        assert!(matches!(start(&disk, 1).await, Err(IdentityError::Damaged)));
+    }
+
+    #[tokio::test]
+    async fn a_log_without_an_identity_is_refused() {
+        let disk = MemDisk::new();
+        disk.open("oplog/000000000001", true).await.expect("makes it");
+        assert!(matches!(start(&disk, 1).await, Err(IdentityError::Missing)));
+    }
 }

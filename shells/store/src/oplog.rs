@@ -55,6 +55,8 @@ mod shared;
 mod table;
 mod writer;
 
+#[cfg(all(test, not(madsim)))]
+pub(crate) mod tests;
 
 pub use format::{BlockKind, FrameError};
 pub use inspect::{BlockInfo, Found, HeaderInfo, Summary, inspect};
@@ -109,7 +111,7 @@ impl OplogOptions {
     }
 
     fn check(&self) -> Result<(), OpenError> {
-        if self.segment_bytes % format::SECTOR != 0 {
+        if !self.segment_bytes.is_multiple_of(format::SECTOR) {
             return Err(OpenError::Options("the segment size is no multiple of 4096"));
         }
         if !(64 << 10..=1 << 30).contains(&self.segment_bytes) {

@@ -11,10 +11,7 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time,
-};
+use tokio::time;
 
 use self::{verify::Verified, writers::Load};
 use crate::{
@@ -82,11 +79,10 @@ pub async fn demo(demo: &Demo) -> Result<(), Failure> {
     let dir = temp.path().join("cluster");
     let plan = Plan { dir, nodes: 3, addresses: Vec::new(), insecure_bind: false };
     let mut fleet = Fleet::new(exe, init::init(&plan)?);
-    let mut interrupt =
-        signal(SignalKind::interrupt()).context(|| "can't listen to signals".to_owned())?;
+    let stop = fleet::told_to_stop()?;
     let ran = tokio::select! {
         biased;
-        _ = interrupt.recv() => Err(Failure::runtime("interrupted")),
+        () = stop => Err(Failure::runtime("interrupted; nothing was shown")),
         ran = run(demo, temp.path(), &mut fleet) => ran,
     };
     fleet.stop(STOP).await;

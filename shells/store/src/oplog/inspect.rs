@@ -236,12 +236,8 @@ impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
         self.check_header(segment, bytes, header);
         self.sequence = header.first_block;
         let file = self.disk.open(&file_name(segment), false).await?;
-        let expect = Expect {
-            salt: self.salt,
-            segment,
-            sequence: header.first_block,
-            epoch: header.epoch,
-        };
+        let expect =
+            Expect { salt: self.salt, segment, sequence: header.first_block, epoch: header.epoch };
         let cursor = Cursor::new(self.disk, &file, start, end.unwrap_or(bytes).min(bytes));
         let synced_upto = header.first_block - 1;
         Blocks { inspector: self, file: &file, cursor, expect, bytes, last, synced_upto }

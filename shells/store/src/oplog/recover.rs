@@ -14,14 +14,13 @@ use highwater_core::{
 };
 
 use super::{
-    DIR, LogReader, LogWriter, OpenError, OplogOptions, Opened, Preparer, RecoveredLog, TEMP,
+    DIR, LogReader, LogWriter, OpenError, Opened, OplogOptions, Preparer, RecoveredLog, TEMP,
     WriteError, file_name,
     format::{
         BlockFault, BlockKind, HeaderFault, SECTOR, Salt, SegmentHeader, decode_record, frame_len,
     },
     index::{Cache, Point, SegmentIndex},
-    parse_name,
-    prepare,
+    parse_name, prepare,
     scan::{CHUNK, Cursor, Expect, is_blank, read_header, rest},
     shared::{Active, Preparing, Segment, Shared, Spare, State},
     table::Table,
@@ -517,12 +516,7 @@ async fn rewrite<D: Disk>(disk: &D, file: &D::File, from: u64, to: u64) -> io::R
 }
 
 /// Makes these parts of a file blank from `keep` on, durably.
-async fn wipe<D: Disk>(
-    disk: &D,
-    file: &D::File,
-    used: &[(u64, u64)],
-    keep: u64,
-) -> io::Result<()> {
+async fn wipe<D: Disk>(disk: &D, file: &D::File, used: &[(u64, u64)], keep: u64) -> io::Result<()> {
     let zeros = Bytes::from(vec![0; CHUNK]);
     let mut wiped = false;
     for (start, end) in used {

@@ -5,8 +5,8 @@ use std::io;
 use bytes::Bytes;
 
 use super::format::{
-    BLOCK_HEADER, BlockFault, BlockHeader, BlockKind, HeaderFault, SECTOR, Salt, SegmentHeader, header_len,
-    padded,
+    BLOCK_HEADER, BlockFault, BlockHeader, BlockKind, HeaderFault, SECTOR, Salt, SegmentHeader,
+    header_len, padded,
 };
 use crate::disk::Disk;
 

@@ -46,7 +46,9 @@ impl Group {
     /// Where a term starts: rising in LSN and term.
     fn start_term(&mut self, lsn: Lsn, term: Term) -> Result<(), &'static str> {
         match self.terms.last() {
-            Some((_, before)) if *before > term => Err("an entry's term is lower than the one before"),
+            Some((_, before)) if *before > term => {
+                Err("an entry's term is lower than the one before")
+            }
             Some((_, before)) if *before == term => Ok(()),
             _ => {
                 self.terms.push((lsn, term));

@@ -78,20 +78,18 @@ impl Layout {
             return Place::NextSegment;
         }
         let fits = |at: u64, body: usize| at + padded((BLOCK_HEADER + body) as u64) <= self.limit;
-        let place = if self.body > 0
-            && self.body + len <= BODY_TARGET
-            && fits(self.at, self.body + len)
-        {
-            self.body += len;
-            Place::Same
-        } else {
-            let at = self.end();
-            if !fits(at, len) {
-                return Place::NextSegment;
-            }
-            (self.at, self.body) = (at, len);
-            Place::NewBlock
-        };
+        let place =
+            if self.body > 0 && self.body + len <= BODY_TARGET && fits(self.at, self.body + len) {
+                self.body += len;
+                Place::Same
+            } else {
+                let at = self.end();
+                if !fits(at, len) {
+                    return Place::NextSegment;
+                }
+                (self.at, self.body) = (at, len);
+                Place::NewBlock
+            };
         self.table += growth;
         place
     }
@@ -368,7 +366,7 @@ impl<D: Disk> LogWriter<D> {
         let (spare, header) = {
             let mut state = self.shared.lock();
             let spare = state.spares.pop_front().ok_or(WriteError::NoRoom { needed: 0 })?;
-            let complete = spare.segment % COMPLETE_EVERY == 0
+            let complete = spare.segment.is_multiple_of(COMPLETE_EVERY)
                 && state.table.complete_bound() <= self.shared.options.header_max();
             let header = SegmentHeader {
                 segment: spare.segment,
@@ -388,8 +386,7 @@ impl<D: Disk> LogWriter<D> {
         self.shared.disk.write_sync(&spare.file, 0, header).await?;
         self.syncs += 1;
         let mut state = self.shared.lock();
-        let segment =
-            Segment { epoch: self.epoch, first_block: self.sequence, start, end: start };
+        let segment = Segment { epoch: self.epoch, first_block: self.sequence, start, end: start };
         state.segments.insert(spare.segment, segment);
         let index = SegmentIndex::new(spare.bytes);
         let index = std::mem::replace(&mut state.active.index, index);

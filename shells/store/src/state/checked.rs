@@ -342,6 +342,21 @@ mod tests {
         assert_eq!(error.to_string(), "block 0 does not match its checksum");
     }
 
+    /// A change here is a change of the format.
+    #[test]
+    fn the_layout_is_frozen() {
+        assert_eq!([0, 1023, 1024, 2048].map(data_at), [4096, 4_194_304, 4_202_496, 8_400_896]);
+        assert_eq!([1, 1023, 1024, 1025].map(sum_at), [4, 4092, 4_198_400, 4_198_404]);
+        let sums = [(1, 0), (1, 0xab), (2, 0xab)].map(|(number, fill)| sum_of(number, &block(fill)));
+        assert_eq!(sums, [0, 0x7ee7_2c87, 0xa5a3_abee]);
+        let (raw, file) = checked();
+        file.set_len(PAGE).unwrap();
+        file.write(0, &[0xab; 320]).unwrap();
+        let mut end = [0; 8];
+        raw.read(PAGE + 504, &mut end).unwrap();
+        assert_eq!(end, [0, 0, 0, 0, 72, 94, 137, 68]);
+    }
+
     #[test]
     fn parts_of_blocks_are_refused() {
         let (_, file) = checked();

@@ -142,7 +142,7 @@ fn rounds(seed: u64, rounds: u64, calls_max: u64, seen: &mut Seen) {
 #[test]
 fn a_power_cut_leaves_exactly_a_flushed_prefix() {
     let mut seen = Seen::default();
-    for seed in 0..60 {
+    for seed in 0..40 {
         rounds(seed, 12, 400, &mut seen);
     }
     assert!(seen.lost_unconfirmed > 100, "{seen:?}");

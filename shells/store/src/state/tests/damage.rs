@@ -5,12 +5,14 @@ use super::*;
 use crate::state::StateError;
 
 const FILE: &str = "7.redb";
+/// Of each value.
+const SIZE: usize = 200;
 
 /// A disk with one flushed group, of a hundred records.
 fn flushed() -> MemDisk {
     let disk = MemDisk::default();
     let states = states(&disk, 4);
-    let writes = (0..100).map(|n| put(&format!("key {n:03}"), &[n; 200])).collect();
+    let writes = (0..100).map(|n| put(&format!("key {n:03}"), &[n; SIZE])).collect();
     states.apply(GROUP, &[op_entry(1, writes)]).unwrap();
     flush_at(&states, GROUP, 1);
     drop(states);
@@ -30,7 +32,7 @@ fn refusal(disk: &MemDisk) -> String {
 fn a_damaged_file_is_never_absent() {
     let disk = flushed();
     disk.tamper(FILE, Vec::clear);
-    insta::assert_snapshot!(refusal(&disk), @"");
+    insta::assert_snapshot!("empty_file", refusal(&disk));
     assert_eq!(disk.content(FILE), b"", "it is not made anew");
 
     for len in [1, 4096, 5000, 8192, 100_000] {
@@ -57,21 +59,22 @@ fn a_file_of_another_group_is_refused() {
     drop(now);
     let other = disk.content("8.redb");
     disk.tamper(FILE, |bytes| *bytes = other);
-    insta::assert_snapshot!(refusal(&disk), @"");
+    insta::assert_snapshot!("file_of_another_group", refusal(&disk));
 }
 
-/// A flipped bit in a value: redb does not notice on reading, the row's checksum does.
+/// A flipped bit in a value, which redb would serve.
 #[test]
 fn a_damaged_record_is_not_served() {
     let disk = flushed();
     disk.tamper(FILE, |bytes| {
-        let at = bytes.windows(200).position(|part| part == [42; 200]).unwrap();
+        let at = bytes.windows(SIZE).position(|part| part == [42; SIZE]).unwrap();
         bytes[at + 100] ^= 1;
     });
     let now = states(&disk, 4);
-    assert_eq!(now.get(GROUP, b"key 041").unwrap().1.unwrap().value, [41; 200][..]);
-    insta::assert_snapshot!(now.get(GROUP, b"key 042").unwrap_err(), @"");
-    let error = now.get(GROUP, b"key 041").unwrap_err();
+    let error = now.get(GROUP, b"key 042").unwrap_err();
+    assert!(matches!(error, StateError::Damaged { .. }), "{error}");
+    assert!(error.to_string().contains("does not match its checksum"), "{error}");
+    let error = now.get(GROUP, b"key 000").unwrap_err();
     assert!(matches!(error, StateError::OutOfService { .. }), "{error}");
 
     let now = states(&disk, 4);
@@ -88,7 +91,7 @@ fn a_file_that_vanished_is_missed() {
     let now = states(&disk, 1);
     // Nothing knows of it but the oplog, which goes on where the file stood.
     let run = [op_entry(2, vec![put("a", b"2")])];
-    insta::assert_snapshot!(now.apply(GROUP, &run).unwrap_err(), @"");
+    insta::assert_snapshot!("gap", now.apply(GROUP, &run).unwrap_err());
 
     let disk = flushed();
     let now = states(&disk, 1);
@@ -111,7 +114,7 @@ fn a_flipped_bit_is_told_or_harmless() {
     let used: Vec<_> = (0..whole.len()).filter(|at| whole[*at] != 0).collect();
     let mut rng = Rng(1);
     let (mut told, mut harmless) = (0, 0);
-    for round in 0..400 {
+    for round in 0..200 {
         let at = if round % 4 == 0 { rng.below(whole.len() as u64) as usize } else { *rng.pick(&used) };
         let mut bytes = whole.clone();
         bytes[at] ^= 1 << rng.below(8);
@@ -132,10 +135,10 @@ fn a_flipped_bit_is_told_or_harmless() {
             Ok((before, after)) => {
                 harmless += 1;
                 assert_eq!(before.len(), 100, "byte {at}");
-                assert!((0..100).all(|n| before[usize::from(n)].record.value == [n; 200][..]));
+                assert!((0..100).all(|n| before[usize::from(n)].record.value == [n; SIZE][..]));
                 assert_eq!((after.len(), &after[1].record.value[..]), (100, &b"2"[..]));
             }
         }
     }
-    assert!(told > 200 && harmless > 20, "{told} told, {harmless} harmless");
+    assert!(told > 100 && harmless > 10, "{told} told, {harmless} harmless");
 }

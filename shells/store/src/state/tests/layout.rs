@@ -58,5 +58,5 @@ fn the_layout_of_a_file_is_frozen() {
             }
         }
     }
-    insta::assert_snapshot!(shown, @"");
+    insta::assert_snapshot!("layout", shown);
 }

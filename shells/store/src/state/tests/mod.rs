@@ -4,6 +4,8 @@ mod damage;
 mod disk;
 mod layout;
 mod model;
+#[cfg(not(madsim))]
+mod real;
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,199 @@
+//! A node's disk: the oplog as a FIFO of writes, of which only what was fsynced survives a crash,
+//! and the engine's durable states.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use highwater_core::{
+    Entry, Formation, GroupId, Lsn, Member, Record, Recovered, RecoveredGroup, Term, WriteId,
+};
+
+use super::state::State;
+
+/// One group's part of an oplog.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct GroupLog {
+    pub(crate) term: Term,
+    pub(crate) vote: Option<Member>,
+    pub(crate) checkpointed: Lsn,
+    pub(crate) entries: Vec<Entry>,
+}
+
+impl GroupLog {
+    pub(crate) fn last(&self) -> Lsn {
+        Lsn(self.entries.len() as u64)
+    }
+
+    pub(crate) fn term_at(&self, lsn: Lsn) -> Option<Term> {
+        self.entries.get(lsn.0.checked_sub(1)? as usize).map(|e| e.term)
+    }
+}
+
+/// What a sequence of records says.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Oplog {
+    pub(crate) formation: Option<Formation>,
+    pub(crate) groups: BTreeMap<GroupId, GroupLog>,
+}
+
+impl Oplog {
+    pub(crate) fn take(&mut self, record: Record) {
+        match record {
+            Record::Formation(formation) => {
+                assert!(self.formation.is_none(), "a data directory is formed once");
+                self.formation = Some(formation);
+            }
+            Record::HardState { group, term, vote } => {
+                let log = self.groups.entry(group).or_default();
+                let again = term == log.term && (log.vote.is_none() || log.vote == vote);
+                assert!(term > log.term || again, "a vote is never changed: {group:?} {term:?}");
+                log.term = term;
+                log.vote = vote;
+            }
+            Record::Append { group, entry } => {
+                let log = self.groups.entry(group).or_default();
+                assert!(entry.lsn.0 >= 1 && entry.lsn <= log.last().next(), "no hole in a log");
+                log.entries.truncate(entry.lsn.0 as usize - 1);
+                let before = log.entries.last().map_or(Term(0), |e| e.term);
+                assert_eq!(entry.prev_term, before, "an entry names the term before it");
+                log.entries.push(entry);
+            }
+            Record::Checkpointed { group, lsn } => {
+                let log = self.groups.entry(group).or_default();
+                log.checkpointed = log.checkpointed.max(lsn);
+            }
+        }
+    }
+
+    pub(crate) fn load(
+        &self,
+        group: GroupId,
+        from: Lsn,
+        to: Lsn,
+        bytes_max: usize,
+    ) -> Option<Vec<Entry>> {
+        assert!(from <= to, "a load asks for something: {from}..={to}");
+        let log = self.groups.get(&group)?;
+        let all = log.entries.get(from.0 as usize - 1..(to.0 as usize).min(log.entries.len()))?;
+        let mut bytes = 0;
+        let mut found = Vec::new();
+        for entry in all {
+            if !found.is_empty() && bytes + entry.weight() > bytes_max {
+                break;
+            }
+            bytes += entry.weight();
+            found.push(entry.clone());
+        }
+        (!found.is_empty()).then_some(found)
+    }
+}
+
+struct Write {
+    id: WriteId,
+    records: Vec<Record>,
+}
+
+/// A disk, with what a crash would leave of it.
+#[derive(Default)]
+pub(crate) struct Disk {
+    /// What a crash leaves.
+    pub(crate) durable: Oplog,
+    /// What is written, fsynced or not: this is what loads read.
+    pub(crate) written: Oplog,
+    queue: VecDeque<Write>,
+    /// How many writes of the queue the fsync under way covers.
+    pub(crate) syncing: usize,
+    /// fsyncs do not come back.
+    pub(crate) stuck: bool,
+    /// Of the materialized states, by group.
+    pub(crate) states: BTreeMap<GroupId, State>,
+    /// Control writes of each group's checkpoints.
+    pub(crate) control: BTreeMap<GroupId, BTreeMap<Bytes, Bytes>>,
+    pub(crate) room: u64,
+}
+
+impl Disk {
+    pub(crate) fn new(room: u64) -> Disk {
+        Disk { room, ..Disk::default() }
+    }
+
+    pub(crate) fn write(&mut self, id: WriteId, records: Vec<Record>) {
+        assert!(!records.is_empty(), "a write is never empty");
+        for record in &records {
+            self.written.take(record.clone());
+        }
+        self.queue.push_back(Write { id, records });
+    }
+
+    /// Begins an fsync of all that is queued; whether there is anything.
+    pub(crate) fn begin_sync(&mut self) -> bool {
+        let begin = !self.stuck && self.syncing == 0 && !self.queue.is_empty();
+        if begin {
+            self.syncing = self.queue.len();
+        }
+        begin
+    }
+
+    /// The fsync under way is done: the last write that it covers.
+    pub(crate) fn end_sync(&mut self) -> Option<WriteId> {
+        let mut last = None;
+        for _ in 0..std::mem::take(&mut self.syncing) {
+            let write = self.queue.pop_front()?;
+            for record in write.records {
+                self.durable.take(record);
+            }
+            last = Some(write.id);
+        }
+        last
+    }
+
+    /// Records that are not fsynced.
+    pub(crate) fn unsynced(&self) -> usize {
+        self.queue.iter().map(|w| w.records.len()).sum()
+    }
+
+    /// Power is lost: of what was not fsynced, the first `keep` records are found later.
+    pub(crate) fn crash(&mut self, keep: usize) {
+        let queued = std::mem::take(&mut self.queue);
+        for record in queued.into_iter().flat_map(|w| w.records).take(keep) {
+            self.durable.take(record);
+        }
+        self.written = self.durable.clone();
+        self.syncing = 0;
+    }
+
+    /// What a start finds.
+    pub(crate) fn recover(&self) -> Recovered {
+        let groups = self
+            .durable
+            .groups
+            .iter()
+            .map(|(group, log)| {
+                let mut terms: Vec<(Lsn, Term)> = Vec::new();
+                for entry in &log.entries {
+                    if terms.last().is_none_or(|(_, term)| *term != entry.term) {
+                        terms.push((entry.lsn, entry.term));
+                    }
+                }
+                RecoveredGroup {
+                    group: *group,
+                    term: log.term,
+                    vote: log.vote,
+                    checkpointed: log.checkpointed,
+                    last: log.last(),
+                    terms,
+                }
+            })
+            .collect();
+        let control = self.control.get(&GroupId::SYSTEM);
+        Recovered {
+            formation: self.durable.formation.clone(),
+            groups,
+            system_control: control
+                .map(|c| c.iter().map(|(k, v)| (k.clone(), v.clone())).collect())
+                .unwrap_or_default(),
+            system_applied: self.states.get(&GroupId::SYSTEM).map_or(Lsn(0), |s| s.applied),
+            room: self.room,
+        }
+    }
+}

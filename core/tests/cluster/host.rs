@@ -1,0 +1,125 @@
+//! A machine: clock, disk and, while it runs, a node.
+
+use std::collections::BTreeMap;
+
+use highwater_core::{
+    Boot, ClusterId, Config, GroupId, Identity, Incarnation, Input, Instant, Member, Node, NodeId,
+    Now, Peer,
+};
+
+use super::{
+    disk::Disk,
+    state::State,
+};
+
+/// Room in the oplog that tests begin with.
+const ROOM: u64 = 1 << 40;
+
+/// A machine's clocks: monotonic, which may start anywhere and drift, and wall.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    started: u64,
+    mono: u64,
+    /// In thousandths.
+    rate: u64,
+    /// Added to wall time, in milliseconds.
+    pub(crate) wall_ms: i64,
+}
+
+impl Clock {
+    pub(crate) fn now(&self, time: u64) -> Now {
+        let mono = self.mono + (time - self.started) * self.rate / 1000;
+        let wall = 1_700_000_000_000 + time as i64 / 1000 + self.wall_ms;
+        Now { mono: Instant(mono), wall_ms: wall as u64 }
+    }
+
+    /// The first time at which the clock shows at least that.
+    pub(crate) fn time_of(&self, at: Instant) -> u64 {
+        self.started + (at.0.saturating_sub(self.mono) * 1000).div_ceil(self.rate)
+    }
+}
+
+pub(crate) struct Host {
+    id: NodeId,
+    nodes: Vec<NodeId>,
+    incarnation: Incarnation,
+    boot: Boot,
+    pub(crate) node: Option<Node>,
+    pub(crate) disk: Disk,
+    /// In memory: what is applied.
+    pub(crate) states: BTreeMap<GroupId, State>,
+    pub(crate) inbox: Vec<Input>,
+    pub(crate) clock: Clock,
+    pub(crate) busy_until: u64,
+    pub(crate) wakes_at: Option<u64>,
+    pub(crate) stepped: bool,
+    /// Rises with each start and stop; what was meant for an earlier run is dropped.
+    pub(crate) run: u64,
+    /// The last write of this run.
+    pub(crate) written: u64,
+}
+
+impl Host {
+    pub(crate) fn new(id: NodeId, nodes: Vec<NodeId>) -> Host {
+        Host {
+            id,
+            nodes,
+            incarnation: Incarnation(u128::from(id.0)),
+            boot: Boot::default(),
+            node: None,
+            disk: Disk::new(ROOM),
+            states: BTreeMap::new(),
+            inbox: Vec::new(),
+            clock: Clock { started: 0, mono: 0, rate: 1000, wall_ms: 0 },
+            busy_until: 0,
+            wakes_at: None,
+            stepped: false,
+            run: 0,
+            written: 0,
+        }
+    }
+
+    pub(crate) fn member(&self) -> Member {
+        Member { node: self.id, incarnation: self.incarnation }
+    }
+
+    pub(crate) fn peer(&self) -> Peer {
+        Peer { member: self.member(), boot: self.boot }
+    }
+
+    pub(crate) fn start(&mut self, time: u64, mono: u64, rate: u64, seed: u64, config: Config) {
+        assert!(self.node.is_none(), "{:?} runs", self.id);
+        self.boot = Boot { counter: self.boot.counter + 1, nonce: seed };
+        self.clock = Clock { started: time, mono, rate, wall_ms: self.clock.wall_ms };
+        let identity = Identity {
+            cluster: ClusterId(1 << 64),
+            member: self.member(),
+            boot: self.boot,
+            nodes: self.nodes.clone(),
+        };
+        self.states = self.disk.states.clone();
+        let now = self.clock.now(time);
+        let node = Node::recover(config, identity, seed, now, self.disk.recover());
+        self.node = Some(node.expect("what is on the disk is consistent"));
+        self.busy_until = 0;
+        self.wakes_at = None;
+        self.stepped = false;
+        self.run += 1;
+        self.written = 0;
+    }
+
+    pub(crate) fn crash(&mut self, keep: usize) {
+        self.node = None;
+        self.inbox.clear();
+        self.states.clear();
+        self.disk.crash(keep);
+        self.run += 1;
+    }
+
+    pub(crate) fn wipe(&mut self, time: u64) {
+        assert!(self.node.is_none(), "{:?} runs", self.id);
+        self.disk = Disk::new(ROOM);
+        self.incarnation = Incarnation(u128::from(time + 1) << 80 | u128::from(self.id.0));
+        self.boot = Boot::default();
+    }
+}

@@ -1,0 +1,230 @@
+//! What must hold across nodes, checked after every step of any of them. The numbers are those of
+//! `docs/INVARIANTS.md`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use highwater_core::{
+    Effect, Entry, GroupId, GroupMessage, Kind, Lsn, Member, Message, Node, NodeId, Record, Reject,
+    Reply, Request, RequestId, RoleView, Term,
+};
+
+use super::{
+    disk::{Disk, GroupLog},
+    state::State,
+};
+
+/// A request that has no answer yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) node: NodeId,
+    pub(crate) request: Request,
+    /// Of a read: everything up to here was acknowledged, or read, before it was asked.
+    floor: Lsn,
+}
+
+#[derive(Default)]
+pub(crate) struct Oracle {
+    /// Every entry that any node ever wrote.
+    entries: BTreeMap<(GroupId, Lsn, Term), Entry>,
+    /// The terms of committed entries, from LSN 1 on.
+    committed: BTreeMap<GroupId, Vec<Term>>,
+    leaders: BTreeMap<(GroupId, Term), NodeId>,
+    votes: BTreeMap<(GroupId, Term, Member), NodeId>,
+    /// Roots of states by what is applied.
+    roots: BTreeMap<(GroupId, Lsn), u64>,
+    /// By node and group: term, committed, applied, as last seen in this run.
+    seen: BTreeMap<(NodeId, GroupId), (Term, Lsn, Lsn)>,
+    /// The highest LSN that a client knows to be committed.
+    known: BTreeMap<GroupId, Lsn>,
+    pub(crate) asked: BTreeMap<RequestId, Asked>,
+    /// Proposals that were definitely rejected, and those that are committed.
+    dead: BTreeSet<(GroupId, Bytes)>,
+    alive: BTreeSet<(GroupId, Bytes)>,
+    pub(crate) acknowledged: u64,
+    pub(crate) rejected: BTreeMap<&'static str, u64>,
+    pub(crate) reads: u64,
+}
+
+impl Oracle {
+    pub(crate) fn asked(&mut self, id: RequestId, node: NodeId, request: Request) {
+        let floor = match &request {
+            Request::Read { group } => self.known.get(group).copied().unwrap_or_default(),
+            _ => Lsn(0),
+        };
+        self.asked.insert(id, Asked { node, request, floor });
+    }
+
+    /// A process is gone: its requests will never be answered.
+    pub(crate) fn restarted(&mut self, node: NodeId) {
+        self.asked.retain(|_, asked| asked.node != node);
+        self.seen.retain(|(n, _), _| *n != node);
+    }
+
+    pub(crate) fn committed(&self, group: GroupId) -> Lsn {
+        Lsn(self.committed.get(&group).map_or(0, Vec::len) as u64)
+    }
+
+    pub(crate) fn effect(&mut self, node: &Node, me: Member, disk: &Disk, effect: &Effect) {
+        match effect {
+            Effect::Persist { records, .. } => {
+                for record in records {
+                    self.record(record);
+                }
+            }
+            Effect::Send { to, message: Message::Group { group, term, message } } => {
+                self.sent(me, disk, *to, *group, *term, message);
+            }
+            Effect::Reply { request, reply } => self.replied(node, *request, reply),
+            _ => {}
+        }
+    }
+
+    fn record(&mut self, record: &Record) {
+        let Record::Append { group, entry } = record else { return };
+        let same = self.entries.entry((*group, entry.lsn, entry.term)).or_insert_with(|| entry.clone());
+        assert_eq!(same, entry, "R3: LSN and term name one entry");
+    }
+
+    fn sent(
+        &mut self,
+        me: Member,
+        disk: &Disk,
+        to: NodeId,
+        group: GroupId,
+        term: Term,
+        message: &GroupMessage,
+    ) {
+        let blank = GroupLog::default();
+        let log = disk.durable.groups.get(&group).unwrap_or(&blank);
+        let revealed = match message {
+            GroupMessage::PreVoteReply { granted: true } => Term(0),
+            GroupMessage::PreVote { .. } => Term(term.0 - 1),
+            _ => term,
+        };
+        assert!(log.term >= revealed, "E3: {me:?} reveals {revealed:?} before it is durable");
+        match message {
+            GroupMessage::VoteReply { granted: true } => {
+                let vote = *self.votes.entry((group, term, me)).or_insert(to);
+                assert_eq!(vote, to, "R2: {me:?} votes once in {term:?} of {group:?}");
+                let durable = log.term > term || log.vote.is_some_and(|v| v.node == to);
+                assert!(durable, "E3: {me:?} reveals a vote before it is durable");
+            }
+            GroupMessage::AppendAccepted { durable, .. } => {
+                assert!(log.last() >= *durable, "E3: {me:?} confirms before it is durable");
+            }
+            _ => {}
+        }
+    }
+
+    fn replied(&mut self, node: &Node, id: RequestId, reply: &Reply) {
+        let Some(asked) = self.asked.remove(&id) else {
+            panic!("Q1: {id:?} is answered once, and not after it was cancelled");
+        };
+        let raise = |known: &mut BTreeMap<GroupId, Lsn>, group: GroupId, lsn: Lsn| {
+            let known = known.entry(group).or_default();
+            *known = lsn.max(*known);
+        };
+        match (&asked.request, reply) {
+            (Request::Propose { group, payload, .. }, Reply::Applied { lsn, term, .. }) => {
+                let entry = self.entries.get(&(*group, *lsn, *term));
+                assert_eq!(entry.map(|e| &e.payload), Some(payload), "Q2: an ack is honest");
+                assert_eq!(self.term_of(*group, *lsn), Some(*term), "Q2: an ack is committed");
+                raise(&mut self.known, *group, *lsn);
+                self.acknowledged += 1;
+            }
+            (Request::Read { group }, Reply::Readable { lsn }) => {
+                let applied = node.group(*group).map(|g| g.watermarks.applied());
+                assert!(Some(*lsn) <= applied, "Q4: what is readable is applied");
+                assert!(*lsn >= asked.floor, "Q4: {id:?} reads {lsn:?} after {:?}", asked.floor);
+                raise(&mut self.known, *group, *lsn);
+                self.reads += 1;
+            }
+            (Request::Propose { group, payload, .. }, Reply::Rejected(reject)) => {
+                let op = (*group, payload.clone());
+                assert!(!self.alive.contains(&op), "Q3: {id:?} is committed, and was rejected");
+                self.dead.insert(op);
+                self.count(reject);
+            }
+            (_, Reply::Rejected(reject)) => self.count(reject),
+            (Request::CreateDatabase { .. }, Reply::Created { .. })
+            | (Request::Transfer { .. } | Request::Drain, Reply::Transferred { .. }) => {}
+            (request, reply) => panic!("Q1: {reply:?} does not answer {request:?}"),
+        }
+    }
+
+    fn count(&mut self, reject: &Reject) {
+        let name = match reject {
+            Reject::NotLeader { .. } => "NotLeader",
+            Reject::NoSuchGroup => "NoSuchGroup",
+            Reject::Busy => "Busy",
+            Reject::StorageFull => "StorageFull",
+            Reject::Expired => "Expired",
+            Reject::TooLarge => "TooLarge",
+            Reject::Superseded => "Superseded",
+            Reject::Quarantined => "Quarantined",
+            Reject::Transferring => "Transferring",
+            Reject::TransferFailed => "TransferFailed",
+            Reject::NotReady => "NotReady",
+        };
+        *self.rejected.entry(name).or_default() += 1;
+    }
+
+    fn term_of(&self, group: GroupId, lsn: Lsn) -> Option<Term> {
+        self.committed.get(&group)?.get(lsn.0.checked_sub(1)? as usize).copied()
+    }
+
+    /// A state after a run of entries.
+    pub(crate) fn applied(&mut self, group: GroupId, state: &State) {
+        let root = *self.roots.entry((group, state.applied)).or_insert(state.root);
+        assert_eq!(root, state.root, "R5: states are equal at {group:?} {:?}", state.applied);
+    }
+
+    /// After a step of a node. `durable_at` counts the voters on whose disks an entry is.
+    pub(crate) fn observe(
+        &mut self,
+        id: NodeId,
+        node: &Node,
+        durable_at: impl Fn(GroupId, Lsn, Term) -> usize,
+    ) {
+        let quorum = node.members().len() / 2 + 1;
+        for view in node.groups() {
+            let group = view.group;
+            let marks = view.watermarks;
+            let now = (view.term, marks.committed(), marks.applied());
+            let before = self.seen.insert((id, group), now);
+            let known = self.committed.entry(group).or_default();
+            if view.role == RoleView::Leader {
+                let leader = *self.leaders.entry((group, view.term)).or_insert(id);
+                assert_eq!(leader, id, "R1: one leader of {group:?} in {:?}", view.term);
+                if before.is_none_or(|(term, ..)| term < view.term) {
+                    for (n, term) in known.iter().enumerate() {
+                        let has = node.term_at(group, Lsn(n as u64 + 1));
+                        assert_eq!(has, Some(*term), "R4: {id:?} lacks {}", n + 1);
+                    }
+                }
+            }
+            let (term, committed, applied) = before.unwrap_or_default();
+            assert!(view.term >= term, "W2: terms never fall");
+            assert!(marks.committed() >= committed, "W2: committed never falls");
+            assert!(marks.applied() >= applied, "W2: applied never falls");
+            for n in committed.0..marks.committed().0 {
+                let term = node.term_at(group, Lsn(n + 1)).unwrap_or_default();
+                if let Some(other) = known.get(n as usize) {
+                    assert_eq!(*other, term, "R5: {id:?} commits another {}", n + 1);
+                    continue;
+                }
+                let copies = durable_at(group, Lsn(n + 1), term);
+                assert!(copies >= quorum, "R6: {} of {group:?} is on {copies} disks", n + 1);
+                if let Some(entry) = self.entries.get(&(group, Lsn(n + 1), term))
+                    && entry.kind == Kind::Op
+                {
+                    let op = (group, entry.payload.clone());
+                    assert!(!self.dead.contains(&op), "Q3: {} was rejected", n + 1);
+                    self.alive.insert(op);
+                }
+                known.push(term);
+            }
+        }
+    }
+}

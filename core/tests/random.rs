@@ -1,0 +1,604 @@
+//! Chaos over bare nodes: seeded faults and a workload while oracles look on (safety), then all but
+//! a minority heals and everything must converge in bounded time (liveness).
+//!
+//! `CORE_SEEDS=A..B` runs those seeds instead of the default ones; `CORE_SEED=N` runs one and shows
+//! what happened. The seeds that once found something are kept below.
+
+mod cluster;
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use cluster::{Cluster, Delays, MS, Rng};
+use highwater_core::{Config, GroupId, Input, Lsn, NodeId, Reply, Request, RequestId, RoleView};
+
+/// What a seed may do.
+#[derive(Debug)]
+struct Faults {
+    crashes: bool,
+    partitions: bool,
+    one_way: bool,
+    losses: bool,
+    pauses: bool,
+    disks: bool,
+    wipes: bool,
+    quarantine: bool,
+    bad_loads: bool,
+    transfers: bool,
+    drains: bool,
+    room: bool,
+    halts: bool,
+    clocks: bool,
+    /// After the chaos, a minority stays broken for good.
+    broken: bool,
+}
+
+struct Chaos {
+    cluster: Cluster,
+    rng: Rng,
+    faults: Faults,
+    /// Nodes whose data directory was wiped: they count no more.
+    wiped: Vec<NodeId>,
+    drained: Vec<NodeId>,
+    quarantined: Option<NodeId>,
+    down: BTreeMap<NodeId, u64>,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+fn config(rng: &mut Rng) -> Config {
+    let mut config = Config::default();
+    if rng.permille(700) {
+        config.append_entries_max = rng.between(1, 8) as usize;
+        config.append_bytes_max = rng.between(100, 1000) as usize;
+        config.inflight_messages_max = rng.between(1, 5) as usize;
+        config.inflight_bytes_max = rng.between(100, 2000) as usize;
+        config.apply_entries_max = rng.between(1, 5) as usize;
+    }
+    if rng.permille(700) {
+        config.tail_bytes_max = rng.below(2000) as usize;
+        config.tails_bytes_max = rng.below(4000) as usize;
+    }
+    if rng.permille(500) {
+        config.checkpoint_bytes = rng.between(100, 3000) as usize;
+        config.dirty_bytes_max = rng.between(100, 6000) as usize;
+    }
+    if rng.permille(300) {
+        config.uncommitted_bytes_max = rng.between(300, 3000) as usize;
+        config.reads_max = rng.between(1, 10) as usize;
+        config.confirm_groups_max = 1;
+    }
+    config
+}
+
+impl Chaos {
+    fn new(seed: u64) -> Chaos {
+        let mut rng = Rng::new(seed);
+        let count = *rng.pick(&[3, 3, 5, 1]);
+        let config = config(&mut rng);
+        let mut cluster = Cluster::new(rng.next(), count, config);
+        cluster.chaotic = true;
+        let slow = rng.permille(300);
+        cluster.delays = Delays {
+            sync: (50, if slow { 60 * MS } else { 2 * MS }),
+            load: (50, 5 * MS),
+            apply: (10, if slow { 20 * MS } else { MS }),
+            checkpoint: (100, 50 * MS),
+        };
+        let mut on = |permille| rng.permille(permille);
+        let faults = Faults {
+            crashes: on(600),
+            partitions: on(500),
+            one_way: on(400),
+            losses: on(500),
+            pauses: on(300),
+            disks: on(300),
+            wipes: on(250),
+            quarantine: on(150),
+            bad_loads: on(200),
+            transfers: on(300),
+            drains: on(200),
+            room: on(150),
+            halts: on(150),
+            clocks: on(200),
+            broken: on(300),
+        };
+        Chaos {
+            cluster,
+            rng,
+            faults,
+            wiped: Vec::new(),
+            drained: Vec::new(),
+            quarantined: None,
+            down: BTreeMap::new(),
+            counts: BTreeMap::new(),
+        }
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn any(&mut self) -> NodeId {
+        let ids = self.cluster.ids();
+        *self.rng.pick(&ids)
+    }
+
+    fn minority(&self) -> usize {
+        (self.cluster.hosts.len() - 1) / 2
+    }
+
+    // --- workload ---
+
+    fn work(&mut self) {
+        let groups: Vec<GroupId> = self.cluster.names.keys().copied().collect();
+        let group = *self.rng.pick(&groups);
+        let leader = self.cluster.leader(group);
+        let any = self.any();
+        let node = if self.rng.permille(850) { leader.unwrap_or(any) } else { any };
+        let key = self.rng.below(4);
+        let (old, new) = (self.rng.below(3), self.rng.below(3));
+        match self.rng.below(100) {
+            0..2 if groups.len() < 4 => {
+                let name = format!("db{}", self.rng.below(3));
+                let expires = self.cluster.deadline_of(node, 1000 * MS);
+                self.cluster.request(node, Request::CreateDatabase { name, expires });
+            }
+            0..30 => {
+                self.cluster.request(any, Request::Read { group });
+            }
+            _ if group == GroupId::SYSTEM => {}
+            30..60 => {
+                self.cluster.propose(node, group, &format!("cas k{key} v{old} v{new}"));
+            }
+            60..65 => {
+                for n in 0..20 {
+                    self.cluster.propose(node, group, &format!("put k{key} v{n}"));
+                }
+            }
+            65..67 => {
+                let fill = "x".repeat(self.rng.below(3000) as usize);
+                self.cluster.propose(node, group, &format!("put big {fill}"));
+            }
+            67..70 => {
+                let open = self.cluster.oracle.asked.iter().next();
+                if let Some((id, asked)) = open {
+                    let (id, node) = (*id, asked.node);
+                    self.cluster.cancel(node, id);
+                }
+            }
+            _ => {
+                self.cluster.propose(node, group, &format!("put k{key} v{new}"));
+            }
+        }
+    }
+
+    // --- faults ---
+
+    fn crash(&mut self, id: NodeId) {
+        if self.cluster.node(id).is_none() {
+            return;
+        }
+        let unsynced = self.cluster.host(id).disk.unsynced() as u64;
+        let keep = if self.rng.permille(500) { self.rng.below(unsynced + 1) } else { 0 };
+        self.cluster.crash(id, keep as usize);
+        let back = self.cluster.time + self.rng.below(1500) * MS;
+        self.down.insert(id, back);
+        self.drained.retain(|n| *n != id);
+    }
+
+    fn restart_due(&mut self) {
+        let due: Vec<NodeId> =
+            self.down.iter().filter(|(_, at)| **at <= self.cluster.time).map(|(id, _)| *id).collect();
+        for id in due {
+            self.down.remove(&id);
+            self.cluster.start(id);
+        }
+    }
+
+    fn fault(&mut self) {
+        let id = self.any();
+        let other = self.any();
+        match self.rng.below(16) {
+            0 | 1 if self.faults.crashes => {
+                self.count("crash");
+                self.crash(id);
+            }
+            2 if self.faults.crashes && self.rng.permille(200) => {
+                self.count("power cut");
+                for id in self.cluster.ids() {
+                    self.crash(id);
+                }
+            }
+            3 if self.faults.partitions => {
+                self.count("isolation");
+                for peer in self.cluster.ids() {
+                    self.cluster.net.link(id, peer).cut = true;
+                    self.cluster.net.link(peer, id).cut = true;
+                }
+            }
+            4 if self.faults.partitions && id != other => {
+                self.count("cut link");
+                self.cluster.net.link(id, other).cut = true;
+                self.cluster.net.link(other, id).cut = true;
+            }
+            5 if self.faults.one_way => {
+                self.count("one way");
+                if self.rng.permille(500) {
+                    self.cluster.net.link(id, other).cut = true;
+                } else {
+                    let deaf = self.rng.permille(500);
+                    for peer in self.cluster.ids() {
+                        let (from, to) = if deaf { (peer, id) } else { (id, peer) };
+                        self.cluster.net.link(from, to).cut = true;
+                    }
+                }
+            }
+            6 | 7 => self.cluster.net.heal(),
+            8 if self.faults.losses => {
+                self.count("bad links");
+                let loss = self.rng.below(300);
+                let twice = self.rng.below(200);
+                let delay = self.rng.between(1, 80) * MS;
+                for from in self.cluster.ids() {
+                    for to in self.cluster.ids() {
+                        let link = self.cluster.net.link(from, to);
+                        link.loss_permille = loss;
+                        link.twice_permille = twice;
+                        link.delay_us = (100, delay);
+                    }
+                }
+            }
+            9 if self.faults.pauses => {
+                self.count("pause");
+                let until = self.cluster.time + self.rng.below(1500) * MS;
+                self.cluster.pause(id, until);
+            }
+            10 if self.faults.disks => {
+                self.count("stuck disk");
+                let host = self.cluster.host_mut(id);
+                host.disk.stuck = !host.disk.stuck;
+                self.unstick_if_free(id);
+            }
+            11 => self.rare_fault(id, other),
+            12 if self.faults.transfers => {
+                self.count("transfer");
+                let groups: Vec<GroupId> = self.cluster.names.keys().copied().collect();
+                let group = *self.rng.pick(&groups);
+                let node = self.cluster.leader(group).unwrap_or(id);
+                self.cluster.request(node, Request::Transfer { group, to: other });
+            }
+            13 if self.faults.room => {
+                self.count("room");
+                let bytes = if self.rng.permille(600) { 6 << 20 } else { 1 << 40 };
+                let bytes = if self.rng.permille(300) { self.rng.below(5 << 20) } else { bytes };
+                self.cluster.host_mut(id).disk.room = bytes;
+                self.cluster.input(id, Input::Room { bytes });
+            }
+            14 if self.faults.halts && self.cluster.node(id).is_some() => {
+                self.count("halt");
+                self.cluster.input(id, Input::StorageFailed { reason: "EIO".to_owned() });
+                self.cluster.run_for(MS);
+                self.crash(id);
+            }
+            15 if self.faults.clocks => {
+                self.count("clock jump");
+                let jump = self.rng.below(7_200_000) as i64 - 3_600_000;
+                self.cluster.host_mut(id).clock.wall_ms += jump;
+            }
+            _ => {}
+        }
+    }
+
+    fn unstick_if_free(&mut self, id: NodeId) {
+        let disk = &mut self.cluster.host_mut(id).disk;
+        if !disk.stuck {
+            disk.syncing = 0;
+            self.cluster.begin_sync(id);
+        }
+    }
+
+    fn rare_fault(&mut self, id: NodeId, other: NodeId) {
+        match self.rng.below(6) {
+            0 if self.faults.wipes
+                && self.quarantined.is_none()
+                && !self.wiped.contains(&id)
+                && self.wiped.len() < self.minority()
+                && self.cluster.node(other).is_some_and(|n| n.is_formed()) =>
+            {
+                // Before it is formed everywhere, a wipe may be of the only copy.
+                let formed = |c: &Cluster| {
+                    c.hosts.values().all(|h| h.disk.durable.formation.is_some())
+                };
+                if formed(&self.cluster) {
+                    self.count("wipe");
+                    self.crash(id);
+                    self.cluster.wipe(id);
+                    self.wiped.push(id);
+                }
+            }
+            1 if self.faults.quarantine
+                && self.wiped.is_empty()
+                && self.minority() > 0
+                && self.quarantined.is_none_or(|q| q == id) =>
+            {
+                self.count("quarantine");
+                self.quarantined = Some(id);
+                let groups: Vec<GroupId> = self.cluster.names.keys().copied().collect();
+                let group = *self.rng.pick(&groups);
+                if group != GroupId::SYSTEM {
+                    self.cluster.poisoned.insert((id, group));
+                }
+            }
+            2 if self.faults.drains
+                && self.cluster.node(id).is_some()
+                && self.drained.is_empty()
+                && self.minority() > 0 =>
+            {
+                self.count("drain");
+                self.drained.push(id);
+                self.cluster.request(id, Request::Drain);
+            }
+            _ => {}
+        }
+    }
+
+    // --- phases ---
+
+    fn chaos(&mut self) {
+        self.cluster.start_all();
+        let spread = self.rng.between(1, 60);
+        let until = 7000 * MS;
+        let quiet = self.rng.between(300, 1200) * MS;
+        while self.cluster.time < until {
+            let step = self.rng.between(1, 2 * spread) * MS;
+            self.cluster.run_for(step);
+            self.restart_due();
+            if self.cluster.time > quiet && self.rng.permille(spread * 10) {
+                self.fault();
+            }
+            for _ in 0..self.rng.below(4) {
+                self.work();
+            }
+        }
+    }
+
+    /// Heals all but what stays broken; the nodes that must converge.
+    fn heal(&mut self) -> Vec<NodeId> {
+        self.cluster.net.heal();
+        self.cluster.load_fails_permille = 0;
+        self.cluster.poisoned.clear();
+        self.cluster.delays = Delays::default();
+        let mut broken: Vec<NodeId> = Vec::new();
+        let spare = self.minority() - self.wiped.len().min(self.minority());
+        let lose = if self.quarantined.is_some() { 0 } else { spare };
+        if self.faults.broken {
+            while broken.len() < lose {
+                let id = self.any();
+                if !broken.contains(&id) && !self.wiped.contains(&id) {
+                    broken.push(id);
+                }
+            }
+        }
+        for id in self.cluster.ids() {
+            let host = self.cluster.host_mut(id);
+            host.disk.stuck = false;
+            host.disk.room = 1 << 40;
+            host.busy_until = 0;
+            if self.drained.contains(&id) {
+                self.cluster.crash(id, 0);
+            }
+            if self.cluster.node(id).is_none() {
+                self.cluster.start(id);
+            }
+            self.unstick_if_free(id);
+            self.cluster.input(id, Input::Room { bytes: 1 << 40 });
+        }
+        for id in &broken {
+            let how = self.rng.below(5);
+            for peer in self.cluster.ids() {
+                let partly = how == 4 && self.rng.permille(500);
+                self.cluster.net.link(*id, peer).cut = how != 1 && !partly;
+                self.cluster.net.link(peer, *id).cut = how != 0 && !partly;
+            }
+            if how == 3 {
+                self.cluster.crash(*id, 0);
+            }
+        }
+        self.cluster.ids().into_iter().filter(|id| !broken.contains(id)).collect()
+    }
+
+    /// Whether a group on a node must keep up.
+    fn counts(&self, id: NodeId, group: GroupId) -> bool {
+        let view = self.cluster.node(id).and_then(|n| n.group(group));
+        view.is_some_and(|v| v.quarantined.is_none())
+    }
+
+    fn all_led(&self, alive: &[NodeId]) -> bool {
+        let groups: Vec<_> = self.cluster.names.keys().copied().collect();
+        groups.iter().all(|group| {
+            let leader = self.cluster.leader(*group).filter(|l| alive.contains(l));
+            leader.is_some()
+                && alive.iter().all(|id| {
+                    let view = self.cluster.node(*id).and_then(|n| n.group(*group));
+                    view.is_some_and(|v| v.leader == leader)
+                })
+        })
+    }
+
+    /// Every replica has and has applied what the leader has.
+    fn all_equal(&self, alive: &[NodeId]) -> bool {
+        self.cluster.names.keys().all(|group| {
+            let Some(leader) = self.cluster.leader(*group) else { return false };
+            let marks = |id: NodeId| {
+                self.cluster.node(id).and_then(|n| n.group(*group)).map(|v| v.watermarks)
+            };
+            let Some(led) = marks(leader) else { return false };
+            led.committed() == led.appended()
+                && alive.iter().all(|id| {
+                    marks(*id).is_some_and(|m| {
+                        m.appended() == led.appended()
+                            && m.committed() == led.committed()
+                            && m.durable() == led.durable()
+                            && (!self.counts(*id, *group) || m.applied() == led.applied())
+                    })
+                })
+        })
+    }
+
+    fn demand(&mut self, alive: &[NodeId], what: &str, span: u64, holds: impl Fn(&Chaos) -> bool) {
+        let until = self.cluster.time + span;
+        while !holds(self) {
+            assert!(self.cluster.time < until, "L1: {what}; alive {alive:?}\n{}", self.status());
+            self.cluster.run_for(10 * MS);
+        }
+    }
+
+    fn status(&self) -> String {
+        let mut out = String::new();
+        for (id, host) in &self.cluster.hosts {
+            for view in host.node.iter().flat_map(|n| n.groups()) {
+                out += &format!(
+                    "{id:?} {:?} {:?} {:?} leader {:?} {:?} quarantined {:?} matched {:?}\n",
+                    view.group,
+                    view.term,
+                    view.role,
+                    view.leader,
+                    view.watermarks,
+                    view.quarantined,
+                    view.matched
+                );
+            }
+        }
+        out
+    }
+
+    fn converge(&mut self) {
+        let alive = self.heal();
+        let span = 10_000 * MS;
+        self.demand(&alive, "every group is led", span, |c| c.all_led(&alive));
+        // Without another write: what was lost on the way is said again.
+        self.demand(&alive, "every replica is equal", span, |c| c.all_equal(&alive));
+        self.cluster.run_for(1000 * MS);
+        let before = self.cluster.group_messages;
+        self.cluster.run_for(1000 * MS);
+        assert!(self.all_led(&alive), "L2: a healthy cluster keeps its leaders\n{}", self.status());
+        let talk = self.cluster.group_messages - before;
+        let broken = alive.len() < self.cluster.hosts.len();
+        assert!(broken || talk == 0, "L3: an idle group costs no message: {talk}");
+        let mut wanted: Vec<RequestId> = Vec::new();
+        for group in self.cluster.names.keys().copied().collect::<Vec<_>>() {
+            let Some(leader) = self.cluster.leader(group) else { continue };
+            if group != GroupId::SYSTEM {
+                wanted.push(self.cluster.propose(leader, group, "put last one"));
+            }
+            for id in &alive {
+                if self.counts(*id, group) {
+                    wanted.push(self.cluster.request(*id, Request::Read { group }));
+                }
+            }
+        }
+        self.demand(&alive, "requests are served", span, |c| {
+            wanted.iter().all(|id| {
+                let reply = c.cluster.replies.get(id);
+                assert!(
+                    !matches!(reply, Some(Reply::Rejected(_))),
+                    "L1: {id:?} {reply:?}\n{}",
+                    c.status()
+                );
+                reply.is_some()
+            })
+        });
+        self.demand(&alive, "every replica is equal again", span, |c| c.all_equal(&alive));
+        for (group, name) in &self.cluster.names {
+            assert!(self.cluster.oracle.committed(*group) > Lsn(0), "{name} has entries");
+        }
+        let leads = |id: &NodeId| {
+            let node = self.cluster.node(*id);
+            node.is_some_and(|n| n.groups().any(|v| v.role == RoleView::Leader))
+        };
+        assert!(!self.wiped.iter().any(leads), "F1: a wiped node does not lead");
+    }
+}
+
+#[derive(Default)]
+struct Totals {
+    counts: BTreeMap<&'static str, u64>,
+    acknowledged: u64,
+    reads: u64,
+    steps: u64,
+}
+
+fn run(seed: u64, totals: &Mutex<Totals>) {
+    let mut chaos = Chaos::new(seed);
+    if chaos.faults.bad_loads {
+        chaos.cluster.load_fails_permille = 200;
+    }
+    chaos.chaos();
+    chaos.converge();
+    let mut totals = totals.lock().expect("no poison");
+    for (what, n) in &chaos.counts {
+        *totals.counts.entry(what).or_default() += n;
+    }
+    for (what, n) in &chaos.cluster.oracle.rejected {
+        *totals.counts.entry(what).or_default() += n;
+    }
+    totals.acknowledged += chaos.cluster.oracle.acknowledged;
+    totals.reads += chaos.cluster.oracle.reads;
+    totals.steps += chaos.cluster.steps;
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let parse = |text: &str| text.trim().parse::<u64>().expect("a seed is a number");
+    if let Ok(one) = std::env::var("CORE_SEED") {
+        let seed = parse(&one);
+        return seed..seed + 1;
+    }
+    match std::env::var("CORE_SEEDS") {
+        Ok(range) => {
+            let (from, to) = range.split_once("..").expect("CORE_SEEDS=A..B");
+            parse(from)..parse(to)
+        }
+        Err(_) => 0..DEFAULT_SEEDS,
+    }
+}
+
+/// As many as take seconds in a debug build.
+const DEFAULT_SEEDS: u64 = 200;
+
+#[test]
+fn chaos_then_convergence() {
+    let seeds = seeds();
+    let next = AtomicU64::new(seeds.start);
+    let totals = Mutex::new(Totals::default());
+    let failed = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    if catch_unwind(AssertUnwindSafe(|| run(seed, &totals))).is_err() {
+                        failed.lock().expect("no poison").push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let totals = totals.into_inner().expect("no poison");
+    println!(
+        "{} steps, {} writes, {} reads, {:?}",
+        totals.steps, totals.acknowledged, totals.reads, totals.counts
+    );
+    let failed = failed.into_inner().expect("no poison");
+    assert!(failed.is_empty(), "replay with CORE_SEED=n: {failed:?}");
+    assert!(totals.acknowledged > 0 && totals.reads > 0, "the workload did something");
+}

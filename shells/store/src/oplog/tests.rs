@@ -1,0 +1,8 @@
+//! The log against a disk that loses and tears, byte for byte frozen formats, and damage.
+
+mod crash;
+mod damage;
+pub(crate) mod mem;
+mod model;
+mod roundtrip;
+mod snapshots;

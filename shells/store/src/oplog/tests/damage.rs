@@ -1,0 +1,287 @@
+//! Damage to what was fsynced is told with its place and never cut (failures 28, 51, 52); a torn
+//! tail is cut.
+
+use bytes::Bytes;
+use highwater_core::{ClusterId, GroupId, Incarnation, Lsn, NodeId};
+
+use super::{
+    mem::{MemDisk, Rng},
+    model::{INCARNATION, Model, SMALL, entry, open_small},
+};
+use crate::{
+    identity,
+    oplog::{BlockInfo, BlockKind, Found, LoadError, OpenError, Summary, inspect, open},
+};
+
+async fn look(disk: &MemDisk) -> (Vec<Found>, Summary) {
+    let mut found = Vec::new();
+    let before = disk.contents();
+    let summary = inspect(disk, &mut |one| found.push(one)).await.expect("the disk is fine");
+    assert!(disk.contents() == before, "looking changed something");
+    (found, summary)
+}
+
+/// Every block with its file.
+fn blocks(found: &[Found]) -> Vec<(String, BlockInfo)> {
+    let mut file = String::new();
+    let mut blocks = Vec::new();
+    for one in found {
+        match one {
+            Found::Segment(header) => file.clone_from(&header.file),
+            Found::Block(block) => blocks.push((file.clone(), *block)),
+            _ => {}
+        }
+    }
+    blocks
+}
+
+/// A log of a few segments, at rest: its last block is vouched for by a marker.
+async fn at_rest() -> (MemDisk, Model) {
+    let disk = MemDisk::new();
+    let mut log = open_small(&disk).await;
+    let mut records = Vec::new();
+    for lsn in 1..=40 {
+        log.preparer.fill().await.expect("the disk is fine");
+        let batch = vec![entry(1, lsn, 1, vec![9; 4000]), entry(2, lsn, 1, vec![8; 2000])];
+        log.writer.write(batch.clone()).await.expect("there is room");
+        records.extend(batch);
+    }
+    log.writer.close_marker().await.expect("the disk is fine");
+    (disk, Model::of(&records))
+}
+
+fn flip(disk: &MemDisk, file: &str, at: u64) {
+    disk.edit(file, |bytes| bytes[at as usize] ^= 0x10);
+}
+
+/// The log is refused for damage there, twice, and stays as it is.
+async fn refused(disk: &MemDisk, file: &str, offset: u64) {
+    for _ in 0..2 {
+        let before = disk.contents();
+        let error = open(disk.clone(), INCARNATION, SMALL).await.expect_err("damage");
+        let OpenError::Damaged { file: in_file, offset: at, .. } = &error else {
+            panic!("{error}")
+        };
+        assert_eq!((in_file.as_str(), *at), (file, offset), "{error}");
+        assert!(disk.contents() == before, "a damaged log was changed");
+    }
+}
+
+#[tokio::test]
+async fn a_sound_log_is_told_as_such() {
+    let (disk, _) = at_rest().await;
+    let (found, summary) = look(&disk).await;
+    assert_eq!((summary.damages, summary.torn_bytes, summary.frames), (0, 0, 80));
+    assert_eq!(blocks(&found).last().map(|(_, block)| block.kind), Some(BlockKind::Marker));
+    assert_eq!(found.iter().filter(|one| matches!(one, Found::Spare { .. })).count(), 2);
+}
+
+#[tokio::test]
+async fn every_flip_in_the_newest_segment_is_refused_with_its_place() {
+    let (sound, _) = at_rest().await;
+    let (found, _) = look(&sound).await;
+    let all = blocks(&found);
+    let newest = all.last().expect("there are blocks").0.clone();
+    let mut rng = Rng(4);
+    let mut flips = 0;
+    for (file, block) in all.iter().filter(|(file, _)| *file == newest) {
+        if block.kind == BlockKind::Marker {
+            continue;
+        }
+        let len = 64 + u64::from(block.body_len);
+        for at in [0, 4, 20, 40, 63, 64, len - 1, rng.below(len), rng.below(len)] {
+            let disk = sound.copy();
+            flip(&disk, file, block.offset + at);
+            refused(&disk, file, block.offset).await;
+            let (found, summary) = look(&disk).await;
+            assert_eq!((summary.damages, summary.torn_bytes), (1, 0));
+            let told = found.iter().any(|one| {
+                matches!(one, Found::Damage { file: f, offset, .. }
+                    if f == file && *offset == block.offset)
+            });
+            assert!(told, "the inspection found it elsewhere");
+            flips += 1;
+        }
+    }
+    assert!(flips > 20);
+}
+
+#[tokio::test]
+async fn a_damaged_or_missing_header_is_refused() {
+    let (sound, _) = at_rest().await;
+    let files: Vec<_> = sound.contents().into_keys().collect();
+    let used = files.len() - 2;
+    for file in &files[..used] {
+        for at in [0, 9, 13, 30, 60, 87] {
+            let disk = sound.copy();
+            flip(&disk, file, at);
+            refused(&disk, file, 0).await;
+            assert!(look(&disk).await.1.damages > 0);
+        }
+        let disk = sound.copy();
+        disk.edit(file, |bytes| bytes[..4096].fill(0));
+        refused(&disk, file, 0).await;
+    }
+    for file in &files[..used - 1] {
+        let disk = sound.copy();
+        disk.forget(file);
+        refused(&disk, file, 0).await;
+        let disk = sound.copy();
+        disk.edit(file, |bytes| bytes.truncate(20_000));
+        refused(&disk, file, 20_000).await;
+    }
+}
+
+/// Start-up does not read older segments; whoever reads them sees the damage.
+#[tokio::test]
+async fn damage_in_an_older_segment_shows_when_it_is_read() {
+    let (sound, model) = at_rest().await;
+    let (found, _) = look(&sound).await;
+    let all = blocks(&found);
+    let (file, block) = &all[3];
+    flip(&sound, file, block.offset + 100);
+    let log = open_small(&sound).await;
+    assert!(model.matches(&log.recovered));
+    let error = log.reader.load(GroupId(1), Lsn(4), Lsn(4), 1).await.expect_err("damage");
+    let LoadError::Damaged { file: in_file, offset, .. } = &error else { panic!("{error}") };
+    assert_eq!((in_file, *offset), (file, block.offset));
+    let (found, summary) = look(&sound).await;
+    assert_eq!(summary.damages, 1);
+    let frames = found.iter().filter(|one| matches!(one, Found::Frame { .. })).count();
+    assert_eq!(frames, 78, "the inspection goes on behind the damage");
+}
+
+/// Whatever stands behind the end, the log ends there: torn blocks, and intact ones behind them.
+#[tokio::test]
+async fn a_torn_tail_is_cut_with_all_that_follows() {
+    let disk = MemDisk::new();
+    let mut log = open_small(&disk).await;
+    let mut records = vec![entry(1, 1, 1, "kept")];
+    log.writer.write(records.clone()).await.expect("there is room");
+    // One write of several blocks, none of which reaches the disk's memory for good.
+    let steps = disk.world().steps;
+    disk.world().cut_at = Some(steps + 2);
+    let torn: Vec<_> = (2..=4).map(|lsn| entry(1, lsn, 1, vec![5; 14_000])).collect();
+    log.writer.write(torn).await.expect_err("the power goes before the sync");
+    let disk = disk.power_cut(&mut Rng(1), 100);
+    let (found, summary) = look(&disk).await;
+    assert_eq!(summary.torn_bytes, 0, "all of it survived");
+    let last = blocks(&found).last().expect("there are blocks").clone();
+
+    // Damage in the first of its frames: the block is cut, and so is everything behind it.
+    let damaged = disk.copy();
+    flip(&damaged, &last.0, last.1.offset + 100);
+    // An intact block behind it, as a torn write leaves it.
+    let stray = last.1.offset + u64::from(last.1.body_len).next_multiple_of(4096) + 4096;
+    damaged.edit(&last.0, |bytes| {
+        let intact: Vec<u8> = bytes[8192..12288].to_vec();
+        bytes[stray as usize..stray as usize + 4096].copy_from_slice(&intact);
+    });
+    let (_, summary) = look(&damaged).await;
+    assert_eq!(summary.damages, 0);
+    assert!(summary.torn_bytes > 40_000);
+    let mut log = open_small(&damaged).await;
+    assert_eq!(log.recovered.cut_bytes, summary.torn_bytes);
+    assert!(Model::of(&records).matches(&log.recovered));
+    let rest = &damaged.contents()[&last.0][last.1.offset as usize + 4096..];
+    assert!(rest.iter().all(|byte| *byte == 0), "something of the tail was left");
+    records.push(entry(1, 2, 2, "instead"));
+    log.writer.write(records[1..].to_vec()).await.expect("there is room");
+    let log = open_small(&damaged.power_cut(&mut Rng(2), 0)).await;
+    assert!(Model::of(&records).matches(&log.recovered));
+}
+
+/// What a cut left on the disk all the same (its blanking was lost) does not come back when the
+/// log grows right up to it, though place and sequence fit.
+#[tokio::test]
+async fn leftovers_of_an_earlier_epoch_never_fit_again() {
+    let disk = MemDisk::new();
+    let mut log = open_small(&disk).await;
+    let first = vec![entry(1, 1, 1, "a")];
+    log.writer.write(first.clone()).await.expect("there is room");
+    let cut = disk.copy();
+    // One write of three blocks, four sectors each, of which the first is lost.
+    let old = [12_000, 16_000, 16_000].map(|len| vec![1; len]);
+    let old = old.into_iter().zip(2..).map(|(payload, lsn)| entry(2, lsn - 1, 1, payload));
+    log.writer.write(old.collect()).await.expect("there is room");
+    let old = disk.contents();
+    let (found, _) = look(&disk).await;
+    let stray = blocks(&found).last().expect("there are blocks").clone();
+
+    let disk = cut;
+    let mut log = open_small(&disk).await;
+    let opening = blocks(&look(&disk).await.0).last().expect("it has begun an epoch").1;
+    // Grow up to it with as many blocks as there were.
+    let gap = stray.1.offset - opening.offset - 4096;
+    let missing = stray.1.sequence - opening.sequence - 1;
+    assert_eq!(missing, 1, "one block is to fill the gap");
+    let half = (gap as usize - 64) / 2 - 64;
+    let second: Vec<_> = (2..=3).map(|lsn| entry(1, lsn, 2, vec![2; half])).collect();
+    log.writer.write(second.clone()).await.expect("there is room");
+    let at = stray.1.offset as usize;
+    disk.edit(&stray.0, |bytes| {
+        assert_eq!(bytes[at..at + 4096], [0; 4096], "the log does not end there");
+        bytes[at..at + 20_480].copy_from_slice(&old[&stray.0][at..at + 20_480]);
+    });
+    let log = open_small(&disk).await;
+    assert!(log.recovered.cut_bytes >= 16_384, "the leftover was not there");
+    assert!(Model::of(&[first, second].concat()).matches(&log.recovered));
+}
+
+#[tokio::test]
+async fn another_nodes_segments_are_refused() {
+    let (disk, _) = at_rest().await;
+    let other = Incarnation(INCARNATION.0 + 1);
+    let error = open(disk, other, SMALL).await.expect_err("another's");
+    assert!(matches!(error, OpenError::OtherIncarnation { found: INCARNATION, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_log_that_is_gone_is_not_a_blank_one() {
+    let disk = MemDisk::new();
+    let (member, _) =
+        identity::open(&disk, ClusterId(1), NodeId(1), 1, 2).await.expect("a blank disk");
+    let mut log = open(disk.clone(), member.incarnation, SMALL).await.expect("a blank disk");
+    log.writer.write(vec![entry(1, 1, 1, "x")]).await.expect("there is room");
+    for name in disk.contents().keys().filter(|name| name.starts_with("oplog/")) {
+        disk.forget(name);
+    }
+    identity::open(&disk, ClusterId(1), NodeId(1), 1, 2).await.expect("who it is still stands");
+    let error = open(disk.clone(), member.incarnation, SMALL).await.expect_err("gone");
+    assert!(matches!(error, OpenError::Missing), "{error}");
+}
+
+/// Random bytes anywhere: an error or a log, never a panic, never an endless walk.
+#[tokio::test]
+async fn noise_never_panics() {
+    let (sound, _) = at_rest().await;
+    let files: Vec<_> = sound.contents().into_keys().collect();
+    let mut rng = Rng(77);
+    for _ in 0..300 {
+        let disk = sound.copy();
+        for _ in 0..=rng.below(3) {
+            let file = &files[rng.below(files.len() as u64) as usize];
+            disk.edit(file, |bytes| {
+                let at = rng.below(bytes.len() as u64) as usize
+                    & if rng.chance(50) { !4095 } else { !0 };
+                let end = (at + 1 + rng.below(9000) as usize).min(bytes.len());
+                for byte in &mut bytes[at..end] {
+                    *byte = if rng.chance(20) { 0 } else { rng.next() as u8 };
+                }
+            });
+        }
+        look(&disk).await;
+        if let Ok(log) = open(disk, INCARNATION, SMALL).await {
+            for lsn in 1..=40 {
+                let _: Result<Vec<_>, _> =
+                    log.reader.load(GroupId(1), Lsn(lsn), Lsn(40), 9000).await;
+            }
+        }
+    }
+    // Frames are taken apart without trust as well.
+    for _ in 0..20_000 {
+        let noise: Vec<u8> = (0..rng.below(120)).map(|_| rng.below(140) as u8).collect();
+        let mut body = Bytes::from(noise);
+        let _ = crate::oplog::format::decode_record(&mut body);
+    }
+}

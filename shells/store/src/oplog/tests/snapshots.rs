@@ -1,0 +1,127 @@
+//! The bytes on disk are frozen: a difference here is a format change and needs a new version.
+
+use bytes::{Bytes, BytesMut};
+use highwater_core::{Formation, GroupId, Lsn, Record, Term};
+
+use super::model::{INCARNATION, member};
+use crate::oplog::format::{
+    BlockFault, BlockHeader, BlockKind, FrameError, HeaderFault, Row, Salt, SegmentHeader,
+    decode_record, encode_record, frame_len, header_bound, header_len,
+};
+
+fn hex(bytes: &[u8]) -> String {
+    let line = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    bytes.chunks(16).map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn header() -> SegmentHeader {
+    let row = |group, vote, first, terms| Row {
+        group: GroupId(group),
+        term: Term(7),
+        vote,
+        checkpointed: Lsn(3),
+        first: Lsn(first),
+        last: Lsn(20),
+        terms,
+    };
+    SegmentHeader {
+        segment: 5,
+        epoch: 3,
+        first_block: 99,
+        prev_end: 0x3f_0000,
+        incarnation: INCARNATION,
+        bytes: 4 << 20,
+        complete: true,
+        formation: Some(Formation { members: vec![member(1), member(2)] }),
+        rows: vec![
+            row(0, Some(member(2)), 10, vec![(Lsn(10), Term(5)), (Lsn(15), Term(7))]),
+            row(17, None, 0, Vec::new()),
+        ],
+    }
+}
+
+#[test]
+fn segment_header() {
+    let encoded = header().encode();
+    let len = header_len(&encoded, 1 << 20).expect("a header");
+    insta::assert_snapshot!("segment_header", hex(&encoded[..len]));
+    assert_eq!(SegmentHeader::decode(&encoded[..len]), Ok(header()));
+    assert!(encoded[len..].iter().all(|byte| *byte == 0) && encoded.len() == 4096);
+    assert_eq!(encoded.len() as u64, header_bound(2, 2, 2));
+    for at in 0..len {
+        let mut damaged = encoded[..len].to_vec();
+        damaged[at] ^= 1;
+        assert!(SegmentHeader::decode(&damaged).is_err(), "a flip at {at} went unseen");
+    }
+    assert_eq!(header_len(&encoded, len as u64 - 1), None);
+    let mut later = encoded[..len].to_vec();
+    later[12] = 2;
+    let sum = crc32c::crc32c(&later[12..]).to_le_bytes();
+    later[8..12].copy_from_slice(&sum);
+    assert_eq!(SegmentHeader::decode(&later), Err(HeaderFault::Version(2)));
+}
+
+#[test]
+fn block_header() {
+    let salt = Salt::of(INCARNATION);
+    let header = BlockHeader {
+        kind: BlockKind::Opening,
+        body_len: 0x0102,
+        segment: 5,
+        sequence: 99,
+        epoch: 3,
+        synced_upto: 98,
+        body_sum: 0xdead_beef,
+        frames: 4,
+        offset: 0x5000,
+    };
+    let encoded = header.encode(salt);
+    insta::assert_snapshot!("block_header", hex(&encoded));
+    assert_eq!(BlockHeader::decode(&encoded, salt), Ok(header));
+    for at in 0..encoded.len() * 8 {
+        let mut damaged = encoded;
+        damaged[at / 8] ^= 1 << (at % 8);
+        let decoded = BlockHeader::decode(&damaged, salt);
+        assert!(matches!(decoded, Err(BlockFault::Damage(_))), "a flip at {at} went unseen");
+    }
+    let other = Salt::of(highwater_core::Incarnation(1));
+    assert!(BlockHeader::decode(&encoded, other).is_err(), "another node's block fits");
+    let mut later = encoded;
+    later[8] = 2;
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&INCARNATION.0.to_le_bytes()), &later[8..]);
+    later[4..8].copy_from_slice(&sum.to_le_bytes());
+    assert!(matches!(BlockHeader::decode(&later, salt), Err(BlockFault::Later(_))));
+}
+
+#[test]
+fn control_frames() {
+    let records = [
+        Record::HardState { group: GroupId(3), term: Term(9), vote: Some(member(2)) },
+        Record::HardState { group: GroupId(3), term: Term(10), vote: None },
+        Record::Formation(Formation { members: vec![member(1), member(2), member(3)] }),
+        Record::Checkpointed { group: GroupId(3), lsn: Lsn(77) },
+    ];
+    let mut out = BytesMut::new();
+    for record in &records {
+        let before = out.len();
+        encode_record(record, &mut out);
+        assert_eq!(out.len() - before, frame_len(record));
+    }
+    insta::assert_snapshot!("control_frames", hex(&out));
+    let encoded = out.freeze();
+    let mut body = encoded.clone();
+    for record in &records {
+        assert_eq!(decode_record(&mut body).as_ref(), Ok(record));
+    }
+    assert!(body.is_empty());
+    let one = &encoded[..frame_len(&records[0])];
+    for at in 0..one.len() * 8 {
+        let mut damaged = one.to_vec();
+        damaged[at / 8] ^= 1 << (at % 8);
+        assert!(decode_record(&mut Bytes::from(damaged)).is_err(), "a flip at {at} went unseen");
+    }
+    for len in 0..one.len() {
+        let mut short = encoded.slice(..len);
+        assert_eq!(decode_record(&mut short), Err(FrameError::Truncated));
+    }
+}

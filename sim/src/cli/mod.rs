@@ -1,0 +1,47 @@
+//! The command line: `cargo sim run|check|replay|planted`. Exit codes: 0 all is well, 1 something
+//! was found, 2 it was asked for wrongly.
+
+mod args;
+mod check;
+mod planted;
+mod pool;
+mod replay;
+mod run;
+
+use std::process::ExitCode;
+
+use args::{Args, Command};
+
+/// Something was found.
+const FOUND: u8 = 1;
+/// The command line makes no sense.
+const USAGE: u8 = 2;
+
+/// Runs what the command line asks for.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = match Args::parse(std::env::args().skip(1)) {
+        Ok(args) => args,
+        Err(what) => {
+            eprintln!("{what}\n\n{}", args::HELP);
+            return ExitCode::from(USAGE);
+        }
+    };
+    let good = match &args.command {
+        Command::Help => {
+            println!("{}", args::HELP);
+            true
+        }
+        Command::Run => run::run(&args),
+        Command::Check => check::check(&args),
+        Command::Replay(seed) => replay::replay(&args, *seed),
+        Command::Planted => planted::planted(&args),
+    };
+    if good { ExitCode::SUCCESS } else { ExitCode::from(FOUND) }
+}
+
+/// The line that replays a seed.
+fn replay_line(seed: u64, args: &Args) -> String {
+    let planted = args.planted.map(|p| format!(" --planted {}", args::planted_name(p)));
+    format!("cargo sim replay {seed}{}", planted.unwrap_or_default())
+}

@@ -1,0 +1,328 @@
+//! One run: a seed's whole course, from blank machines through faults to the healed cluster, on a
+//! thread of its own.
+
+use std::{
+    cell::RefCell,
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc, Mutex, Once, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use highwater_node::api::{Consistency, ListQuery};
+use highwater_wire::op::{Action, Condition, Op, Write};
+use madsim::{
+    runtime::Runtime,
+    task::{JoinHandle, spawn},
+};
+
+use crate::{
+    cluster::Cluster,
+    faults::Faults,
+    history::{Ask, Told},
+    net::Weather,
+    plan::{Plan, Profile},
+    rng::Rng,
+    stats::{Seen, Stats},
+    timer::{now_ns, pause_ms, until},
+    trace::Keep,
+    workload::{Client, create, perform},
+    world::{Finding, World},
+};
+
+/// How a seed is run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Settings {
+    pub(crate) profile: Profile,
+    /// What is kept of the trace.
+    pub(crate) keep: Keep,
+    /// Stop at this simulated time.
+    pub(crate) until_ns: Option<u64>,
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Report {
+    pub(crate) seed: u64,
+    pub(crate) finding: Option<Finding>,
+    pub(crate) stats: Stats,
+    /// Of the trace.
+    pub(crate) hash: u64,
+    /// In the trace.
+    pub(crate) events: u64,
+    pub(crate) simulated_ns: u64,
+    /// Made by clients.
+    pub(crate) calls: u64,
+    /// Acknowledged writes.
+    pub(crate) acks: u64,
+    /// Kept events, as [`crate::trace::Trace::save`] writes them.
+    pub(crate) trace: Vec<u8>,
+}
+
+/// Databases that stand before the faults begin.
+const DATABASES: [&str; 2] = ["alpha", "beta"];
+/// The one that is made under faults.
+const LATE_DATABASE: &str = "gamma";
+/// How long a healed cluster may take to work as it should.
+const CONVERGENCE_NS: u64 = 20_000_000_000;
+const LIVENESS_TIMEOUT: Duration = Duration::from_secs(5);
+
+thread_local! {
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Panics within a run are findings: their message is kept, not printed.
+fn catch_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if std::thread::current().name().is_some_and(|name| name.starts_with("seed ")) {
+                PANIC.with(|message| *message.borrow_mut() = Some(info.to_string()));
+            } else {
+                before(info);
+            }
+        }));
+    });
+}
+
+/// Runs one seed, on a thread of its own: what a thread remembers must not pass from one run to
+/// the next.
+pub(crate) fn run_seed(seed: u64, settings: Settings) -> Report {
+    catch_panics();
+    let thread = std::thread::Builder::new().name(format!("seed {seed}")).stack_size(16 << 20);
+    let run = thread.spawn(move || run_here(seed, settings));
+    match run.map(std::thread::JoinHandle::join) {
+        Ok(Ok(report)) => report,
+        Ok(Err(_)) | Err(_) => panic!("the thread of seed {seed} failed outside of its run"),
+    }
+}
+
+fn run_here(seed: u64, settings: Settings) -> Report {
+    let runtime = Runtime::with_seed_and_config(seed, madsim::Config::default());
+    let world = Arc::new(World::new(seed, settings.keep));
+    let plan = Arc::new(Plan::draw(settings.profile, seed));
+    let slot: Arc<Mutex<Option<Arc<Cluster>>>> = Arc::default();
+    let simulated = Arc::new(Mutex::new(0));
+    let result = panic::catch_unwind(AssertUnwindSafe(|| {
+        let (world, slot, simulated) = (world.clone(), slot.clone(), simulated.clone());
+        runtime.block_on(async move {
+            supervise(world, plan, &slot, settings.until_ns).await;
+            *simulated.lock().unwrap_or_else(PoisonError::into_inner) = now_ns();
+        });
+    }));
+    let cluster = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(cluster) = &cluster {
+        // What is dropped with the runtime must not reach the disks or the trace.
+        cluster.end();
+    }
+    let mut finding = world.finding();
+    if result.is_err() && finding.is_none() {
+        let what = PANIC.with(|message| message.borrow_mut().take()).unwrap_or_default();
+        finding = Some(Finding { oracle: "assertion", what, at_ns: 0 });
+    }
+    let ((hash, events), mut trace) = (world.trace(|trace| trace.hash()), Vec::new());
+    if settings.keep.events {
+        world.trace(|kept| kept.save(&mut trace)).unwrap_or_default();
+    }
+    let (calls, acks) = cluster.map(|cluster| cluster.judge.tally()).unwrap_or_default();
+    let simulated_ns = *simulated.lock().unwrap_or_else(PoisonError::into_inner);
+    let stats = world.stats();
+    Report { seed, finding, stats, hash, events, simulated_ns, calls, acks, trace }
+}
+
+/// Runs the course until it is done, something is found, or the time asked for is reached.
+async fn supervise(
+    world: Arc<World>,
+    plan: Arc<Plan>,
+    slot: &Mutex<Option<Arc<Cluster>>>,
+    until_ns: Option<u64>,
+) {
+    world.fault(0, || format!("{} nodes, {:?}", plan.nodes.len(), plan.core));
+    let (cluster, endings) = Cluster::new(world.clone(), plan);
+    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(cluster.clone());
+    let faults = Faults::new(cluster.clone());
+    let mut tasks = Tasks::default();
+    tasks.spawn(cluster.network.clone().pump());
+    tasks.spawn(faults.clone().restart(endings));
+    tokio::select! {
+        biased;
+        () = world.failed() => {}
+        () = until(until_ns.unwrap_or(u64::MAX / 2)) => {}
+        () = course(&cluster, &faults, &mut tasks) => {}
+    }
+    cluster.end();
+    tasks.abort();
+    cluster.kill_all();
+    // Killed and aborted tasks are dropped when they are polled next.
+    pause_ms(10).await;
+}
+
+#[derive(Default)]
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Tasks {
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.push(spawn(task));
+    }
+
+    fn abort(self) {
+        for task in self.0 {
+            task.abort();
+        }
+    }
+}
+
+async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &mut Tasks) {
+    let plan = cluster.plan.clone();
+    let mut rng = Rng::stream(cluster.world.seed, "course", 0);
+    for node in cluster.nodes() {
+        let (cluster, node, after) = (cluster.clone(), *node, rng.below(500));
+        tasks.spawn(async move {
+            pause_ms(after).await;
+            cluster.start(node);
+        });
+    }
+    if plan.from_birth {
+        tasks.spawn(faults.clone().strike());
+    } else {
+        cluster.network.set_weather(Weather::CALM);
+        if !stand(cluster).await {
+            return;
+        }
+        cluster.network.set_weather(plan.weather);
+        tasks.spawn(faults.clone().strike());
+    }
+    let begun = now_ns();
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..plan.clients)
+        .map(|id| spawn(Client::new(cluster.clone(), id, stop.clone()).run()))
+        .collect();
+    if plan.from_birth {
+        for name in DATABASES {
+            tasks.spawn(create(cluster.clone(), name.to_owned()));
+        }
+    }
+    let late = cluster.clone();
+    tasks.spawn(async move {
+        pause_ms(late.plan.late_database_ms).await;
+        create(late.clone(), LATE_DATABASE.to_owned()).await;
+        late.world.saw(Seen::LateDatabase);
+    });
+    until(begun + plan.faults_ms * 1_000_000).await;
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        let _ = client.await;
+    }
+    faults.heal();
+    if settle(cluster, now_ns() + CONVERGENCE_NS).await {
+        read_back(cluster).await;
+        cluster.judge.finish();
+    }
+}
+
+/// Forms the cluster and creates the first databases, without faults. Whether that was done in
+/// time.
+async fn stand(cluster: &Arc<Cluster>) -> bool {
+    let deadline = until(now_ns() + CONVERGENCE_NS);
+    let creating = async {
+        for name in DATABASES {
+            create(cluster.clone(), name.to_owned()).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = creating => true,
+        () = deadline => {
+            let what = "no database could be created on a healthy cluster".to_owned();
+            cluster.world.fail("liveness", what);
+            false
+        }
+    }
+}
+
+/// Waits until the healed cluster works: each database takes a write through each node, and all
+/// replicas agree.
+async fn settle(cluster: &Arc<Cluster>, deadline_ns: u64) -> bool {
+    let mut why = vec!["databases are missing".to_owned()];
+    while now_ns() < deadline_ns {
+        let databases = cluster.judge.databases();
+        if databases.len() > DATABASES.len() {
+            why = write_everywhere(cluster, &databases, deadline_ns).await;
+            if why.is_empty() {
+                break;
+            }
+        }
+        pause_ms(100).await;
+    }
+    while why.is_empty() && now_ns() < deadline_ns {
+        why = cluster.judge.unsettled(cluster.nodes());
+        if why.is_empty() {
+            return true;
+        }
+        pause_ms(100).await;
+        if now_ns() < deadline_ns {
+            why.clear();
+        }
+    }
+    let what = format!("not settled {} s after the healing: {why:?}", CONVERGENCE_NS / 1_000_000_000);
+    cluster.world.fail("liveness", what);
+    false
+}
+
+/// One write to each database through each node; why not, where it fails until the deadline.
+async fn write_everywhere(
+    cluster: &Arc<Cluster>,
+    databases: &[(String, highwater_core::GroupId)],
+    deadline_ns: u64,
+) -> Vec<String> {
+    for node in cluster.nodes() {
+        for (database, _) in databases {
+            loop {
+                let told = if cluster.is_up(*node) {
+                    let op = last_op(cluster.world.tick());
+                    perform(cluster, *node, database, Ask::Write(op), LIVENESS_TIMEOUT).await
+                } else {
+                    Told::Silence
+                };
+                if matches!(told, Told::Written(_)) {
+                    break;
+                }
+                if now_ns() >= deadline_ns {
+                    return vec![format!("{node:?}, {database}: a write ends as {told:?}")];
+                }
+                pause_ms(50).await;
+            }
+        }
+    }
+    Vec::new()
+}
+
+fn last_op(unique: u64) -> Op {
+    let value = Bytes::from(format!("last.{unique}"));
+    let action = Action::Put { value, content_type: Bytes::new() };
+    let key = Bytes::from_static(b"last");
+    Op { writes: vec![Write { key, action, condition: Condition::default() }] }
+}
+
+/// Reads every database from every replica, and once linearizably: the judge compares.
+async fn read_back(cluster: &Arc<Cluster>) {
+    for (database, group) in cluster.judge.databases() {
+        for node in cluster.nodes() {
+            for consistency in [Consistency::Local(None), Consistency::Linearizable] {
+                let query = ListQuery { limit: 1_000, values: true, ..ListQuery::default() };
+                let ask = Ask::List(query, consistency);
+                match perform(cluster, *node, &database, ask, LIVENESS_TIMEOUT).await {
+                    Told::Listed(page) if page.applied == cluster.judge.last_applied(group) => {}
+                    told => {
+                        let what = format!("{node:?} can't read {database}: {}", told.brief());
+                        cluster.world.fail("liveness", what);
+                    }
+                }
+            }
+        }
+    }
+}
