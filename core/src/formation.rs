@@ -100,9 +100,10 @@ impl Node {
         if !self.is_blank() {
             return;
         }
-        let configured =
-            formation.members.iter().all(|m| self.ctx.identity.nodes.contains(&m.node));
-        if configured && !formation.members.is_empty() {
+        let members = &formation.members;
+        let configured = members.iter().all(|m| self.ctx.identity.nodes.contains(&m.node));
+        let in_order = members.windows(2).all(|pair| pair[0].node < pair[1].node);
+        if configured && in_order && !members.is_empty() {
             self.adopt(formation);
         } else {
             self.ctx
@@ -125,7 +126,8 @@ impl Node {
         let member = formation.members.contains(&self.ctx.me());
         self.ctx.notice(Notice::Formed { member });
         for member in &formation.members {
-            if *member != self.ctx.me() {
+            // Not to itself either where it was a member under an earlier incarnation.
+            if member.node != self.ctx.me().node {
                 self.ctx.send(member.node, Message::Formed(formation.clone()));
             }
         }

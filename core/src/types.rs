@@ -62,10 +62,10 @@ impl GroupId {
 }
 
 impl Lsn {
-    /// The LSN after this one.
+    /// The LSN after this one. The last one stays, which only a peer's nonsense names.
     #[must_use]
     pub fn next(self) -> Lsn {
-        Lsn(self.0 + 1)
+        Lsn(self.0.saturating_add(1))
     }
 
     /// The LSN before this one; `Lsn(0)` stays.
@@ -76,10 +76,13 @@ impl Lsn {
 }
 
 impl Term {
+    /// More than a cluster can reach by elections: whoever speaks of a higher one is mistaken.
+    pub(crate) const MAX: Term = Term(u64::MAX / 2);
+
     /// The term after this one.
     #[must_use]
     pub fn next(self) -> Term {
-        Term(self.0 + 1)
+        Term(self.0.saturating_add(1))
     }
 }
 
@@ -88,6 +91,12 @@ impl Hlc {
     #[must_use]
     pub fn at(wall_ms: u64) -> Hlc {
         Hlc(wall_ms << 16)
+    }
+
+    /// The stamp after this one. The last one stays.
+    #[must_use]
+    pub fn next(self) -> Hlc {
+        Hlc(self.0.saturating_add(1))
     }
 }
 

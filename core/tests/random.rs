@@ -79,7 +79,7 @@ fn config(rng: &mut Rng) -> Config {
 impl Chaos {
     fn new(seed: u64) -> Chaos {
         let mut rng = Rng::new(seed);
-        let count = *rng.pick(&[3, 3, 5, 1]);
+        let count = *rng.pick(&[3, 3, 3, 3, 3, 5, 5, 5, 1]);
         let config = config(&mut rng);
         let mut cluster = Cluster::new(rng.next(), count, config);
         cluster.chaotic = true;

@@ -187,7 +187,9 @@ impl Network {
             self.world.saw(Seen::MessageLost);
             return event(Kind::Drop, ", lost,");
         }
-        let copies = 1 + u64::from(state.rng.ppm(state.weather.duplicate_ppm));
+        // Drivers rely on a transport that delivers at most once; cores don't.
+        let repeats = matches!(message, PeerMessage::Core(_));
+        let copies = 1 + u64::from(repeats && state.rng.ppm(state.weather.duplicate_ppm));
         let sent_ns = now_ns();
         state.sequence += 1;
         let nth = state.sequence;

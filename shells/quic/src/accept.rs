@@ -103,7 +103,9 @@ async fn open(
         (Code::Stranger, Fault::Stranger(node))
     };
     let address = connection.remote_address();
-    tracing::warn!(%address, %fault, "refused a node of this cluster's authority");
+    if shared.is_news(&fault) {
+        tracing::warn!(%address, %fault, "refused a node of this cluster's authority");
+    }
     // The reason is read by the other side's operator, whose "this node" is the dialler.
     Code::close(code, &connection, &format!("refused as node {node}: {fault}"));
     Err(fault)

@@ -46,6 +46,10 @@ pub(crate) async fn run(shared: Arc<Shared>, link: Arc<Link>, seed: u64) {
                 tracing::debug!(node = %link.node, %fault, "given up");
                 return;
             }
+            Err(Fault::Restarted) => {
+                failures = 0;
+                continue;
+            }
             Err(fault) => {
                 failures += 1;
                 if link.trouble(&fault.to_string()) {

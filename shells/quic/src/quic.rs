@@ -29,7 +29,7 @@ use crate::{
     accept::{self, HANDSHAKES_MAX},
     config::Configs,
     dial,
-    greet::Code,
+    greet::{Code, Fault},
     link::{Lane, Link, Ticket},
     tls::{NodeTls, TlsError},
 };
@@ -129,9 +129,20 @@ pub(crate) struct Shared {
     pub(crate) handshakes: Arc<Semaphore>,
     pub(crate) malformed: AtomicU64,
     dropped: AtomicU64,
+    /// The last refusal that was told; a refused node tries for ever.
+    refusal: Mutex<String>,
 }
 
 impl Shared {
+    /// Whether a refusal differs from the last one.
+    pub(crate) fn is_news(&self, refusal: &Fault) -> bool {
+        let text = refusal.to_string();
+        let mut last = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = *last != text;
+        *last = text;
+        news
+    }
+
     fn stop(&self) {
         self.links.values().for_each(|link| link.close());
         self.endpoint.close(VarInt::from_u32(Code::Shutdown as u32), b"the node stops");
@@ -179,6 +190,7 @@ impl Quic {
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             malformed: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            refusal: Mutex::default(),
         });
         tokio::spawn(accept::run(shared.clone()));
         // Jitter that differs between nodes and between starts.

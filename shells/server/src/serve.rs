@@ -98,6 +98,7 @@ pub fn serve(config: &Config) -> Result<(), Failure> {
         let _inside = runtime.enter();
         Signals::new().context(|| "can't listen to signals".to_owned())?
     };
+    raise_open_files();
     make_data_dir(&config.data_dir)?;
     let disk = RealDisk::open(config.data_dir.clone()).map_err(Failure::start)?;
     let http = Http::start(config)?;
@@ -107,6 +108,16 @@ pub fn serve(config: &Config) -> Result<(), Failure> {
     // The IO threads hold nothing that matters now: what was acknowledged is fsynced.
     runtime.shutdown_background();
     ended
+}
+
+/// Connections and state files need more open files than many systems grant unasked.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(%error, "can't raise the limit of open files; many clients at once may be refused");
+    }
 }
 
 fn make_data_dir(dir: &Path) -> Result<(), Failure> {

@@ -65,6 +65,13 @@ pub(crate) struct Spare<F> {
     pub(crate) bytes: u64,
 }
 
+// By hand: a derived one would ask that the file can be cloned.
+impl<F> Clone for Spare<F> {
+    fn clone(&self) -> Spare<F> {
+        Spare { segment: self.segment, file: self.file.clone(), bytes: self.bytes }
+    }
+}
+
 /// What the preparer does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Preparing {

@@ -18,8 +18,9 @@ use super::{
 };
 use crate::disk::Disk;
 
-/// A block's body grows up to this; a larger frame gets a block of its own. In bytes.
-const BODY_TARGET: usize = (256 << 10) - BLOCK_HEADER;
+/// A block grows up to this, or a 16th of a segment; a larger frame gets a block of its own. In
+/// bytes.
+const BLOCK_TARGET: u64 = 256 << 10;
 /// Every so many segments the header lists all groups.
 const COMPLETE_EVERY: u64 = 16;
 /// A larger buffer is not kept between writes, in bytes.
@@ -56,6 +57,8 @@ struct Layout {
     limit: u64,
     /// Bytes in the open block's body; 0 where none is open.
     body: usize,
+    /// A body grows up to this.
+    body_target: usize,
     /// At most how long the next segment's header gets.
     table: u64,
     table_max: u64,
@@ -78,18 +81,20 @@ impl Layout {
             return Place::NextSegment;
         }
         let fits = |at: u64, body: usize| at + padded((BLOCK_HEADER + body) as u64) <= self.limit;
-        let place =
-            if self.body > 0 && self.body + len <= BODY_TARGET && fits(self.at, self.body + len) {
-                self.body += len;
-                Place::Same
-            } else {
-                let at = self.end();
-                if !fits(at, len) {
-                    return Place::NextSegment;
-                }
-                (self.at, self.body) = (at, len);
-                Place::NewBlock
-            };
+        let place = if self.body > 0
+            && self.body + len <= self.body_target
+            && fits(self.at, self.body + len)
+        {
+            self.body += len;
+            Place::Same
+        } else {
+            let at = self.end();
+            if !fits(at, len) {
+                return Place::NextSegment;
+            }
+            (self.at, self.body) = (at, len);
+            Place::NewBlock
+        };
         self.table += growth;
         place
     }
@@ -364,8 +369,10 @@ impl<D: Disk> LogWriter<D> {
     /// Goes on in the next spare: its header is durable before the first block comes.
     async fn roll(&mut self) -> Result<(), WriteError> {
         let (spare, header) = {
-            let mut state = self.shared.lock();
-            let spare = state.spares.pop_front().ok_or(WriteError::NoRoom { needed: 0 })?;
+            // It stays among the spares until it is the active segment: the preparer counts on
+            // from the last of either, and must not make one of the same number meanwhile.
+            let state = self.shared.lock();
+            let spare = state.spares.front().ok_or(WriteError::NoRoom { needed: 0 })?.clone();
             let complete = spare.segment.is_multiple_of(COMPLETE_EVERY)
                 && state.table.complete_bound() <= self.shared.options.header_max();
             let header = SegmentHeader {
@@ -381,7 +388,6 @@ impl<D: Disk> LogWriter<D> {
             };
             (spare, header.encode())
         };
-        self.shared.taken.notify_one();
         let start = header.len() as u64;
         self.shared.disk.write_sync(&spare.file, 0, header).await?;
         self.syncs += 1;
@@ -391,9 +397,11 @@ impl<D: Disk> LogWriter<D> {
         let index = SegmentIndex::new(spare.bytes);
         let index = std::mem::replace(&mut state.active.index, index);
         state.cache.put(self.segment, self.file.clone(), Arc::new(index));
+        state.spares.pop_front();
         state.active.segment = spare.segment;
         state.active.file = spare.file.clone();
         drop(state);
+        self.shared.taken.notify_one();
         self.file = spare.file;
         self.segment = spare.segment;
         self.segment_bytes = spare.bytes;
@@ -433,8 +441,16 @@ fn limit(segment_bytes: u64) -> u64 {
 }
 
 fn layout<D: Disk>(shared: &Shared<D>, at: u64, segment_bytes: u64) -> Layout {
-    let table_max = shared.options.header_max();
-    Layout { at, limit: limit(segment_bytes), body: 0, table: SECTOR, table_max }
+    let options = &shared.options;
+    let block_target = BLOCK_TARGET.min(padded(options.segment_bytes / 16));
+    Layout {
+        at,
+        limit: limit(segment_bytes),
+        body: 0,
+        body_target: block_target as usize - BLOCK_HEADER,
+        table: SECTOR,
+        table_max: options.header_max(),
+    }
 }
 
 /// A block that is being put together in the buffer.

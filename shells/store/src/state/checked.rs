@@ -347,7 +347,8 @@ mod tests {
     fn the_layout_is_frozen() {
         assert_eq!([0, 1023, 1024, 2048].map(data_at), [4096, 4_194_304, 4_202_496, 8_400_896]);
         assert_eq!([1, 1023, 1024, 1025].map(sum_at), [4, 4092, 4_198_400, 4_198_404]);
-        let sums = [(1, 0), (1, 0xab), (2, 0xab)].map(|(number, fill)| sum_of(number, &block(fill)));
+        let sums =
+            [(1, 0), (1, 0xab), (2, 0xab)].map(|(number, fill)| sum_of(number, &block(fill)));
         assert_eq!(sums, [0, 0x7ee7_2c87, 0xa5a3_abee]);
         let (raw, file) = checked();
         file.set_len(PAGE).unwrap();

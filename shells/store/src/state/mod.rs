@@ -71,9 +71,9 @@ use self::{
     slot::{File, Memory, Slot, unpoison},
     table::{LIST_BYTES_MAX, Reader},
 };
+pub use self::{error::StateError, files::StateFiles};
 #[cfg(not(madsim))]
 pub use files::RealFiles;
-pub use self::{error::StateError, files::StateFiles};
 
 /// A key's current value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,8 +186,11 @@ impl States {
         let slot = self.slot(group);
         let _turn = slot.turn();
         let applied = self.known(&slot)?;
-        let run = Run::read(applied, entries).map_err(|(applied, first)| {
-            StateError::Gap { group, file: layout::file_name(group), applied, first }
+        let run = Run::read(applied, entries).map_err(|(applied, first)| StateError::Gap {
+            group,
+            file: layout::file_name(group),
+            applied,
+            first,
         })?;
         let mut priors = self.priors(&slot, &run)?.into_iter();
 

@@ -50,7 +50,8 @@ impl States {
         };
         let group = slot.group;
         let name = layout::file_name(group);
-        let backend = self.files.open(&name).map_err(|source| io_error(group, "opening", source))?;
+        let backend =
+            self.files.open(&name).map_err(|source| io_error(group, "opening", source))?;
         match (backend, expected) {
             (Some(backend), _) => self.open_backend(slot, backend, expected).map(Some),
             (None, None) => {
@@ -203,7 +204,9 @@ fn state_error(group: GroupId, doing: &'static str, error: TableError) -> StateE
             }
             _ => io_error(group, doing, source),
         },
-        TableError::Redb(error @ Error::PreviousIo) => io_error(group, doing, io::Error::other(error)),
+        TableError::Redb(error @ Error::PreviousIo) => {
+            io_error(group, doing, io::Error::other(error))
+        }
         TableError::Redb(error) => damaged(group, error.to_string()),
     }
 }

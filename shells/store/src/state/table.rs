@@ -11,8 +11,8 @@ use std::{
 use bytes::Bytes;
 use highwater_core::{GroupId, Lsn, planted};
 use redb::{
-    Builder, Database, Durability, Error, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
-    ReadableTableMetadata, StorageBackend, WriteTransaction,
+    Builder, Database, Durability, Error, ReadOnlyTable, ReadTransaction, ReadableDatabase,
+    ReadableTable, ReadableTableMetadata, StorageBackend, WriteTransaction,
 };
 
 use super::{

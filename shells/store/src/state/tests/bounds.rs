@@ -171,8 +171,7 @@ fn a_page_is_bounded_by_bytes() {
         let (mut sizes, mut after) = (Vec::new(), None::<Bytes>);
         let mut next = 0;
         loop {
-            let (_, page, more) =
-                states.list(GROUP, b"k", after.as_deref(), 1000, values).unwrap();
+            let (_, page, more) = states.list(GROUP, b"k", after.as_deref(), 1000, values).unwrap();
             for listed in &page {
                 assert_eq!(listed.key, key(next));
                 assert_eq!(listed.size, MIB as u64);

@@ -154,7 +154,8 @@ fn a_power_cut_leaves_exactly_a_flushed_prefix() {
 fn a_power_cut_at_any_call_is_survived() {
     let story = |states: &States| -> Result<u64, (u64, StateError)> {
         let at = |lsn| move |error| (lsn, error);
-        let run = [op_entry(1, vec![put("a", b"1"), put("b", b"1")]), op_entry(2, vec![put("c", b"2")])];
+        let run =
+            [op_entry(1, vec![put("a", b"1"), put("b", b"1")]), op_entry(2, vec![put("c", b"2")])];
         states.apply(GROUP, &run).map_err(at(0))?;
         states.freeze(GROUP, Lsn(2), Vec::new()).map_err(at(0))?;
         states.flush(GROUP).map_err(at(0))?;

@@ -115,14 +115,16 @@ fn a_flipped_bit_is_told_or_harmless() {
     let mut rng = Rng(1);
     let (mut told, mut harmless) = (0, 0);
     for round in 0..200 {
-        let at = if round % 4 == 0 { rng.below(whole.len() as u64) as usize } else { *rng.pick(&used) };
+        let at =
+            if round % 4 == 0 { rng.below(whole.len() as u64) as usize } else { *rng.pick(&used) };
         let mut bytes = whole.clone();
         bytes[at] ^= 1 << rng.below(8);
         disk.tamper(FILE, |content| *content = bytes);
         let now = states(&disk, 4);
         let exercise = || {
             let (_, before, _) = now.list(GROUP, b"", None, 1000, true)?;
-            let run = [op_entry(2, vec![put("key 001", b"2"), put("new", b"2"), delete("key 099")])];
+            let run =
+                [op_entry(2, vec![put("key 001", b"2"), put("new", b"2"), delete("key 099")])];
             now.apply(GROUP, &run)?;
             now.freeze(GROUP, Lsn(2), Vec::new())?;
             now.flush(GROUP)?;

@@ -54,8 +54,7 @@ fn op_entry(lsn: u64, writes: Vec<Write>) -> Entry {
 }
 
 fn put(key: &str, value: &[u8]) -> Write {
-    let action =
-        Action::Put { value: Bytes::copy_from_slice(value), content_type: Bytes::new() };
+    let action = Action::Put { value: Bytes::copy_from_slice(value), content_type: Bytes::new() };
     Write { key: Bytes::copy_from_slice(key.as_bytes()), action, condition: Condition::default() }
 }
 

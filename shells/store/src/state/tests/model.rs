@@ -31,15 +31,19 @@ impl Subject {
         for _ in 0..3 {
             let key = *self.model.rng.pick(&KEYS);
             let record = self.model.prefixes[self.applied as usize].get(key.as_bytes()).cloned();
-            assert_eq!(states.get(self.group, key.as_bytes()).unwrap(), (Lsn(self.applied), record));
+            assert_eq!(
+                states.get(self.group, key.as_bytes()).unwrap(),
+                (Lsn(self.applied), record)
+            );
         }
         let prefix = *self.model.rng.pick(&["", "", "a", "a/", "a/2", "b/", "é", "q", "zz"]);
         let after = *self.model.rng.pick(&["", "a", "a/1", "a/15", "b", "c", "zz", "~"]);
         let after = Some(after).filter(|after| !after.is_empty());
         let limit = 1 + self.model.rng.below(6) as usize;
         let values = self.model.rng.chance(50);
-        let (applied, records, more) =
-            states.list(self.group, prefix.as_bytes(), after.map(str::as_bytes), limit, values).unwrap();
+        let (applied, records, more) = states
+            .list(self.group, prefix.as_bytes(), after.map(str::as_bytes), limit, values)
+            .unwrap();
         let expected = self.model.list(self.applied, prefix, after, limit, values);
         let asked = format!("prefix {prefix:?} after {after:?} limit {limit}");
         assert_eq!((applied, (records, more)), (Lsn(self.applied), expected), "{asked}");

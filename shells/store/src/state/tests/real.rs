@@ -9,7 +9,8 @@ struct TempDir(PathBuf);
 
 impl TempDir {
     fn new(name: &str) -> TempDir {
-        let dir = std::env::temp_dir().join(format!("highwater-state-{}-{name}", std::process::id()));
+        let dir =
+            std::env::temp_dir().join(format!("highwater-state-{}-{name}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         TempDir(dir)
     }
