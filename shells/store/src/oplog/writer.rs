@@ -371,7 +371,7 @@ impl<D: Disk> LogWriter<D> {
         let (spare, header) = {
             // It stays among the spares until it is the active segment: the preparer counts on
             // from the last of either, and must not make one of the same number meanwhile.
-            let state = self.shared.lock();
+            let mut state = self.shared.lock();
             let spare = state.spares.front().ok_or(WriteError::NoRoom { needed: 0 })?.clone();
             let complete = spare.segment.is_multiple_of(COMPLETE_EVERY)
                 && state.table.complete_bound() <= self.shared.options.header_max();
