@@ -122,7 +122,8 @@ pub enum Request {
         /// To whom.
         to: NodeId,
     },
-    /// Hand over every group this node leads and lead none from now on; answered once it is so.
+    /// Hand over every group this node leads and lead none from now on; answered once it is so, or
+    /// when no other node is there to take over.
     Drain,
 }
 

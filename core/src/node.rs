@@ -374,12 +374,16 @@ impl Node {
         }
         self.bound_tails();
         if let Some(request) = self.drain_request
-            && self.ctx.led_by.get(&self.ctx.me().node).is_none_or(|led| led.is_empty())
+            && (self.leads_nothing() || !self.ctx.peers.iter().any(|(_, peer)| peer.alive))
         {
             self.drain_request = None;
             self.ctx.reply(request, Reply::Transferred { term: Term(0) });
         }
         self.ctx.flush_batch();
+    }
+
+    fn leads_nothing(&self) -> bool {
+        self.ctx.led_by.get(&self.ctx.me().node).is_none_or(|led| led.is_empty())
     }
 
     fn note_tail(&mut self, id: GroupId, bytes: usize) {

@@ -193,8 +193,12 @@ impl Chaos {
     }
 
     fn restart_due(&mut self) {
-        let due: Vec<NodeId> =
-            self.down.iter().filter(|(_, at)| **at <= self.cluster.time).map(|(id, _)| *id).collect();
+        let due: Vec<NodeId> = self
+            .down
+            .iter()
+            .filter(|(_, at)| **at <= self.cluster.time)
+            .map(|(id, _)| *id)
+            .collect();
         for id in due {
             self.down.remove(&id);
             self.cluster.start(id);
@@ -312,9 +316,8 @@ impl Chaos {
                 && self.cluster.node(other).is_some_and(|n| n.is_formed()) =>
             {
                 // Before it is formed everywhere, a wipe may be of the only copy.
-                let formed = |c: &Cluster| {
-                    c.hosts.values().all(|h| h.disk.durable.formation.is_some())
-                };
+                let formed =
+                    |c: &Cluster| c.hosts.values().all(|h| h.disk.durable.formation.is_some());
                 if formed(&self.cluster) {
                     self.count("wipe");
                     self.crash(id);

@@ -7,10 +7,7 @@ use highwater_core::{
     Now, Peer,
 };
 
-use super::{
-    disk::Disk,
-    state::State,
-};
+use super::{disk::Disk, state::State};
 
 /// Room in the oplog that tests begin with.
 const ROOM: u64 = 1 << 40;

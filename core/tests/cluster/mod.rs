@@ -45,12 +45,34 @@ impl Default for Delays {
 
 enum Event {
     /// A deadline of a node, or the end of its pause.
-    Wake { node: NodeId, run: u64 },
-    Deliver { from: Peer, to: NodeId, run: u64, message: Message },
-    Synced { node: NodeId, run: u64 },
+    Wake {
+        node: NodeId,
+        run: u64,
+    },
+    Deliver {
+        from: Peer,
+        to: NodeId,
+        run: u64,
+        message: Message,
+    },
+    Synced {
+        node: NodeId,
+        run: u64,
+    },
     /// A checkpoint is durable; the node is told later.
-    Frozen { node: NodeId, run: u64, group: GroupId, lsn: Lsn, state: State, control: Control },
-    Input { node: NodeId, run: u64, input: Input },
+    Frozen {
+        node: NodeId,
+        run: u64,
+        group: GroupId,
+        lsn: Lsn,
+        state: State,
+        control: Control,
+    },
+    Input {
+        node: NodeId,
+        run: u64,
+        input: Input,
+    },
 }
 
 type Control = Vec<(Bytes, Bytes)>;
@@ -537,9 +559,10 @@ impl Cluster {
 
     /// All that run know the leader of each group that they have.
     pub(crate) fn is_led(&self) -> bool {
-        self.hosts.values().filter_map(|h| h.node.as_ref()).all(|node| {
-            node.is_formed() && node.groups().all(|view| view.leader.is_some())
-        })
+        self.hosts
+            .values()
+            .filter_map(|h| h.node.as_ref())
+            .all(|node| node.is_formed() && node.groups().all(|view| view.leader.is_some()))
     }
 }
 

@@ -82,7 +82,8 @@ impl Oracle {
 
     fn record(&mut self, record: &Record) {
         let Record::Append { group, entry } = record else { return };
-        let same = self.entries.entry((*group, entry.lsn, entry.term)).or_insert_with(|| entry.clone());
+        let same =
+            self.entries.entry((*group, entry.lsn, entry.term)).or_insert_with(|| entry.clone());
         assert_eq!(same, entry, "R3: LSN and term name one entry");
     }
 

@@ -88,7 +88,8 @@ pub(crate) fn message(name: Name<'_>, message: &Message) -> String {
         }
         Message::FormProbe | Message::FormBlank { .. } => what.to_owned(),
         Message::Formed(formation) => {
-            let members: Vec<_> = formation.members.iter().map(|m| format!("{:?}", m.node)).collect();
+            let members: Vec<_> =
+                formation.members.iter().map(|m| format!("{:?}", m.node)).collect();
             format!("{what} {}", members.join(" "))
         }
         Message::Group { group, term, message } => {
@@ -112,7 +113,8 @@ fn group_message(message: &GroupMessage) -> String {
             match &entries[..] {
                 [] => out.push_str(" nothing"),
                 [first, .., last] if entries.len() > 4 => {
-                    let _ = write!(out, " {}..{}", at(first.lsn, first.term), at(last.lsn, last.term));
+                    let _ =
+                        write!(out, " {}..{}", at(first.lsn, first.term), at(last.lsn, last.term));
                 }
                 _ => entries.iter().for_each(|e| {
                     let _ = write!(out, " {}", at(e.lsn, e.term));
@@ -208,7 +210,11 @@ pub(crate) fn effect(name: Name<'_>, effect: &Effect) -> Option<(&'static str, S
         Effect::Checkpoint { group, lsn, control } => {
             let mut out = format!("checkpoints {} at {lsn}", name(*group));
             for (key, value) in control {
-                let value = if key.starts_with(b"refused/") { value.escape_ascii().to_string() } else { "…".into() };
+                let value = if key.starts_with(b"refused/") {
+                    value.escape_ascii().to_string()
+                } else {
+                    "…".into()
+                };
                 let _ = write!(out, ", {} = {value}", key.escape_ascii());
             }
             ("apply", out)

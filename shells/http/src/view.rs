@@ -205,8 +205,7 @@ fn replica(node: &NodeView, status: Option<&GroupStatus>, committed: u64) -> Rep
         applied: status.map(|status| status.applied.0),
         lag_ops,
         lag_bytes: status.map(|status| if lag_ops == Some(0) { 0 } else { status.lag_bytes }),
-        // How long a replica that lags has been lagging is not known to anybody else.
-        lag_ms: lag_ops.filter(|ops| *ops == 0),
+        lag_ms: status.map(|status| if lag_ops == Some(0) { 0 } else { status.lag_us / 1000 }),
         rebootstrapping: false,
         // The first failed apply quarantines a group.
         apply_errors: u64::from(quarantined),
@@ -278,7 +277,7 @@ mod tests {
         assert_eq!(
             json["replicas"][2],
             json!({"node": 3, "role": "voter", "state": "ready", "durable": 10, "applied": 9,
-                   "lag_ops": 3, "lag_bytes": 77, "lag_ms": null, "rebootstrapping": false,
+                   "lag_ops": 3, "lag_bytes": 77, "lag_ms": 4, "rebootstrapping": false,
                    "apply_errors": 0, "divergences": 0})
         );
         assert_eq!(json["replicas"][1]["lag_ms"], 0);

@@ -34,7 +34,11 @@ const REQUESTS_MAX: usize = 65_536;
 /// What handles ask of the driver.
 pub(crate) enum Command {
     /// A request to the core; `None` is answered when the budget is spent.
-    Request { request: Ask, budget: Duration, reply: oneshot::Sender<Option<Reply>> },
+    Request {
+        request: Ask,
+        budget: Duration,
+        reply: oneshot::Sender<Option<Reply>>,
+    },
     /// A request for another node's core; `None` when its outcome can't be known.
     Forward {
         to: NodeId,
@@ -44,9 +48,16 @@ pub(crate) enum Command {
         reply: oneshot::Sender<Option<ForwardReply>>,
     },
     /// How every node stands; those that are silent have no status.
-    Cluster { budget: Duration, reply: oneshot::Sender<Vec<NodeView>> },
-    Readiness { reply: oneshot::Sender<Readiness> },
-    Metrics { reply: oneshot::Sender<Metrics> },
+    Cluster {
+        budget: Duration,
+        reply: oneshot::Sender<Vec<NodeView>>,
+    },
+    Readiness {
+        reply: oneshot::Sender<Readiness>,
+    },
+    Metrics {
+        reply: oneshot::Sender<Metrics>,
+    },
     /// End the loop.
     Stop,
 }
@@ -305,7 +316,13 @@ impl<C: Clock, T: Transport> Driver<C, T> {
 
     // --- requests of other nodes' cores ---
 
-    fn forward(&mut self, to: NodeId, budget: Duration, request: ForwardRequest, forwarded: Forwarded) {
+    fn forward(
+        &mut self,
+        to: NodeId,
+        budget: Duration,
+        request: ForwardRequest,
+        forwarded: Forwarded,
+    ) {
         if self.forwarded.len() >= REQUESTS_MAX {
             let busy = ForwardReply::Rejected(Reject::Busy);
             return drop(forwarded.reply.send(Some(busy)));
@@ -355,7 +372,8 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 }
             }
             PeerMessage::StatusQuery { id } => {
-                let status = self.hands.about.node_status(&self.hands.node, self.hands.shared.is_draining());
+                let status =
+                    self.hands.about.node_status(&self.hands.node, self.hands.shared.is_draining());
                 self.outgoing.push((node, PeerMessage::StatusReply { id, status }));
             }
             PeerMessage::StatusReply { id, status } => {
@@ -472,8 +490,10 @@ fn log_notice(notice: &Notice) {
 /// One timer, armed anew only when an earlier deadline comes up: a later one costs one idle wake.
 #[derive(Default)]
 struct Alarm {
-    armed: Option<(Instant, Pin<Box<dyn Future<Output = ()> + Send>>)>,
+    armed: Option<(Instant, Sleep)>,
 }
+
+type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Alarm {
     async fn wait<C: Clock>(&mut self, clock: &C, at: Option<Instant>) {

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use highwater_core::{GroupId, Lsn, NodeId, Outcome, Reject, Reply, Term, planted};
 use highwater_store::state::{States, StoredListed, StoredRecord};
 use highwater_wire::{
@@ -347,11 +346,10 @@ impl Handle {
                     self.wait(&mut changes, deadline, None).await?;
                     continue;
                 }
-                Some(leader) if leader == self.me => {
-                    self.ask(Ask::Forwardable(request.clone()), left).await.map(|reply| {
-                        forward_reply_of(Some(reply))
-                    })
-                }
+                Some(leader) if leader == self.me => self
+                    .ask(Ask::Forwardable(request.clone()), left)
+                    .await
+                    .map(|reply| forward_reply_of(Some(reply))),
                 Some(leader) if planted::is(planted::Planted::ResendAfterAppend) => {
                     let budget = left.min(Duration::from_millis(100));
                     let reply = self.forward(leader, group, request.clone(), budget).await;
@@ -460,5 +458,5 @@ fn record_of(record: StoredRecord) -> Record {
 
 fn listed_of(listed: StoredListed) -> Listed {
     let StoredListed { key, size, record } = listed;
-    Listed { key: Bytes::from(key), size, record: record_of(record) }
+    Listed { key, size, record: record_of(record) }
 }
