@@ -46,6 +46,11 @@ pub(crate) struct Context {
     pub(crate) led_by: BTreeMap<NodeId, BTreeSet<GroupId>>,
     /// Rises whenever this node stops leading any group.
     pub(crate) generation: u64,
+    /// Groups that lose their leader in the event that is being handled.
+    pub(crate) losing: u64,
+    /// Members that heard this node when quorums were last checked, and the groups led since.
+    pub(crate) hearing: BTreeSet<Member>,
+    pub(crate) unchecked: BTreeSet<GroupId>,
     /// No group is campaigned for or kept any more.
     pub(crate) draining: bool,
     /// Room in the oplog, less what was batched since it was reported.
@@ -68,7 +73,9 @@ pub(crate) struct Context {
     persisted: WriteId,
     /// Groups that wait for a write.
     waiting: BTreeMap<WriteId, BTreeSet<GroupId>>,
-    withheld: BTreeMap<WriteId, Vec<Effect>>,
+    /// Messages that wait for a write. Of one kind, to one node, in one group only the latest
+    /// counts, so that questions repeated to a stuck disk do not pile up.
+    withheld: BTreeMap<WriteId, BTreeMap<(NodeId, GroupId, u8), (Term, GroupMessage)>>,
 }
 
 impl Context {
@@ -82,6 +89,9 @@ impl Context {
             peers,
             led_by: BTreeMap::new(),
             generation: 1,
+            losing: 0,
+            hearing: BTreeSet::new(),
+            unchecked: BTreeSet::new(),
             draining: false,
             room: 0,
             dirty_bytes: 0,
@@ -134,11 +144,11 @@ impl Context {
         term: Term,
         message: GroupMessage,
     ) {
-        let effect = Effect::Send { to, message: Message::Group { group, term, message } };
         if depends_on <= self.persisted {
-            self.effects.push(effect);
+            self.send(to, Message::Group { group, term, message });
         } else {
-            self.withheld.entry(depends_on).or_default().push(effect);
+            let key = (to, group, message.kind());
+            self.withheld.entry(depends_on).or_default().insert(key, (term, message));
         }
     }
 
@@ -200,7 +210,10 @@ impl Context {
             if *entry.key() > write {
                 break;
             }
-            self.effects.extend(entry.remove());
+            for ((to, group, _), (term, message)) in entry.remove() {
+                let message = Message::Group { group, term, message };
+                self.effects.push(Effect::Send { to, message });
+            }
         }
         let mut groups = BTreeSet::new();
         while let Some(entry) = self.waiting.first_entry() {
@@ -252,6 +265,10 @@ impl Context {
         }
     }
 
+    pub(crate) fn has_timer(&self, reason: Reason) -> bool {
+        self.deadlines.contains_key(&reason)
+    }
+
     /// Takes one reason whose deadline has come.
     pub(crate) fn due(&mut self) -> Option<Reason> {
         let (at, reason) = *self.timers.first()?;
@@ -283,6 +300,7 @@ impl Context {
             }
             if old == me && new != Some(me) {
                 self.generation += 1;
+                self.unchecked.remove(&group);
             }
             if let Some(peer) = self.peers.get_mut(old) {
                 peer.unconfirmed.remove(&group);
@@ -290,8 +308,25 @@ impl Context {
         }
         if let Some(new) = new {
             self.led_by.entry(new).or_default().insert(group);
+            if new == me {
+                self.unchecked.insert(group);
+            }
+            // What it said may be old: it is asked whether it leads now.
+            if let Some(peer) = self.peers.get_mut(new) {
+                peer.unconfirmed.insert(group, term);
+            }
         }
         self.emit(Effect::Leader { group, term, leader: new });
+    }
+
+    /// How many messages are withheld.
+    pub(crate) fn withheld(&self) -> usize {
+        self.withheld.values().map(BTreeMap::len).sum()
+    }
+
+    /// Writes that are not durable yet.
+    pub(crate) fn writes(&self) -> u64 {
+        self.next_write.0 - self.persisted.0 - 1
     }
 
     /// The groups that follow a node, or are led by this one.

@@ -35,5 +35,5 @@ pub use types::{
     Boot, ClusterId, GroupId, Hlc, Incarnation, Instant, LoadId, Lsn, Member, NodeId, Now, Peer,
     RequestId, Term, WriteId,
 };
-pub use view::{GroupView, RoleView};
+pub use view::{GroupView, Held, RoleView};
 pub use watermarks::Watermarks;

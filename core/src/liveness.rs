@@ -25,6 +25,7 @@ impl Node {
         for (_, peer) in self.ctx.peers.iter_mut() {
             peer.heard = peer.heard.map(|at| at.plus(gap - beat));
             peer.echoed = peer.echoed.map(|at| at.plus(gap - beat));
+            peer.asked = peer.asked.map(|at| at.plus(gap - beat));
         }
     }
 
@@ -61,13 +62,20 @@ impl Node {
     /// A peer's process is another one: what it led, it leads no more, and what was on its way to
     /// it is lost.
     fn on_new_boot(&mut self, node: NodeId) {
-        for id in self.ctx.groups_led_by(node) {
+        self.lose_leader(self.ctx.groups_led_by(node));
+        self.contact(node);
+    }
+
+    /// These groups have no leader any more.
+    fn lose_leader(&mut self, groups: Vec<GroupId>) {
+        self.ctx.losing = groups.len() as u64;
+        for id in groups {
             if let Some(group) = self.groups.get_mut(&id) {
                 group.on_leader_lost(&mut self.ctx);
                 self.ctx.touched.insert(id);
             }
         }
-        self.contact(node);
+        self.ctx.losing = 0;
     }
 
     /// The groups led here ask a peer where it stands.
@@ -98,12 +106,7 @@ impl Node {
             return self.ctx.set_timer(Reason::PeerExpiry(node), heard.plus(timeout));
         }
         peer.alive = false;
-        for id in self.ctx.groups_led_by(node) {
-            if let Some(group) = self.groups.get_mut(&id) {
-                group.on_leader_lost(&mut self.ctx);
-                self.ctx.touched.insert(id);
-            }
-        }
+        self.lose_leader(self.ctx.groups_led_by(node));
     }
 
     pub(crate) fn on_heartbeat_due(&mut self) {
@@ -113,17 +116,40 @@ impl Node {
         for node in self.ctx.peers.ids() {
             let echo = self.ctx.peers.get(node).and_then(|peer| peer.sent);
             self.ctx.send(node, Message::Heartbeat { generation, sent, echo });
+            self.give_up_unconfirmed(node);
             self.ask_to_confirm(node);
         }
         self.probe_formation();
-        for id in self.ctx.groups_led_by(self.ctx.me().node) {
-            if let Some(group) = self.groups.get_mut(&id) {
-                group.check_quorum(&mut self.ctx);
-                if self.ctx.draining {
+        self.check_quorums();
+        if self.ctx.draining {
+            for id in self.ctx.groups_led_by(self.ctx.me().node) {
+                if let Some(group) = self.groups.get_mut(&id) {
                     group.hand_over(&mut self.ctx);
                 }
             }
         }
+    }
+
+    /// The groups led here need a quorum that hears this node. One that had it keeps it for as long
+    /// as nobody stops hearing: only then are all of them looked at.
+    fn check_quorums(&mut self) {
+        let window = self.ctx.config.election_timeout_us;
+        let hearing = self.ctx.peers.hearing_us(self.ctx.now.mono, window);
+        let unchecked = core::mem::take(&mut self.ctx.unchecked);
+        let groups: Vec<GroupId> = if hearing.is_superset(&self.ctx.hearing) {
+            unchecked.into_iter().collect()
+        } else {
+            self.ctx.groups_led_by(self.ctx.me().node)
+        };
+        self.ctx.losing = groups.len() as u64;
+        for id in groups {
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.check_quorum(&mut self.ctx, &hearing);
+                self.ctx.touched.insert(id);
+            }
+        }
+        self.ctx.losing = 0;
+        self.ctx.hearing = hearing;
     }
 
     fn on_heartbeat(
@@ -140,10 +166,7 @@ impl Node {
         if generation <= peer.generation {
             return;
         }
-        let known = core::mem::replace(&mut peer.generation, generation);
-        if known == 0 {
-            return;
-        }
+        peer.generation = generation;
         // It stopped leading something: ask which of those that follow it here.
         let groups: Vec<(GroupId, Term)> = self
             .ctx
@@ -157,10 +180,27 @@ impl Node {
         self.ask_to_confirm(node);
     }
 
+    /// A node that is heard but does not answer whether it leads may not hear us: then it leads
+    /// nothing that this node can follow.
+    fn give_up_unconfirmed(&mut self, node: NodeId) {
+        let timeout = self.ctx.config.election_timeout_us;
+        let now = self.ctx.now.mono;
+        let Some(peer) = self.ctx.peers.get_mut(node) else { return };
+        if peer.asked.is_some_and(|at| now.since(at) > timeout) {
+            peer.asked = None;
+            let groups = core::mem::take(&mut peer.unconfirmed).into_keys().collect();
+            self.lose_leader(groups);
+        }
+    }
+
     fn ask_to_confirm(&mut self, node: NodeId) {
         let max = self.ctx.config.confirm_groups_max;
-        let Some(peer) = self.ctx.peers.get(node) else { return };
-        if peer.alive && !peer.unconfirmed.is_empty() {
+        let now = self.ctx.now.mono;
+        let Some(peer) = self.ctx.peers.get_mut(node) else { return };
+        if !peer.alive || peer.unconfirmed.is_empty() {
+            peer.asked = None;
+        } else {
+            peer.asked.get_or_insert(now);
             let groups = peer.unconfirmed.iter().take(max).map(|(id, term)| (*id, *term)).collect();
             self.ctx.send(node, Message::Confirm { groups });
         }
@@ -184,6 +224,7 @@ impl Node {
     ) {
         let Some(peer) = self.ctx.peers.get_mut(node) else { return };
         let mut lost = BTreeSet::new();
+        peer.asked = None;
         for (id, term) in leading {
             if peer.unconfirmed.get(&id) == Some(&term) {
                 peer.unconfirmed.remove(&id);
@@ -195,16 +236,11 @@ impl Node {
                 lost.insert((id, term));
             }
         }
-        for (id, term) in lost {
-            let follows = self.leader_of(id) == Some(node);
-            if let Some(group) = self.groups.get_mut(&id)
-                && group.term() == term
-                && follows
-            {
-                group.on_leader_lost(&mut self.ctx);
-                self.ctx.touched.insert(id);
-            }
-        }
+        lost.retain(|(id, term)| {
+            let in_term = self.groups.get(id).is_some_and(|group| group.term() == *term);
+            in_term && self.leader_of(*id) == Some(node)
+        });
+        self.lose_leader(lost.into_iter().map(|(id, _)| id).collect());
         self.ask_to_confirm(node);
     }
 }

@@ -119,3 +119,21 @@ pub enum GroupMessage {
     /// The leader asks the receiver to campaign at once (§3.10).
     TimeoutNow,
 }
+
+impl GroupMessage {
+    /// Tells the kinds apart.
+    pub(crate) fn kind(&self) -> u8 {
+        match self {
+            GroupMessage::PreVote { .. } => 0,
+            GroupMessage::PreVoteReply { .. } => 1,
+            GroupMessage::Vote { .. } => 2,
+            GroupMessage::VoteReply { .. } => 3,
+            GroupMessage::Append { .. } => 4,
+            GroupMessage::AppendAccepted { .. } => 5,
+            GroupMessage::AppendRejected { .. } => 6,
+            GroupMessage::ReadIndex { .. } => 7,
+            GroupMessage::ReadIndexReply { .. } => 8,
+            GroupMessage::TimeoutNow => 9,
+        }
+    }
+}

@@ -5,11 +5,7 @@
 //!   [`Node::deadline`] comes.
 //! * **Look**: [`Node::groups`], [`Node::databases`], [`Node::check`] and the other getters.
 
-use alloc::{
-    collections::BTreeMap,
-    string::{String, ToString},
-    vec::Vec,
-};
+use alloc::{collections::BTreeMap, string::String, vec::Vec};
 
 use crate::{
     catalog::{Catalog, CreateDatabase, NAME_MAX},
@@ -229,10 +225,10 @@ impl Node {
         let mut consequences = Consequences::default();
         match (purpose, result) {
             (LoadFor::Follower { node, term, .. }, Ok(entries)) if term == group.term() => {
-                group.on_loaded_for(&mut self.ctx, node, entries);
+                group.on_loaded_for(&mut self.ctx, node, load, entries);
             }
             (LoadFor::Follower { node, term, .. }, Err(_)) if term == group.term() => {
-                group.on_load_failed_for(node);
+                group.on_load_failed_for(&mut self.ctx, node, load);
             }
             (LoadFor::Follower { .. }, _) => {}
             (LoadFor::Apply { .. }, Ok(entries)) => {
@@ -263,6 +259,10 @@ impl Node {
         self.ctx.touched.insert(group);
         match request {
             Request::Propose { payload, expires, .. } => {
+                if group == GroupId::SYSTEM {
+                    // The control plane takes no ops.
+                    return self.ctx.reject(id, Reject::NoSuchGroup);
+                }
                 if self.ctx.now.mono >= expires {
                     return self.ctx.reject(id, Reject::Expired);
                 }
@@ -284,8 +284,9 @@ impl Node {
         if name.len() > NAME_MAX {
             return self.ctx.reject(id, Reject::TooLarge);
         }
-        if self.catalog.get(&name).is_none() && self.catalog.len() >= self.ctx.config.databases_max
-        {
+        let under_way = self.groups.get(&GroupId::SYSTEM).map_or(0, Group::proposals);
+        let databases = self.catalog.len() + under_way;
+        if self.catalog.get(&name).is_none() && databases >= self.ctx.config.databases_max {
             return self.ctx.reject(id, Reject::Busy);
         }
         let voters = self.forming.members();
@@ -296,6 +297,9 @@ impl Node {
     }
 
     fn drain(&mut self, id: RequestId) {
+        if self.drain_request.is_some() {
+            return self.ctx.reject(id, Reject::Busy);
+        }
         self.ctx.draining = true;
         self.drain_request = Some(id);
         for group in self.groups.values_mut() {
@@ -306,13 +310,9 @@ impl Node {
 
     /// Carries out what the system group's entries decided.
     fn carry_out(&mut self, consequences: Consequences) {
-        for (lsn, term, payload) in consequences.created {
+        for (lsn, term, create) in consequences.created {
             let Some(system) = self.groups.get_mut(&GroupId::SYSTEM) else { return };
             let leads = system.is_leader();
-            let Some(create) = CreateDatabase::decode(payload) else {
-                let reason = "a create entry of the system group can't be read".to_string();
-                return system.quarantine(&mut self.ctx, reason);
-            };
             let voters = create.voters.clone();
             let (group, existed) = self.catalog.create(GroupId(lsn.0), create);
             system.on_created(&mut self.ctx, (lsn, term), group, existed);
@@ -413,9 +413,15 @@ impl Node {
         if self.ctx.dirty_bytes <= self.ctx.config.dirty_bytes_max {
             return;
         }
-        if let Some(group) = self.groups.values_mut().max_by_key(|group| group.dirty_bytes()) {
+        let dirtiest = self.groups.values_mut().max_by_key(|group| group.dirty_bytes());
+        if let Some(group) = dirtiest.filter(|group| group.dirty_bytes() > 0) {
             group.want_checkpoint(&mut self.ctx);
         }
+    }
+
+    /// Held in memory by all groups' tails, in bytes.
+    pub(crate) fn tails_bytes(&self) -> usize {
+        self.tails_bytes
     }
 
     /// Why this node has halted, if it has.

@@ -1,7 +1,7 @@
 //! Liveness per pair of nodes: one heartbeat stream a pair serves all groups, so that an idle
 //! group costs no message and no timer.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     io::Identity,
@@ -25,8 +25,11 @@ pub(crate) struct PeerState {
     pub(crate) sent: Option<Instant>,
     /// Its leadership generation.
     pub(crate) generation: u64,
-    /// Groups that follow it, for which its new generation has to be explained.
+    /// Groups that follow it, for which it has yet to say that it leads them still: those that
+    /// began to follow it lately, and all at a new generation.
     pub(crate) unconfirmed: BTreeMap<GroupId, Term>,
+    /// Since when it has left that question open.
+    pub(crate) asked: Option<Instant>,
 }
 
 /// What a message's sender turned out to be.
@@ -73,7 +76,7 @@ impl Peers {
         self.states.keys().copied().collect()
     }
 
-    /// Whether this very member was heard lately.
+    /// Whether a node was heard lately.
     pub(crate) fn is_alive(&self, node: NodeId) -> bool {
         self.states.get(&node).is_some_and(|p| p.alive)
     }
@@ -86,6 +89,15 @@ impl Peers {
         })
     }
 
+    /// Every member that echoed us within `window` before `now`.
+    pub(crate) fn hearing_us(&self, now: Instant, window: u64) -> BTreeSet<Member> {
+        let members = self
+            .states
+            .iter()
+            .map(|(node, state)| Member { node: *node, incarnation: state.incarnation });
+        members.filter(|member| self.hears_us(*member, now, window)).collect()
+    }
+
     /// Takes note of a message's sender.
     pub(crate) fn observe(&mut self, from: Peer, now: Instant) -> Seen {
         let Some(state) = self.states.get_mut(&from.member.node) else {
@@ -95,9 +107,12 @@ impl Peers {
         let seen = match (from.member.incarnation, from.boot.counter).cmp(&known) {
             core::cmp::Ordering::Less => return Seen::Stale,
             core::cmp::Ordering::Greater => {
+                let same_member = from.member.incarnation == state.incarnation;
                 *state = PeerState {
                     incarnation: from.member.incarnation,
                     boot: from.boot,
+                    // That it heard us then stays true.
+                    echoed: state.echoed.filter(|_| same_member),
                     ..PeerState::default()
                 };
                 Seen::NewBoot

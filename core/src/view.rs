@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::{
-    context::Context,
+    context::{Context, Reason},
     group::{Group, Role},
     node::Node,
     types::{GroupId, Lsn, Member, NodeId, Term},
@@ -47,6 +47,29 @@ pub struct GroupView<'a> {
     pub quarantined: Option<&'a str>,
     /// On the leader: what each follower has confirmed.
     pub matched: Vec<(NodeId, Lsn)>,
+}
+
+/// What a node holds in memory: everything here is bounded by [`Config`](crate::Config).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Entries in memory, in bytes.
+    pub tail_bytes: usize,
+    /// Applied, but no checkpoint holds it yet, in bytes.
+    pub dirty_bytes: usize,
+    /// Writes that are not durable yet.
+    pub writes: u64,
+    /// Messages that wait for a write.
+    pub withheld: usize,
+    /// Requests without an answer.
+    pub requests: usize,
+    /// Reads without an answer, cancelled ones included.
+    pub reads: usize,
+    /// Proposals without an answer, cancelled ones included.
+    pub proposals: usize,
+    /// Loads under way.
+    pub loads: usize,
+    /// Groups of which a peer has yet to say whether it leads them.
+    pub unconfirmed: usize,
 }
 
 fn view<'a>(ctx: &Context, group: &'a Group) -> GroupView<'a> {
@@ -122,6 +145,22 @@ impl Node {
         self.ctx.elections
     }
 
+    /// What it holds in memory.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        Held {
+            tail_bytes: self.tails_bytes(),
+            dirty_bytes: self.ctx.dirty_bytes,
+            writes: self.ctx.writes(),
+            withheld: self.ctx.withheld(),
+            requests: self.ctx.requests.len(),
+            reads: self.groups.values().map(Group::reads_held).sum(),
+            proposals: self.groups.values().map(Group::proposals).sum(),
+            loads: self.ctx.loads.len(),
+            unconfirmed: self.ctx.peers.iter().map(|(_, peer)| peer.unconfirmed.len()).sum(),
+        }
+    }
+
     /// Microseconds since a peer was last heard; `None` if never.
     #[must_use]
     pub fn silence_us(&self, node: NodeId) -> Option<u64> {
@@ -141,8 +180,15 @@ impl Node {
     /// # Panics
     /// On a broken invariant.
     pub fn check(&self) {
-        for group in self.groups.values() {
+        for (id, group) in &self.groups {
             group.check(&self.ctx);
+            if let Some(leader) = group.leader(&self.ctx) {
+                let led = self.ctx.led_by.get(&leader);
+                assert!(led.is_some_and(|led| led.contains(id)), "the index of leaders is whole");
+            } else {
+                // Otherwise it would wait for ever.
+                assert!(self.ctx.has_timer(Reason::Election(*id)), "a group looks for a leader");
+            }
         }
         for (leader, groups) in &self.ctx.led_by {
             for id in groups {

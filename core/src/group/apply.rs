@@ -7,6 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{Consequences, Group};
 use crate::{
+    catalog::CreateDatabase,
     context::{Context, LoadFor},
     entry::{Entry, Kind, Outcome, Record},
     io::{Effect, Reject, Reply},
@@ -43,9 +44,12 @@ impl Group {
     pub(super) fn resolve_superseded(&mut self, ctx: &mut Context) {
         let committed = self.log.marks().committed();
         let log = &self.log;
+        if committed <= self.resolved {
+            return;
+        }
         let dead: Vec<(Lsn, Term)> = self
             .proposals
-            .range(..(committed.next(), Term(0)))
+            .range((self.resolved.next(), Term(0))..(committed.next(), Term(0)))
             .map(|(key, _)| *key)
             .filter(|(lsn, term)| log.term_at(*lsn) != Some(*term))
             .collect();
@@ -54,6 +58,7 @@ impl Group {
                 ctx.reject(request, Reject::Superseded);
             }
         }
+        self.resolved = committed;
     }
 
     /// Starts the next checkpoint and the next run, where there is one to start.
@@ -87,6 +92,9 @@ impl Group {
         consequences: &mut Consequences,
     ) {
         self.applying.loading = false;
+        if self.quarantined.is_some() {
+            return;
+        }
         let marks = self.log.marks();
         entries.retain(|e| e.lsn <= marks.applicable());
         let agree = entries.first().is_some_and(|e| e.lsn == marks.applied().next())
@@ -107,21 +115,34 @@ impl Group {
         entries: Vec<Entry>,
         consequences: &mut Consequences,
     ) {
+        if self.id == GroupId::SYSTEM {
+            return self.apply_system_run(ctx, entries, consequences);
+        }
         let upto = entries[entries.len() - 1].lsn;
         let bytes = entries.iter().map(Entry::weight).sum();
-        if self.id == GroupId::SYSTEM {
-            for entry in entries {
-                if entry.kind == Kind::CreateDatabase {
-                    consequences.created.push((entry.lsn, entry.term, entry.payload));
-                }
-            }
-            self.log.applied(upto);
-            // There may be more than one run holds.
-            return self.advance_apply(ctx, consequences);
-        }
         let ops = entries.iter().filter(|e| e.kind == Kind::Op).map(|e| (e.lsn, e.term)).collect();
         self.applying.under_way = Some(Run { upto, ops, bytes });
         ctx.emit(Effect::Apply { group: self.id, entries });
+    }
+
+    fn apply_system_run(
+        &mut self,
+        ctx: &mut Context,
+        entries: Vec<Entry>,
+        consequences: &mut Consequences,
+    ) {
+        for entry in entries {
+            if entry.kind == Kind::CreateDatabase {
+                let Some(create) = CreateDatabase::decode(entry.payload) else {
+                    let reason = "a create entry of the system group can't be read";
+                    return self.quarantine(ctx, String::from(reason));
+                };
+                consequences.created.push((entry.lsn, entry.term, create));
+            }
+            self.log.applied(entry.lsn);
+        }
+        // There may be more than one run holds.
+        self.advance_apply(ctx, consequences);
     }
 
     /// The engine has applied the run that is under way.
@@ -162,8 +183,10 @@ impl Group {
         }
     }
 
+    /// What a checkpoint that begins now would make durable.
     pub(crate) fn dirty_bytes(&self) -> usize {
-        if self.applying.checkpointing { 0 } else { self.applying.dirty_bytes }
+        let idle = !self.applying.checkpointing && self.quarantined.is_none();
+        if idle { self.applying.dirty_bytes } else { 0 }
     }
 
     /// Asks for a checkpoint at the next opportunity.

@@ -13,10 +13,9 @@ use crate::{
 
 impl Group {
     /// Arms the election deadline of a group that has lost its leader: at random, and spread over
-    /// more time the more groups have none.
+    /// more time the more groups lost theirs with it.
     pub(super) fn arm_election(&mut self, ctx: &mut Context) {
-        let groups = ctx.led_by.values().map(BTreeSet::len).sum::<usize>() as u64;
-        let spread = ctx.config.election_jitter_us + groups * ctx.config.election_pace_us;
+        let spread = ctx.config.election_jitter_us + ctx.losing * ctx.config.election_pace_us;
         let delay = ctx.rng.below(spread);
         self.arm_election_in(ctx, delay);
     }
@@ -25,6 +24,8 @@ impl Group {
     pub(crate) fn arm_first_election(&mut self, ctx: &mut Context, groups: u64) {
         let spread = ctx.config.election_jitter_us + groups * ctx.config.election_pace_us;
         let delay = ctx.config.election_timeout_us + ctx.rng.below(spread);
+        // Nobody else can lead what has one voter.
+        let delay = if self.voters == [ctx.me()] { 0 } else { delay };
         self.arm_election_in(ctx, delay);
     }
 
@@ -34,9 +35,7 @@ impl Group {
     }
 
     fn arm_election_in(&mut self, ctx: &mut Context, delay_us: u64) {
-        if self.may_lead(ctx) {
-            ctx.set_timer(Reason::Election(self.id), ctx.now.mono.plus(delay_us));
-        }
+        ctx.set_timer(Reason::Election(self.id), ctx.now.mono.plus(delay_us));
     }
 
     fn may_lead(&self, ctx: &Context) -> bool {
@@ -45,12 +44,28 @@ impl Group {
 
     /// The election deadline has come.
     pub(crate) fn on_election_due(&mut self, ctx: &mut Context) {
-        if self.leader(ctx).is_some() || !self.may_lead(ctx) {
+        if self.leader(ctx).is_some() {
             return;
+        }
+        if !self.may_lead(ctx) {
+            return self.ask_who_leads(ctx);
         }
         self.set_role(ctx, Role::PreCandidate { granted: BTreeSet::new() });
         self.campaign_until_answered(ctx);
         self.count_pre_vote(ctx, ctx.me());
+    }
+
+    /// A replica that does not want to lead asks like one that does: a leader makes itself known to
+    /// it, and any other answer is ignored.
+    fn ask_who_leads(&mut self, ctx: &mut Context) {
+        let message = GroupMessage::PreVote { last: self.log.last() };
+        let me = ctx.me().node;
+        for voter in self.voters.iter().filter(|voter| voter.node != me) {
+            let term = self.term.next();
+            ctx.send_group(self.hard_write, voter.node, self.id, term, message.clone());
+        }
+        let jitter = ctx.rng.below(ctx.config.election_jitter_us);
+        self.arm_election_in(ctx, ctx.config.election_timeout_us / 2 + jitter);
     }
 
     /// Asks again soon, and starts over later.
@@ -84,10 +99,13 @@ impl Group {
     }
 
     /// Whether this replica has reason to believe in its leader: then it helps nobody to depose it.
-    pub(super) fn is_sticky(&self, ctx: &Context) -> bool {
+    /// A leader that campaigns has ceased to lead.
+    pub(super) fn is_sticky(&self, ctx: &Context, candidate: NodeId) -> bool {
         match &self.role {
             Role::Leader(_) => true,
-            Role::Follower { leader: Some(leader), .. } => ctx.peers.is_alive(*leader),
+            Role::Follower { leader: Some(leader), .. } => {
+                *leader != candidate && ctx.peers.is_alive(*leader)
+            }
             _ => false,
         }
     }
@@ -104,9 +122,10 @@ impl Group {
         last: Position,
     ) {
         if !self.is_voter(from) || !self.is_voter(ctx.me()) {
-            return;
+            return self.make_known_to(ctx, from);
         }
-        let granted = term > self.term && self.is_up_to_date(last) && !self.is_sticky(ctx);
+        let sticky = self.is_sticky(ctx, from.node);
+        let granted = term > self.term && self.is_up_to_date(last) && !sticky;
         let reply_term = if granted { term } else { self.term };
         ctx.send_group(
             self.hard_write,
@@ -161,9 +180,11 @@ impl Group {
             return;
         }
         let free = self.vote.is_none_or(|vote| vote == from);
-        let waits = matches!(self.role, Role::Follower { leader: None, .. });
+        let waits =
+            matches!(self.role, Role::Follower { leader: None, .. } | Role::PreCandidate { .. });
         let granted = free && waits && self.is_up_to_date(last);
         if granted && self.vote.is_none() {
+            self.stop_campaigning(ctx);
             self.vote = Some(from);
             self.persist_hard_state(ctx);
             // Time for the candidate to win.
@@ -219,16 +240,11 @@ impl Group {
     }
 
     /// A leader that no quorum hears steps down (check-quorum).
-    pub(crate) fn check_quorum(&mut self, ctx: &mut Context) {
+    pub(crate) fn check_quorum(&mut self, ctx: &mut Context, hearing: &BTreeSet<Member>) {
         if !self.is_leader() {
             return;
         }
-        let window = ctx.config.election_timeout_us;
-        let heard = self
-            .voters
-            .iter()
-            .filter(|v| **v == ctx.me() || ctx.peers.hears_us(**v, ctx.now.mono, window))
-            .count();
+        let heard = self.voters.iter().filter(|v| **v == ctx.me() || hearing.contains(v)).count();
         if heard < self.quorum() {
             self.become_follower(ctx, self.term, None);
         }
@@ -241,9 +257,8 @@ impl Group {
         }
     }
 
-    /// Leads no more, and will not campaign: the node drains.
+    /// Gives a campaign up.
     pub(crate) fn stop_campaigning(&mut self, ctx: &mut Context) {
-        ctx.clear_timer(Reason::Election(self.id));
         if matches!(self.role, Role::PreCandidate { .. } | Role::Candidate { .. }) {
             self.become_follower(ctx, self.term, None);
         }

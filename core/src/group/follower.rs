@@ -33,17 +33,24 @@ impl Group {
             }
             _ => self.become_follower(ctx, self.term, Some(from)),
         }
+        let mut asks = false;
         if let Role::Follower { round: seen, .. } = &mut self.role {
+            asks = round > *seen;
             *seen = round.max(*seen);
         }
         self.known_committed = self.known_committed.max(committed);
         if !is_well_formed(prev, &entries, self.term) {
             return ctx.fault(from, "its entries are not contiguous");
         }
+        let known = self.log.term_at(prev.lsn);
+        if prev.lsn <= self.log.marks().committed() && known != Some(prev.term) {
+            return ctx.fault(from, "it contradicts what is committed");
+        }
         if let Some(hint) = self.conflict_at(prev) {
             return self.reject_append(ctx, from, hint);
         }
-        if !self.has_room_for(ctx, &entries) {
+        let fits = self.has_room_for(ctx, &entries);
+        if !fits {
             entries.clear();
         }
         let agreed = Lsn(prev.lsn.0 + entries.len() as u64);
@@ -54,16 +61,16 @@ impl Group {
             *verified = agreed.max(*verified);
         }
         self.log.commit(committed.min(agreed));
-        if !appended {
+        if !fits {
+            // The same again, later.
+            self.reject_append(ctx, from, prev.lsn);
+        } else if asks || !appended {
             self.confirm(ctx, from);
         }
     }
 
-    /// Where to try again, if the logs do not agree at `prev`. What is committed agrees.
+    /// Where to try again, if the logs do not agree at `prev`.
     fn conflict_at(&self, prev: Position) -> Option<Lsn> {
-        if prev.lsn <= self.log.marks().committed() {
-            return None;
-        }
         match self.log.term_at(prev.lsn) {
             None => Some(self.log.last().lsn),
             Some(term) if term != prev.term => Some(self.log.before_run_of(prev.lsn)),
@@ -90,9 +97,9 @@ impl Group {
     fn has_room_for(&self, ctx: &Context, entries: &[Entry]) -> bool {
         let bytes: usize = entries.iter().map(Entry::weight).sum();
         // A leader's own bound, and one message beyond it.
-        let held = ctx.config.uncommitted_bytes_max + ctx.config.append_bytes_max;
+        let beyond = ctx.config.append_bytes_max + ctx.config.payload_bytes_max;
         ctx.room >= ctx.config.reserve_bytes / 2 + bytes as u64
-            && self.log.uncommitted_bytes() + bytes <= held + ctx.config.payload_bytes_max
+            && self.tail_takes(ctx, bytes.saturating_sub(beyond))
     }
 
     /// Appends what is new, after dropping what conflicts with it. Whether anything was appended;

@@ -14,7 +14,7 @@ use crate::{
     io::{Reject, Reply},
     message::GroupMessage,
     planted::{self, Planted},
-    types::{Hlc, Lsn, Member, NodeId, RequestId},
+    types::{Hlc, LoadId, Lsn, Member, NodeId, RequestId},
 };
 
 impl Group {
@@ -42,7 +42,7 @@ impl Group {
     /// Appends an entry of this term.
     fn append(&mut self, ctx: &mut Context, kind: Kind, payload: Bytes) -> Lsn {
         let last = self.log.last();
-        self.hlc = Hlc(self.hlc.0 + 1).max(Hlc::at(ctx.now.wall_ms));
+        self.hlc = self.hlc.next().max(Hlc::at(ctx.now.wall_ms));
         let entry = Entry {
             lsn: last.lsn.next(),
             term: self.term,
@@ -85,11 +85,20 @@ impl Group {
             Some(Reject::TooLarge)
         } else if ctx.room < ctx.config.reserve_bytes + weight as u64 {
             Some(Reject::StorageFull)
-        } else if self.log.uncommitted_bytes() + weight > ctx.config.uncommitted_bytes_max {
+        } else if self.log.uncommitted_bytes() + weight > ctx.config.uncommitted_bytes_max
+            || !self.tail_takes(ctx, weight)
+        {
             Some(Reject::Busy)
         } else {
             None
         }
+    }
+
+    /// Whether the memory for entries has room. What is committed elsewhere but not durable here
+    /// stays in the tail as well, so that a disk that does not keep up is not outrun without bound.
+    pub(super) fn tail_takes(&self, ctx: &Context, bytes: usize) -> bool {
+        let config = &ctx.config;
+        self.log.tail_bytes() + bytes <= config.uncommitted_bytes_max + config.tail_bytes_max
     }
 
     /// A peer came back, restarted, was wiped, or does not know that it has a leader: ask it again
@@ -103,7 +112,7 @@ impl Group {
                 .entry(node)
                 .or_insert_with(|| Progress::new(incarnation, last, ctx.now.mono));
             if progress.incarnation == incarnation {
-                progress.restart();
+                progress.probe();
             } else {
                 *progress = Progress::new(incarnation, last, ctx.now.mono);
             }
@@ -113,14 +122,19 @@ impl Group {
 
     /// Sends what each follower can take.
     pub(super) fn replicate(&mut self, ctx: &mut Context) {
-        let nodes: Vec<NodeId> = match &self.role {
-            Role::Leader(leader) => leader.progress.keys().copied().collect(),
-            _ => return,
-        };
+        let marks = *self.log.marks();
+        let Role::Leader(leader) = &mut self.role else { return };
+        let alive = leader.progress.iter().filter(|(node, _)| ctx.peers.is_alive(**node));
+        let nodes: Vec<NodeId> = alive.clone().map(|(node, _)| *node).collect();
+        let owes_commit = alive
+            .clone()
+            .any(|(_, p)| p.has_all(marks.appended()) && p.committed_sent < marks.committed());
+        if owes_commit {
+            // A round of its own: its echo tells that the mark has arrived.
+            leader.reads.begin_notice();
+        }
         for node in nodes {
-            if ctx.peers.is_alive(node) {
-                self.replicate_to(ctx, node);
-            }
+            self.replicate_to(ctx, node);
         }
     }
 
@@ -129,6 +143,7 @@ impl Group {
         let Some(progress) = leader.progress.get_mut(&node) else { return };
         let marks = *self.log.marks();
         let round = leader.reads.round();
+        let round_wanted = leader.reads.round_wanted();
         let config = &ctx.config;
         let mut messages = Vec::new();
         while progress.next <= marks.appended()
@@ -157,10 +172,9 @@ impl Group {
                 ctx.now.mono,
             ));
         }
-        let unsent_round = progress.round_sent < round;
-        let unsent_commit = progress.committed_sent < marks.committed()
-            && progress.is_idle()
-            && progress.flow == Flow::Pipeline;
+        let unsent_round = progress.round_sent < round_wanted;
+        let unsent_commit =
+            progress.committed_sent < marks.committed() && progress.has_all(marks.appended());
         let unprobed = progress.flow == (Flow::Probe { outstanding: None });
         if messages.is_empty()
             && (unsent_round || unsent_commit || unprobed)
@@ -187,10 +201,19 @@ impl Group {
     }
 
     /// Entries from disk for a follower that is far behind.
-    pub(crate) fn on_loaded_for(&mut self, ctx: &mut Context, node: NodeId, entries: Vec<Entry>) {
+    pub(crate) fn on_loaded_for(
+        &mut self,
+        ctx: &mut Context,
+        node: NodeId,
+        load: LoadId,
+        entries: Vec<Entry>,
+    ) {
         let committed = self.log.marks().committed();
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&node) else { return };
+        if progress.loading != Some(load) {
+            return;
+        }
         progress.loading = None;
         let round = leader.reads.round();
         let wanted = entries.first().is_some_and(|e| e.lsn == progress.next);
@@ -201,11 +224,15 @@ impl Group {
         }
     }
 
-    pub(crate) fn on_load_failed_for(&mut self, node: NodeId) {
+    /// A follower's entries can't be read: tried again later, as if they had been lost on the way.
+    pub(crate) fn on_load_failed_for(&mut self, ctx: &mut Context, node: NodeId, load: LoadId) {
         if let Role::Leader(leader) = &mut self.role
             && let Some(progress) = leader.progress.get_mut(&node)
+            && progress.loading == Some(load)
         {
             progress.loading = None;
+            progress.hold(ctx.now.mono);
+            ctx.set_timer_by(Reason::Retry(self.id), ctx.now.mono.plus(ctx.config.retry_us));
         }
     }
 
@@ -263,23 +290,24 @@ impl Group {
         progress.confirmed_round(round);
     }
 
-    /// Answers are overdue: whoever owes one is asked again from what it confirmed.
+    /// Answers are overdue: whoever owes one is asked again where it stands.
     pub(super) fn retry_followers(&mut self, ctx: &mut Context) {
         let Role::Leader(leader) = &mut self.role else { return };
         let mut waiting = false;
         for (node, progress) in &mut leader.progress {
-            if !progress.awaits() && progress.loading.is_none() {
+            if !progress.awaits() {
                 continue;
             }
             waiting |= ctx.peers.is_alive(*node);
             if ctx.now.mono.since(progress.answered) >= ctx.config.retry_us {
-                progress.restart();
+                progress.probe();
             }
         }
         if waiting {
             ctx.set_timer_by(Reason::Retry(self.id), ctx.now.mono.plus(ctx.config.retry_us));
         }
-        if leader.transfer.is_some() {
+        if let Some(transfer) = &mut leader.transfer {
+            transfer.asked = false;
             ctx.set_timer_by(Reason::Retry(self.id), ctx.now.mono.plus(ctx.config.heartbeat_us));
         }
         ctx.touched.insert(self.id);
@@ -332,12 +360,12 @@ impl Group {
     /// Hands leadership to `to`; answers once it is seen there.
     pub(crate) fn transfer(&mut self, ctx: &mut Context, request: RequestId, to: NodeId) {
         let me = ctx.me().node;
-        let is_voter = self.voters.iter().any(|v| v.node == to);
+        let can_take_over = self.can_take_over(ctx, to);
         match &mut self.role {
             Role::Leader(_) if to == me => {
                 ctx.reply(request, Reply::Transferred { term: self.term })
             }
-            Role::Leader(_) if !is_voter => ctx.reject(request, Reject::TransferFailed),
+            Role::Leader(_) if !can_take_over => ctx.reject(request, Reject::TransferFailed),
             Role::Leader(leader) if leader.transfer.is_some() => ctx.reject(request, Reject::Busy),
             Role::Leader(_) => {
                 self.transfer_request = Some((request, to));
@@ -348,6 +376,13 @@ impl Group {
                 ctx.reject(request, Reject::NotLeader { leader });
             }
         }
+    }
+
+    /// Whether a node is a voter with the data directory that has the vote, and was heard lately.
+    fn can_take_over(&self, ctx: &Context, node: NodeId) -> bool {
+        let incarnation = ctx.peers.get(node).map(|p| p.incarnation);
+        ctx.peers.is_alive(node)
+            && self.voters.iter().any(|v| v.node == node && Some(v.incarnation) == incarnation)
     }
 
     fn start_transfer(&mut self, ctx: &mut Context, to: NodeId) {
@@ -368,7 +403,7 @@ impl Group {
         let best = self
             .voters
             .iter()
-            .filter(|v| **v != ctx.me() && ctx.peers.is_alive(v.node))
+            .filter(|v| self.can_take_over(ctx, v.node))
             .filter_map(|v| leader.progress.get(&v.node).map(|p| (p.matched, v.node)))
             .max();
         if let Some((_, to)) = best {
@@ -394,6 +429,11 @@ impl Group {
             transfer.asked = true;
             self.send(ctx, to, GroupMessage::TimeoutNow);
         }
+    }
+
+    /// Proposals of this node that have no answer yet.
+    pub(crate) fn proposals(&self) -> usize {
+        self.proposals.len()
     }
 
     /// What the status shows of the followers: durable and agreed, by node.

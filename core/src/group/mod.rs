@@ -16,9 +16,8 @@ use alloc::{
     vec::Vec,
 };
 
-use bytes::Bytes;
-
 use crate::{
+    catalog::CreateDatabase,
     context::{Context, Reason},
     entry::Record,
     io::{Notice, RecoveredGroup, Reject, Reply},
@@ -30,7 +29,7 @@ use crate::{
 
 pub(crate) use apply::Applying;
 use progress::Progress;
-pub(crate) use reads::{FollowerReads, LeaderReads};
+pub(crate) use reads::{FollowerReads, KnownReads, LeaderReads};
 
 /// What a replica is doing. Each role carries exactly what belongs to it.
 pub(crate) enum Role {
@@ -77,10 +76,11 @@ pub(crate) struct Group {
     log: GroupLog,
     hlc: Hlc,
     follower_reads: FollowerReads,
-    /// Reads whose index is known, by the LSN that must be applied first.
-    readable_at: BTreeMap<Lsn, Vec<RequestId>>,
+    known_reads: KnownReads,
     /// Proposals of this node: answered once their LSN is committed, whoever leads by then.
     proposals: BTreeMap<(Lsn, Term), RequestId>,
+    /// Up to here, those that another entry superseded were told so.
+    resolved: Lsn,
     /// Who waits for a transfer to that node.
     transfer_request: Option<(RequestId, NodeId)>,
     applying: Applying,
@@ -95,7 +95,7 @@ pub(crate) struct Group {
 #[derive(Default)]
 pub(crate) struct Consequences {
     /// System group: committed create entries, in order.
-    pub(crate) created: Vec<(Lsn, Term, Bytes)>,
+    pub(crate) created: Vec<(Lsn, Term, CreateDatabase)>,
 }
 
 impl Group {
@@ -115,8 +115,9 @@ impl Group {
             log: GroupLog::recover(found, applied),
             hlc: Hlc(0),
             follower_reads: FollowerReads::default(),
-            readable_at: BTreeMap::new(),
+            known_reads: KnownReads::default(),
             proposals: BTreeMap::new(),
+            resolved: applied,
             transfer_request: None,
             applying: Applying::default(),
             known_committed: applied,
@@ -172,7 +173,6 @@ impl Group {
 
     /// Another role: the old one's waiters are told, and the leader's change is noted.
     fn set_role(&mut self, ctx: &mut Context, role: Role) {
-        let me = ctx.me().node;
         let old_leader = self.leader(ctx);
         let old = core::mem::replace(&mut self.role, role);
         if let Role::Leader(leader) = old {
@@ -188,9 +188,7 @@ impl Group {
         for request in self.follower_reads.take_all() {
             ctx.reject(request, Reject::NotLeader { leader });
         }
-        if let (Some(leader), Some((request, to))) = (leader, self.transfer_request)
-            && leader != me
-        {
+        if let (Some(leader), Some((request, to))) = (leader, self.transfer_request) {
             self.transfer_request = None;
             if leader == to {
                 ctx.reply(request, Reply::Transferred { term: self.term });
@@ -214,11 +212,15 @@ impl Group {
         message: GroupMessage,
     ) {
         let node = from.member.node;
+        if term > Term::MAX {
+            return ctx.fault(node, "it speaks of a term that can't be");
+        }
         if let GroupMessage::PreVote { last } = message {
             return self.on_pre_vote(ctx, from.member, term, last);
         }
         if term > self.term {
-            if matches!(message, GroupMessage::Vote { transfer: false, .. }) && self.is_sticky(ctx)
+            if matches!(message, GroupMessage::Vote { transfer: false, .. })
+                && self.is_sticky(ctx, node)
             {
                 return;
             }
@@ -335,11 +337,8 @@ impl Group {
         }
         ctx.notice(Notice::Quarantined { group: self.id, reason: reason.clone() });
         self.quarantined = Some(reason);
-        for (_, requests) in core::mem::take(&mut self.readable_at) {
-            for request in requests {
-                ctx.reject(request, Reject::Quarantined);
-            }
-        }
+        self.reject_reads(ctx, Reject::Quarantined);
+        self.stop_campaigning(ctx);
         if self.is_leader() {
             self.become_follower(ctx, self.term, None);
         }

@@ -12,7 +12,8 @@ pub(crate) enum Flow {
         /// The `prev` of the outstanding append; `None` where none is under way.
         outstanding: Option<Lsn>,
     },
-    /// They agree up to `next`: appends are pipelined within the window.
+    /// They agree up to `next`: appends are pipelined within the window. Everything before `next`
+    /// was sent; what is above `matched` is not confirmed yet.
     Pipeline,
 }
 
@@ -57,21 +58,22 @@ impl Progress {
 
     /// Whether another append may go out.
     pub(crate) fn has_window(&self, messages_max: usize, bytes_max: usize) -> bool {
-        match self.flow {
-            Flow::Probe { outstanding } => outstanding.is_none(),
-            Flow::Pipeline => self.inflight.len() < messages_max && self.inflight_bytes < bytes_max,
-        }
+        let waits = matches!(self.flow, Flow::Probe { outstanding: Some(_) });
+        !waits && self.inflight.len() < messages_max && self.inflight_bytes < bytes_max
     }
 
-    pub(crate) fn is_idle(&self) -> bool {
-        self.inflight.is_empty()
+    /// Whether it has confirmed everything that the log holds, up to `appended`.
+    pub(crate) fn has_all(&self, appended: Lsn) -> bool {
+        self.flow == Flow::Pipeline && self.matched >= appended
     }
 
     /// Whether an answer is awaited.
     pub(crate) fn awaits(&self) -> bool {
-        !self.inflight.is_empty()
-            || matches!(self.flow, Flow::Probe { outstanding: Some(_) })
-            || self.round < self.round_sent
+        let unconfirmed = match self.flow {
+            Flow::Probe { outstanding } => outstanding.is_some(),
+            Flow::Pipeline => self.matched.next() < self.next,
+        };
+        unconfirmed || self.round < self.round_sent
     }
 
     /// An append of entries up to `last` goes out; `prev` is the LSN before its first.
@@ -111,31 +113,35 @@ impl Progress {
     }
 
     /// It could not follow; its log may agree up to `hint`. An answer to an append that was
-    /// already given up changes nothing.
+    /// already given up changes nothing. One that asks for the same again has no room: it gets it
+    /// when the answer is overdue.
     pub(crate) fn rejected(&mut self, hint: Lsn, now: Instant) {
         self.answered = now;
-        if let Flow::Probe { outstanding: Some(prev) } = self.flow
-            && hint >= prev
+        if let Flow::Probe { outstanding } = self.flow
+            && outstanding.is_none_or(|prev| hint >= prev)
         {
             return;
         }
         let back_to = hint.max(self.matched).min(self.next.prev());
-        self.probe_after(back_to);
+        self.next = back_to.next();
+        while self.inflight.back().is_some_and(|(last, _)| *last > back_to) {
+            self.inflight_bytes -= self.inflight.pop_back().map_or(0, |(_, bytes)| bytes);
+        }
+        self.probe();
     }
 
-    /// Starts again from what was confirmed: answers are overdue, or it came back.
-    pub(crate) fn restart(&mut self) {
-        self.probe_after(self.matched);
-    }
-
-    fn probe_after(&mut self, lsn: Lsn) {
-        self.next = lsn.next();
+    /// Asks again where it stands: answers are overdue, or it came back. What was sent last may
+    /// have arrived, so nothing is repeated before it is known to be missing.
+    pub(crate) fn probe(&mut self) {
         self.flow = Flow::Probe { outstanding: None };
-        self.inflight.clear();
-        self.inflight_bytes = 0;
         self.round_sent = self.round;
         self.committed_sent = Lsn(0);
-        self.loading = None;
+    }
+
+    /// What comes next can't be read now: as if it had been sent, and no answer came.
+    pub(crate) fn hold(&mut self, now: Instant) {
+        self.answered = now;
+        self.flow = Flow::Probe { outstanding: Some(self.next.prev()) };
     }
 
     pub(crate) fn check(&self, messages_max: usize) {

@@ -1,7 +1,7 @@
 //! Linearizable reads: ReadIndex (§6.4), on the leader and through it from any node. A read is
 //! answered only after a quorum round that began after the read arrived. There are no leases.
 
-use alloc::{collections::VecDeque, vec::Vec};
+use alloc::{collections::BTreeMap, vec::Vec};
 
 use super::{Group, Role};
 use crate::{
@@ -13,20 +13,35 @@ use crate::{
 };
 
 /// Who waits for a read index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reader {
-    Local(RequestId),
-    Follower { node: NodeId, id: u64 },
+#[derive(Default)]
+struct Readers {
+    local: Vec<RequestId>,
+    /// Each follower's latest question: it has one at a time.
+    followers: BTreeMap<NodeId, u64>,
+}
+
+impl Readers {
+    fn is_empty(&self) -> bool {
+        self.local.is_empty() && self.followers.is_empty()
+    }
+}
+
+/// Reads that wait for an answer to a round.
+struct Round {
+    round: u64,
+    /// The index it will give.
+    lsn: Lsn,
+    readers: Readers,
 }
 
 /// A leader's reads. One round is under way at a time; what arrives meanwhile shares the next.
 #[derive(Default)]
 pub(crate) struct LeaderReads {
+    /// The last round that began, for reads or for a notice.
     round: u64,
-    /// Waiting for `round`, with the index it will give.
-    under_way: Option<(Lsn, Vec<Reader>)>,
+    under_way: Option<Round>,
     /// Arrived since.
-    arrived: VecDeque<Reader>,
+    arrived: Readers,
 }
 
 impl LeaderReads {
@@ -34,20 +49,49 @@ impl LeaderReads {
         self.round
     }
 
+    /// The round that reads wait for; 0 where none do.
+    pub(super) fn round_wanted(&self) -> u64 {
+        self.under_way.as_ref().map_or(0, |under_way| under_way.round)
+    }
+
+    /// Begins a round that no read waits for: its echo tells that a message arrived.
+    pub(super) fn begin_notice(&mut self) {
+        self.round += 1;
+    }
+
     fn len(&self) -> usize {
-        self.arrived.len() + self.under_way.as_ref().map_or(0, |(_, readers)| readers.len())
+        let under_way = self.under_way.as_ref().map_or(0, |round| round.readers.local.len());
+        self.arrived.local.len() + under_way
     }
 
     pub(super) fn into_requests(self) -> Vec<RequestId> {
-        let under_way = self.under_way.map(|(_, readers)| readers).unwrap_or_default();
-        under_way
-            .into_iter()
-            .chain(self.arrived)
-            .filter_map(|reader| match reader {
-                Reader::Local(request) => Some(request),
-                Reader::Follower { .. } => None,
-            })
-            .collect()
+        let mut all = self.under_way.map(|round| round.readers.local).unwrap_or_default();
+        all.extend(self.arrived.local);
+        all
+    }
+}
+
+/// Reads whose index is known, by the LSN that must be applied first.
+#[derive(Default)]
+pub(crate) struct KnownReads {
+    by_lsn: BTreeMap<Lsn, Vec<RequestId>>,
+    len: usize,
+}
+
+impl KnownReads {
+    fn add(&mut self, lsn: Lsn, requests: Vec<RequestId>) {
+        self.len += requests.len();
+        if !requests.is_empty() {
+            self.by_lsn.entry(lsn).or_default().extend(requests);
+        }
+    }
+
+    /// Takes one LSN's, if it is at most that.
+    fn take_upto(&mut self, lsn: Lsn) -> Option<Vec<RequestId>> {
+        let first = self.by_lsn.first_entry().filter(|entry| *entry.key() <= lsn)?;
+        let requests = first.remove();
+        self.len -= requests.len();
+        Some(requests)
     }
 }
 
@@ -65,6 +109,7 @@ impl FollowerReads {
         self.arrived.len() + self.asked.as_ref().map_or(0, |(_, requests)| requests.len())
     }
 
+    /// Every request that waits for an answer of the leader.
     pub(super) fn take_all(&mut self) -> Vec<RequestId> {
         let mut all = self.asked.take().map(|(_, requests)| requests).unwrap_or_default();
         all.append(&mut self.arrived);
@@ -78,28 +123,36 @@ impl Group {
         if self.quarantined.is_some() {
             return ctx.reject(request, Reject::Quarantined);
         }
+        if self.reads_held() >= ctx.config.reads_max {
+            return ctx.reject(request, Reject::Busy);
+        }
         match &mut self.role {
-            Role::Leader(leader) if leader.reads.len() < ctx.config.reads_max => {
-                leader.reads.arrived.push_back(Reader::Local(request));
-            }
-            Role::Follower { leader: Some(_), .. }
-                if self.follower_reads.len() < ctx.config.reads_max =>
-            {
-                self.follower_reads.arrived.push(request);
-            }
-            Role::Leader(_) | Role::Follower { leader: Some(_), .. } => {
-                ctx.reject(request, Reject::Busy);
-            }
+            Role::Leader(leader) => leader.reads.arrived.local.push(request),
+            Role::Follower { leader: Some(_), .. } => self.follower_reads.arrived.push(request),
             _ => ctx.reject(request, Reject::NotLeader { leader: None }),
+        }
+    }
+
+    /// Reads of this node's clients that have no answer yet.
+    pub(crate) fn reads_held(&self) -> usize {
+        let led = if let Role::Leader(leader) = &self.role { leader.reads.len() } else { 0 };
+        led + self.follower_reads.len() + self.known_reads.len
+    }
+
+    /// This replica's state will not answer them any more.
+    pub(super) fn reject_reads(&mut self, ctx: &mut Context, reject: Reject) {
+        let known = core::mem::take(&mut self.known_reads).by_lsn.into_values().flatten();
+        for request in self.follower_reads.take_all().into_iter().chain(known) {
+            ctx.reject(request, reject);
         }
     }
 
     pub(super) fn on_read_index(&mut self, ctx: &mut Context, from: NodeId, id: u64) {
         match &mut self.role {
-            Role::Leader(leader) if leader.reads.len() < ctx.config.reads_max => {
-                leader.reads.arrived.push_back(Reader::Follower { node: from, id });
+            Role::Leader(leader) => {
+                let latest = leader.reads.arrived.followers.entry(from).or_insert(id);
+                *latest = id.max(*latest);
             }
-            Role::Leader(_) => {}
             _ => self.send(ctx, from, GroupMessage::ReadIndexReply { id, lsn: None }),
         }
     }
@@ -115,7 +168,8 @@ impl Group {
             return;
         }
         reads.round += 1;
-        reads.under_way = Some((committed, reads.arrived.drain(..).collect()));
+        let readers = core::mem::take(&mut reads.arrived);
+        reads.under_way = Some(Round { round: reads.round, lsn: committed, readers });
         // A cluster of one is its own quorum.
         self.finish_round(ctx);
     }
@@ -124,17 +178,13 @@ impl Group {
         let confirmed = self.confirmed_round(ctx);
         let Role::Leader(leader) = &mut self.role else { return };
         let reads = &mut leader.reads;
-        if confirmed < reads.round && !planted::is(Planted::ReadWithoutQuorum) {
+        if confirmed < reads.round_wanted() && !planted::is(Planted::ReadWithoutQuorum) {
             return;
         }
-        let Some((lsn, readers)) = reads.under_way.take() else { return };
-        for reader in readers {
-            match reader {
-                Reader::Local(request) => self.readable_at.entry(lsn).or_default().push(request),
-                Reader::Follower { node, id } => {
-                    self.send(ctx, node, GroupMessage::ReadIndexReply { id, lsn: Some(lsn) });
-                }
-            }
+        let Some(Round { lsn, readers, .. }) = reads.under_way.take() else { return };
+        self.known_reads.add(lsn, readers.local);
+        for (node, id) in readers.followers {
+            self.send(ctx, node, GroupMessage::ReadIndexReply { id, lsn: Some(lsn) });
         }
     }
 
@@ -169,7 +219,7 @@ impl Group {
         }
         let Some((_, requests)) = self.follower_reads.asked.take() else { return };
         match lsn {
-            Some(lsn) => self.readable_at.entry(lsn).or_default().extend(requests),
+            Some(lsn) => self.known_reads.add(lsn, requests),
             None => {
                 for request in requests {
                     ctx.reject(request, Reject::NotLeader { leader: None });
@@ -181,11 +231,8 @@ impl Group {
     /// Answers the reads whose index is applied.
     pub(super) fn answer_reads(&mut self, ctx: &mut Context) {
         let applied = self.log.marks().applied();
-        while let Some(entry) = self.readable_at.first_entry() {
-            if *entry.key() > applied {
-                break;
-            }
-            for request in entry.remove() {
+        while let Some(requests) = self.known_reads.take_upto(applied) {
+            for request in requests {
                 ctx.reply(request, Reply::Readable { lsn: applied });
             }
         }

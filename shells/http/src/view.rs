@@ -229,6 +229,7 @@ mod tests {
             committed: Lsn(committed),
             applied: Lsn(applied),
             lag_bytes: 77,
+            lag_us: 4_200,
             ..GroupStatus::default()
         };
         NodeStatus {

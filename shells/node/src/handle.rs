@@ -13,7 +13,7 @@ use highwater_wire::{
     peer::{ForwardReply, ForwardRequest},
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     time::Instant,
 };
 
@@ -23,7 +23,7 @@ use crate::{
         Page, Readiness, Receipt, Record,
     },
     driver::{Ask, Command, forward_reply_of},
-    shared::Shared,
+    shared::{Changes, Shared},
 };
 
 /// How long a definite refusal that will pass soon (no leader, a transfer) is waited out at most
@@ -296,7 +296,7 @@ impl Handle {
     /// deadline.
     async fn wait(
         &self,
-        changes: &mut watch::Receiver<u64>,
+        changes: &mut Changes,
         deadline: Deadline,
         moment: Option<Duration>,
     ) -> Result<(), Error> {

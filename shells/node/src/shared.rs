@@ -3,19 +3,19 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use highwater_core::{GroupId, NodeId, Term};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// Read by many handles, written by one driver.
 pub(crate) struct Shared {
     routes: Mutex<Routes>,
     /// Counts changes of `routes`; handles wait on it.
-    changed: watch::Sender<u64>,
+    changed: Arc<Pulse>,
     draining: AtomicBool,
     /// fsyncs of the oplog.
     pub(crate) syncs: AtomicU64,
@@ -23,6 +23,35 @@ pub(crate) struct Shared {
     pub(crate) acked: AtomicU64,
     /// Applies that failed.
     pub(crate) apply_errors: AtomicU64,
+}
+
+/// Counts, and wakes in the order of waiting. tokio's `watch` draws the order in which it wakes
+/// from a generator that no seed governs: a simulation that uses it does not replay.
+#[derive(Default)]
+struct Pulse {
+    count: AtomicU64,
+    beat: Notify,
+}
+
+/// Waits for changes of the routes.
+pub(crate) struct Changes {
+    pulse: Arc<Pulse>,
+    seen: u64,
+}
+
+impl Changes {
+    /// Returns at the first change since this was made or returned before.
+    pub(crate) async fn changed(&mut self) {
+        loop {
+            let beat = self.pulse.beat.notified();
+            let count = self.pulse.count.load(Ordering::Acquire);
+            if count != self.seen {
+                self.seen = count;
+                return;
+            }
+            beat.await;
+        }
+    }
 }
 
 #[derive(Default)]
@@ -39,7 +68,7 @@ impl Shared {
     pub(crate) fn new() -> Shared {
         Shared {
             routes: Mutex::default(),
-            changed: watch::Sender::new(0),
+            changed: Arc::default(),
             draining: AtomicBool::new(false),
             syncs: AtomicU64::new(0),
             acked: AtomicU64::new(0),
@@ -55,12 +84,15 @@ impl Shared {
     /// Changes the routes and wakes whoever waits for that.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Routes)) {
         change(&mut self.routes());
-        self.changed.send_modify(|n| *n += 1);
+        self.changed.count.fetch_add(1, Ordering::Release);
+        self.changed.beat.notify_waiters();
     }
 
     /// To be taken before looking at the routes, so that no change is missed.
-    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+    pub(crate) fn watch(&self) -> Changes {
+        let pulse = self.changed.clone();
+        let seen = pulse.count.load(Ordering::Acquire);
+        Changes { pulse, seen }
     }
 
     pub(crate) fn set_draining(&self) {

@@ -136,16 +136,20 @@ impl SimDisk {
         }
     }
 
-    /// Flips bits at the start of a block of the oplog that was synced before others were: such
-    /// damage can be told from a torn tail. Only while no process runs. Whether there was one.
+    /// Flips bits at the start of a block in the newest segment of the oplog, which was synced
+    /// before others were: such damage can be told from a torn tail, and start-up looks there. Only
+    /// while no process runs. Whether there was such a block.
     pub(crate) fn damage(&self) -> bool {
         let mut inner = self.lock();
         let Inner { commits, rng, image, damage, .. } = &mut *inner;
         let settled = commits.len().saturating_sub(3);
-        if settled == 0 || damage.is_some() {
+        let newest = commits.back().map(|(file, ..)| *file);
+        let blocks: Vec<_> =
+            commits.iter().take(settled).filter(|(file, ..)| Some(*file) == newest).collect();
+        if blocks.is_empty() || damage.is_some() {
             return false;
         }
-        let (file, offset, len) = commits[rng.below(settled as u64) as usize];
+        let (file, offset, len) = **rng.pick(&blocks);
         let at = offset + rng.below(len.min(24));
         let flip = 1 << rng.below(8);
         let Some(was) = image.damage(file, at, flip) else { return false };

@@ -171,7 +171,7 @@ impl States {
         let slot = self.slot(GroupId::SYSTEM);
         let Some(table) = self.open(&slot)? else { return Ok((Lsn(0), Vec::new())) };
         guarded(&slot, "reading", || {
-            let reader = table.read()?;
+            let reader = table.begin_read()?.read()?;
             Ok((reader.mark()?.applied, reader.control()?))
         })
     }
@@ -372,13 +372,12 @@ impl States {
                         return Ok((memory.applied, seen, None));
                     }
                     if let File::Open(table) = &memory.file {
-                        let table = table.clone();
                         // Under the lock: a flush that ends takes the frozen overlay away under it.
-                        let reader = table.read();
+                        let moment = table.begin_read();
                         let applied = memory.applied;
                         drop(memory);
                         self.touch(slot);
-                        let reader = guarded(slot, "reading", || reader)?;
+                        let reader = guarded(slot, "reading", || moment?.read())?;
                         return Ok((applied, seen, Some(reader)));
                     }
                 }

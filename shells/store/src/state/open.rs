@@ -73,7 +73,7 @@ impl States {
         let cache = self.reserve(slot);
         let opened = guarded(slot, "opening", || {
             let table = Arc::new(Table::open(backend, cache)?);
-            let reader = table.read()?;
+            let reader = table.begin_read()?.read()?;
             Ok((table, reader.mark()?, reader.has_records()?))
         });
         let (table, mark, has_records) = opened.inspect_err(|_| self.release(group))?;

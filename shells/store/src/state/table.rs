@@ -119,11 +119,23 @@ impl Table {
         Ok(transaction)
     }
 
-    /// Begins to read what is committed now.
-    pub(super) fn read(self: &Arc<Table>) -> Result<Reader> {
+    /// Begins to read what is committed now. Does no IO.
+    pub(super) fn begin_read(self: &Arc<Table>) -> Result<Moment> {
         let transaction = self.database.begin_read()?;
-        let records = transaction.open_table(RECORDS)?;
-        Ok(Reader { transaction, records, _table: self.clone() })
+        Ok(Moment { transaction, table: self.clone() })
+    }
+}
+
+/// A moment of a file that nothing was read of yet.
+pub(super) struct Moment {
+    transaction: ReadTransaction,
+    table: Arc<Table>,
+}
+
+impl Moment {
+    pub(super) fn read(self) -> Result<Reader> {
+        let records = self.transaction.open_table(RECORDS)?;
+        Ok(Reader { records, transaction: self.transaction, _table: self.table })
     }
 }
 
