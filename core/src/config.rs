@@ -41,8 +41,10 @@ pub struct Config {
     /// A group's state is checkpointed once this much was applied since the last time.
     pub checkpoint_bytes: usize,
     /// When all groups together have this much applied but not checkpointed, the largest is
-    /// checkpointed.
+    /// checkpointed; at twice that, applying waits.
     pub dirty_bytes_max: usize,
+    /// Checkpoints begun for that reason while as many are under way: none.
+    pub checkpoints_max: usize,
     /// Databases in the catalog.
     pub databases_max: usize,
     /// Groups in one [`Message::Confirm`](crate::Message::Confirm).
@@ -72,6 +74,7 @@ impl Default for Config {
             reads_max: 16_384,
             checkpoint_bytes: 8 << 20,
             dirty_bytes_max: 64 << 20,
+            checkpoints_max: 4,
             databases_max: 10_000,
             confirm_groups_max: 512,
             reserve_bytes: 4 << 20,

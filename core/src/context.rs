@@ -57,6 +57,10 @@ pub(crate) struct Context {
     pub(crate) room: u64,
     /// Applied but not checkpointed, over all groups.
     pub(crate) dirty_bytes: usize,
+    /// Checkpoints under way.
+    pub(crate) checkpoints: usize,
+    /// Groups that apply no further until a checkpoint ends.
+    pub(crate) paused: BTreeSet<GroupId>,
     /// Elections started.
     pub(crate) elections: u64,
     /// Groups to look after at the end of the step.
@@ -95,6 +99,8 @@ impl Context {
             draining: false,
             room: 0,
             dirty_bytes: 0,
+            checkpoints: 0,
+            paused: BTreeSet::new(),
             elections: 0,
             touched: BTreeSet::new(),
             requests: BTreeSet::new(),

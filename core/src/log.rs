@@ -15,8 +15,8 @@ pub(crate) struct GroupLog {
     marks: Watermarks,
     /// `(first LSN, term)` of every run of entries of one term; rising in both.
     terms: Vec<(Lsn, Term)>,
-    /// A suffix of the log: ends at `appended`. Holds at least what is not durable or not
-    /// committed, as far as it was appended in this run.
+    /// A suffix of the log: ends at `appended`. Holds at least what is not durable; on a leader
+    /// what it has not committed as well, as far as it was appended in this run.
     tail: VecDeque<Entry>,
     tail_bytes: usize,
     /// Of the tail's entries above `committed`.
@@ -192,13 +192,16 @@ impl GroupLog {
     }
 
     /// Forgets the oldest entries in memory until at most `bytes` are left, but none that is not
-    /// yet both durable and committed.
-    pub(crate) fn evict(&mut self, bytes: usize) {
-        let keep = self.marks.applicable();
+    /// durable. A leader keeps what is not committed too: it still has to send it.
+    pub(crate) fn evict(&mut self, bytes: usize, leads: bool) {
+        let upto = if leads { self.marks.applicable() } else { self.marks.durable() };
         while self.tail_bytes > bytes {
             match self.tail.front() {
-                Some(e) if e.lsn <= keep => {
+                Some(e) if e.lsn <= upto => {
                     self.tail_bytes -= e.weight();
+                    if e.lsn > self.marks.committed() {
+                        self.uncommitted_bytes -= e.weight();
+                    }
                     self.tail.pop_front();
                 }
                 _ => break,
@@ -218,7 +221,9 @@ impl GroupLog {
                 "the tail has no hole"
             );
         }
-        assert!(self.tail_bytes >= self.uncommitted_bytes, "uncommitted entries stay in the tail");
+        assert!(self.tail_bytes >= self.uncommitted_bytes, "what is counted is in the tail");
+        let first = self.tail.front().map_or(self.marks.appended().next(), |e| e.lsn);
+        assert!(first <= self.marks.durable().next(), "what is not durable stays in the tail");
         assert!(
             self.pending.iter().all(|(_, lsn)| *lsn <= self.marks.appended()),
             "a pending write is of the log"

@@ -410,7 +410,10 @@ impl Node {
     }
 
     fn bound_dirty(&mut self) {
-        if self.ctx.dirty_bytes <= self.ctx.config.dirty_bytes_max {
+        let config = &self.ctx.config;
+        if self.ctx.dirty_bytes <= config.dirty_bytes_max
+            || self.ctx.checkpoints >= config.checkpoints_max
+        {
             return;
         }
         let dirtiest = self.groups.values_mut().max_by_key(|group| group.dirty_bytes());

@@ -292,6 +292,8 @@ impl Cluster {
         let Some(process) = lock(&self.machine(node).running).process.clone() else { return };
         let exit = match self.boot(&process).await {
             Ok(driver) => driver.await,
+            // It died of a call that it could not finish: nothing it says counts.
+            Err(_) if process.is_dead() => return,
             Err(what) => return self.start_failed(node, &what),
         };
         if !process.is_dead() {
@@ -412,7 +414,8 @@ impl Cluster {
         let machine = self.machine(node);
         let (handle, process, pauses) = {
             let running = lock(&machine.running);
-            (running.handle.clone()?, running.process.clone()?, running.pauses)
+            let ran = (!running.paused).then_some(running.pauses);
+            (running.handle.clone()?, running.process.clone()?, ran)
         };
         let id = (*lock(&machine.id))?;
         let answer = self.runtime.get_node(id)?.spawn(call(handle));
@@ -423,7 +426,7 @@ impl Cluster {
             answer = answer => answer.ok().filter(|_| !process.is_dead()),
             () = until(now_ns() + patience_ns) => {
                 let running = lock(&machine.running);
-                if !process.is_dead() && running.pauses == pauses && !running.paused {
+                if !process.is_dead() && pauses == Some(running.pauses) {
                     let what = format!("a call to {node:?} did not end within {timeout:?}");
                     self.world.fail("deadline", what);
                 }

@@ -100,7 +100,10 @@ impl Judge {
         let mut state = self.lock();
         state.standings.retain(|(n, _), _| *n != node);
         if let Some(log) = state.logs.get_mut(&node) {
-            self.world.check("durable log", log.recovers(formed, groups));
+            match log.recovers(formed, groups) {
+                Ok(lost) => self.world.saw_times(Seen::LostRecords, u64::from(lost > 0)),
+                Err(what) => self.world.fail("durable log", format!("{node:?}: {what}")),
+            }
         }
     }
 

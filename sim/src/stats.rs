@@ -45,6 +45,8 @@ seen! {
     CrashAfterElection: "power cut just after an election", Some(0);
     /// A crash lost at least one byte that was not synced.
     LostUnsynced: "crash lost unsynced bytes", Some(80);
+    /// A crash lost at least one record of the oplog that was not synced.
+    LostRecords: "crash lost unsynced records", Some(50);
     /// A crash left part of a write.
     TornWrite: "crash tore a write", Some(0);
     /// A crash lost a directory entry.

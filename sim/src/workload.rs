@@ -219,8 +219,8 @@ impl Client {
             .map(|key| {
                 let mut value = tag.clone().into_bytes();
                 let padding = match self.rng.below(100) {
-                    0 => self.rng.heavy(5_000, 60_000),
-                    1..10 => self.rng.range(200, 4_000),
+                    0..3 => self.rng.heavy(4_000, 60_000),
+                    3..25 => self.rng.range(200, 4_000),
                     _ => self.rng.below(100),
                 };
                 value.resize(value.len() + padding as usize, b'.');

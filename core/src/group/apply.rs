@@ -22,6 +22,8 @@ pub(crate) struct Applying {
     loading: bool,
     /// Weight of what was applied since the last checkpoint began.
     dirty_bytes: usize,
+    /// Weight of what the checkpoint under way makes durable.
+    frozen_bytes: usize,
     /// A checkpoint is wanted at the next opportunity, is under way.
     wanted: bool,
     checkpointing: bool,
@@ -71,6 +73,10 @@ impl Group {
         let from = self.log.marks().applied().next();
         let to = self.log.marks().applicable();
         if from > to {
+            return;
+        }
+        if self.is_full(ctx) {
+            ctx.paused.insert(self.id);
             return;
         }
         let config = &ctx.config;
@@ -153,8 +159,10 @@ impl Group {
         assert_eq!(run.upto, upto, "a run is applied whole");
         assert_eq!(run.ops.len(), outcomes.len(), "every op has an outcome");
         self.log.applied(upto);
-        self.applying.dirty_bytes += run.bytes;
-        ctx.dirty_bytes += run.bytes;
+        if self.quarantined.is_none() {
+            self.applying.dirty_bytes += run.bytes;
+            ctx.dirty_bytes += run.bytes;
+        }
         if self.applying.dirty_bytes >= ctx.config.checkpoint_bytes {
             self.applying.wanted = true;
         }
@@ -189,6 +197,13 @@ impl Group {
         if idle { self.applying.dirty_bytes } else { 0 }
     }
 
+    /// Whether applying waits for a checkpoint to end: what is in memory is bounded.
+    fn is_full(&self, ctx: &Context) -> bool {
+        let own =
+            self.applying.checkpointing && self.applying.dirty_bytes >= ctx.config.checkpoint_bytes;
+        own || ctx.dirty_bytes >= 2 * ctx.config.dirty_bytes_max
+    }
+
     /// Asks for a checkpoint at the next opportunity.
     pub(crate) fn want_checkpoint(&mut self, ctx: &mut Context) {
         self.applying.wanted = true;
@@ -207,8 +222,8 @@ impl Group {
     pub(crate) fn begin_checkpoint(&mut self, ctx: &mut Context, control: Vec<(Bytes, Bytes)>) {
         self.applying.wanted = false;
         self.applying.checkpointing = true;
-        ctx.dirty_bytes -= self.applying.dirty_bytes;
-        self.applying.dirty_bytes = 0;
+        ctx.checkpoints += 1;
+        self.applying.frozen_bytes = core::mem::take(&mut self.applying.dirty_bytes);
         let lsn = self.log.marks().applied();
         ctx.emit(Effect::Checkpoint { group: self.id, lsn, control });
     }
@@ -218,10 +233,30 @@ impl Group {
     }
 
     pub(crate) fn on_checkpointed(&mut self, ctx: &mut Context, lsn: Lsn) {
+        if self.quarantined.is_some() {
+            return;
+        }
         assert!(self.applying.checkpointing, "the shell completes only what it was asked for");
-        self.applying.checkpointing = false;
+        self.end_checkpoint(ctx);
         self.log.checkpointed(lsn);
         ctx.persist_hint(Record::Checkpointed { group: self.id, lsn });
+    }
+
+    fn end_checkpoint(&mut self, ctx: &mut Context) {
+        self.applying.checkpointing = false;
+        ctx.checkpoints -= 1;
+        ctx.dirty_bytes -= core::mem::take(&mut self.applying.frozen_bytes);
+        // Whoever waited for memory looks again.
+        let paused = core::mem::take(&mut ctx.paused);
+        ctx.touched.extend(paused);
+    }
+
+    /// A quarantined group's state is out of service: nothing of it counts any more.
+    pub(super) fn abandon_state(&mut self, ctx: &mut Context) {
+        ctx.dirty_bytes -= core::mem::take(&mut self.applying.dirty_bytes);
+        if self.applying.checkpointing {
+            self.end_checkpoint(ctx);
+        }
     }
 
     pub(crate) fn on_load_for_apply_failed(&mut self, ctx: &mut Context, reason: String) {

@@ -293,7 +293,7 @@ impl Group {
         self.resolve_superseded(ctx);
         self.advance_apply(ctx, consequences);
         self.answer_reads(ctx);
-        self.log.evict(ctx.config.tail_bytes_max);
+        self.shrink_tail(ctx.config.tail_bytes_max);
         self.note_lag(ctx.now.mono);
         self.check(ctx);
     }
@@ -319,7 +319,7 @@ impl Group {
 
     /// Forgets entries in memory that can be read back, down to `bytes`.
     pub(crate) fn shrink_tail(&mut self, bytes: usize) {
-        self.log.evict(bytes);
+        self.log.evict(bytes, self.is_leader());
     }
 
     /// The group's retry deadline.
@@ -337,6 +337,7 @@ impl Group {
         }
         ctx.notice(Notice::Quarantined { group: self.id, reason: reason.clone() });
         self.quarantined = Some(reason);
+        self.abandon_state(ctx);
         self.reject_reads(ctx, Reject::Quarantined);
         self.stop_campaigning(ctx);
         if self.is_leader() {

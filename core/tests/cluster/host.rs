@@ -7,7 +7,10 @@ use highwater_core::{
     Now, Peer,
 };
 
-use super::{disk::Disk, state::State};
+use super::{
+    disk::{Disk, Oplog},
+    state::State,
+};
 
 /// Room in the oplog that tests begin with.
 const ROOM: u64 = 1 << 40;
@@ -43,6 +46,8 @@ pub(crate) struct Host {
     boot: Boot,
     pub(crate) node: Option<Node>,
     pub(crate) disk: Disk,
+    /// Data directories that were lost: their acknowledgements may still be on the way.
+    lost: Vec<(Member, Disk)>,
     /// In memory: what is applied.
     pub(crate) states: BTreeMap<GroupId, State>,
     pub(crate) inbox: Vec<Input>,
@@ -65,6 +70,7 @@ impl Host {
             boot: Boot::default(),
             node: None,
             disk: Disk::new(ROOM),
+            lost: Vec::new(),
             states: BTreeMap::new(),
             inbox: Vec::new(),
             clock: Clock { started: 0, mono: 0, rate: 1000, wall_ms: 0 },
@@ -82,6 +88,12 @@ impl Host {
 
     pub(crate) fn peer(&self) -> Peer {
         Peer { member: self.member(), boot: self.boot }
+    }
+
+    /// What is, or was, durable in this data directory.
+    pub(crate) fn durable(&self, member: Member) -> Option<&Oplog> {
+        let lost = self.lost.iter().find(|(m, _)| *m == member).map(|(_, disk)| &disk.durable);
+        if member == self.member() { Some(&self.disk.durable) } else { lost }
     }
 
     pub(crate) fn start(&mut self, time: u64, mono: u64, rate: u64, seed: u64, config: Config) {
@@ -115,7 +127,8 @@ impl Host {
 
     pub(crate) fn wipe(&mut self, time: u64) {
         assert!(self.node.is_none(), "{:?} runs", self.id);
-        self.disk = Disk::new(ROOM);
+        let lost = std::mem::replace(&mut self.disk, Disk::new(ROOM));
+        self.lost.push((self.member(), lost));
         self.incarnation = Incarnation(u128::from(time + 1) << 80 | u128::from(self.id.0));
         self.boot = Boot::default();
     }

@@ -392,10 +392,9 @@ impl Cluster {
         let hosts = &self.hosts;
         self.oracle.observe(id, node, |group, lsn, term| {
             let has = |member: &&Member| {
-                hosts.get(&member.node).is_some_and(|h| {
-                    let log = h.disk.durable.groups.get(&group);
-                    h.member() == **member && log.and_then(|l| l.term_at(lsn)) == Some(term)
-                })
+                let log = hosts.get(&member.node).and_then(|h| h.durable(**member));
+                let log = log.and_then(|log| log.groups.get(&group));
+                log.and_then(|l| l.term_at(lsn)) == Some(term)
             };
             members.iter().filter(has).count()
         });

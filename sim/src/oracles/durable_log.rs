@@ -134,8 +134,13 @@ impl DurableLog {
         *vote = (*vote).max((term, candidate));
     }
 
-    /// The node has recovered to this.
-    pub(crate) fn recovers(&mut self, formed: bool, found: &[RecoveredGroup]) -> Verdict {
+    /// The node has recovered to this. How many records that it wrote, and had not reported as
+    /// synced, are gone.
+    pub(crate) fn recovers(
+        &mut self,
+        formed: bool,
+        found: &[RecoveredGroup],
+    ) -> Result<usize, String> {
         for (group, (term, candidate)) in &self.votes {
             let blank = RecoveredGroup::default();
             let now = found.iter().find(|f| f.group == *group).unwrap_or(&blank);
@@ -152,8 +157,7 @@ impl DurableLog {
         loop {
             if self.synced.is(formed, found) {
                 self.written = self.synced.clone();
-                self.between.clear();
-                return Ok(());
+                return Ok(std::mem::take(&mut self.between).len());
             }
             let Some(written) = self.between.pop_front() else { break };
             self.synced.apply(&written)?;
@@ -218,7 +222,8 @@ mod tests {
             let mut node = node();
             node.reports(G, Lsn(2)).unwrap();
             assert!(node.holds(G, Lsn(2), Term(1)) && !node.holds(G, Lsn(3), Term(1)));
-            node.recovers(false, &[found(last, 1, Some(member(3)), &[(1, 1)])]).unwrap();
+            let lost = node.recovers(false, &[found(last, 1, Some(member(3)), &[(1, 1)])]);
+            assert_eq!(lost, Ok(3 - last as usize));
             assert_eq!(node.log(G).unwrap().last().lsn, Lsn(last));
         }
     }

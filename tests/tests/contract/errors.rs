@@ -1,0 +1,217 @@
+//! The codes that only a cluster in trouble gives, each from a cluster of its own.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use highwater_tests::{
+    PATIENCE,
+    cluster::Cluster,
+    eventually,
+    http::{Client, Request, Response},
+};
+
+use crate::record;
+
+fn retryable(answer: &Response, code: &str) {
+    let problem = answer.expect_problem(503, code);
+    assert!(problem["retry_after_ms"].as_u64() > Some(0), "{problem}");
+    assert!(answer.header("retry-after").is_some_and(|s| s.parse::<u32>().is_ok()));
+}
+
+#[test]
+fn a_minority_neither_writes_nor_reads_linearizably_and_says_so() {
+    let cluster = Cluster::start(3);
+    cluster.create("db");
+    let put = cluster.node(1).put(&record("db", "k"), "v").expect(201);
+    let mark = put.header("highwater-bookmark").unwrap().to_owned();
+    let leader = cluster.leader("db");
+    let follower = leader % 3 + 1;
+    let third = 6 - leader - follower;
+    cluster.wait_caught_up(follower, "db");
+    // First the follower is left over, then the leader.
+    for (round, left) in [follower, leader].into_iter().enumerate() {
+        let others = [third, if left == leader { follower } else { leader }];
+        others.iter().for_each(|id| cluster.node(*id).kill());
+        let node = cluster.node(left);
+        eventually("it notices", PATIENCE, || {
+            let row = node.get("/v1/databases/db?timeout_ms=1000").json();
+            row["leader"].is_null().then_some(())
+        });
+        let began = Instant::now();
+        let put = node.put(&record("db", "minority?timeout_ms=400"), "v");
+        retryable(&put, "no_leader");
+        let waited = began.elapsed();
+        assert!(
+            (Duration::from_millis(350)..Duration::from_secs(3)).contains(&waited),
+            "the deadline is waited for and kept: {waited:?}"
+        );
+        for request in [
+            Request::delete(&record("db", "k?timeout_ms=200")),
+            Request::get(&record("db", "k?timeout_ms=200")),
+            Request::get("/v1/databases/db/records?timeout_ms=200"),
+            Request::post("/v1/databases/db/batch?timeout_ms=200", r#"{"ops":[{"delete":{"key":"k"}}]}"#),
+            Request::new("PUT", "/v1/databases/new?timeout_ms=200"),
+            Request::get("/v1/databases?timeout_ms=200"),
+            // Whether it exists takes a read index.
+            Request::get("/v1/databases/unknown?timeout_ms=200"),
+            Request::get("/v1/databases/unknown/records/k?timeout_ms=200&consistency=local"),
+        ] {
+            retryable(&node.send(&request), "no_leader");
+        }
+        // What needs no quorum goes on.
+        let local = record("db", "k?consistency=local");
+        assert_eq!(node.get(&local).expect(200).text(), "v");
+        let marked = node.send(&Request::get(&local).header("highwater-bookmark", &mark));
+        assert_eq!(marked.expect(200).text(), "v");
+        let list = node.get("/v1/databases/db/records?consistency=local").expect(200).json();
+        assert_eq!(list["records"][0]["key"], "k");
+        let view = node.get("/v1/cluster").expect(200).json();
+        assert!(view["databases"][0]["leader"].is_null(), "{view}");
+        for id in others {
+            let row = &view["nodes"][id as usize - 1];
+            assert_eq!(row["state"], "unreachable", "{view}");
+        }
+        // It is neither recovering nor knowingly behind, and does not wait for peers.
+        let _ = node.get("/readyz").expect(200);
+        let _ = node.get("/healthz").expect(200);
+
+        others.iter().for_each(|id| cluster.node(*id).start());
+        cluster.wait_ready();
+        eventually("the cluster works again", PATIENCE, || {
+            let put = node.put(&record("db", &format!("after-{round}")), "v");
+            (put.status == 201).then_some(())
+        });
+        for node in cluster.nodes() {
+            node.get(&record("db", "minority")).expect_problem(404, "no_such_record");
+            assert_eq!(node.get(&record("db", "k")).expect(200).text(), "v");
+            node.get("/v1/databases/new").expect_problem(404, "no_such_database");
+        }
+    }
+}
+
+#[test]
+fn a_node_of_a_cluster_that_is_not_formed_says_so() {
+    let cluster = Cluster::init(3, &[]);
+    cluster.node(1).start();
+    let node = cluster.node(1);
+    eventually("it answers", PATIENCE, || node.try_send(&Request::get("/healthz")).ok());
+    for request in [
+        Request::new("PUT", "/v1/databases/db?timeout_ms=300"),
+        Request::put(&record("db", "k?timeout_ms=300"), "v"),
+        Request::get(&record("db", "k?timeout_ms=300")),
+        Request::get("/v1/databases?timeout_ms=300"),
+    ] {
+        let answer = node.send(&request);
+        let code = answer.code();
+        assert!(["not_ready", "no_leader"].contains(&code.as_str()), "{}", answer.text());
+        retryable(&answer, &code);
+    }
+    let view = node.get("/v1/cluster").expect(200).json();
+    assert_eq!(view["nodes"][0]["state"], "forming");
+    // Two of three do not found it either: every one must be there once.
+    cluster.node(2).start();
+    thread::sleep(Duration::from_secs(1));
+    retryable(&node.send(&Request::new("PUT", "/v1/databases/db?timeout_ms=300")), &{
+        node.send(&Request::new("PUT", "/v1/databases/db?timeout_ms=300")).code()
+    });
+    cluster.node(3).start();
+    cluster.wait_ready();
+    cluster.create("db");
+    let _ = node.put(&record("db", "k"), "v").expect(201);
+}
+
+#[test]
+fn readiness_does_not_wait_for_peers() {
+    let cluster = Cluster::init(3, &[]);
+    cluster.node(2).start();
+    // Neither before the cluster was ever formed …
+    cluster.node(2).wait_ready();
+    cluster.node(1).start();
+    cluster.node(3).start();
+    cluster.create("db");
+    cluster.nodes().iter().for_each(highwater_tests::cluster::Node::kill);
+    // … nor after.
+    cluster.node(2).start();
+    cluster.node(2).wait_ready();
+}
+
+#[test]
+fn a_write_in_flight_at_its_deadline_has_an_unknown_outcome() {
+    let cluster = Cluster::start(3);
+    cluster.create("db");
+    let leader = cluster.leader("db");
+    let _ = cluster.node(leader).put(&record("db", "k"), "0").expect(201);
+    let followers = cluster.others(leader);
+    followers.iter().for_each(|node| node.pause());
+    let node = cluster.node(leader);
+    let put = node.put(&record("db", "open?timeout_ms=100"), "v");
+    let problem = put.expect_problem(504, "outcome_unknown");
+    assert!(problem.get("retry_after_ms").is_none(), "retrying is not safe: {problem}");
+    // A read that is not answered in time is no such thing.
+    let get = node.get(&record("db", "k?timeout_ms=100"));
+    assert_eq!(get.status, 503, "{}", get.text());
+    followers.iter().for_each(|node| node.resume());
+    let found = eventually("the cluster works again", PATIENCE, || {
+        let got = node.get(&record("db", "open"));
+        matches!(got.status, 200 | 404).then_some(got.status)
+    });
+    for node in cluster.nodes() {
+        assert_eq!(node.get(&record("db", "open")).status, found, "all of one mind");
+    }
+}
+
+#[test]
+fn a_write_held_by_a_leader_that_fails_has_an_unknown_outcome() {
+    let cluster = Cluster::start(3);
+    cluster.create("db");
+    cluster.hand_over("db", 1);
+    cluster.node(1).pause();
+    // Forwarded to a leader that says nothing: it may have reached its log.
+    let put = cluster.node(2).put(&record("db", "k?timeout_ms=100"), "v");
+    put.expect_problem(504, "outcome_unknown");
+    cluster.node(1).resume();
+}
+
+#[test]
+fn more_than_the_leader_takes_is_refused_and_not_done() {
+    const WRITES: usize = 72;
+    let cluster = Cluster::start(3);
+    cluster.create("db");
+    let leader = cluster.leader("db");
+    let node = cluster.node(leader);
+    let value = vec![b'x'; 1 << 20];
+    // Everything but the last byte of each is there before the followers stop.
+    let mut clients: Vec<Client> = (0..WRITES)
+        .map(|at| {
+            let mut client = node.client();
+            let target = record("db", &format!("{at}?timeout_ms=3000"));
+            let bytes = Request::put(&target, &value).encode(node.http);
+            client.write_raw(&bytes[..bytes.len() - 1]).unwrap();
+            client
+        })
+        .collect();
+    thread::sleep(Duration::from_millis(500));
+    let followers = cluster.others(leader);
+    followers.iter().for_each(|node| node.pause());
+    clients.iter_mut().for_each(|client| client.write_raw(b"x").unwrap());
+    thread::sleep(Duration::from_millis(500));
+    followers.iter().for_each(|node| node.resume());
+    let answers: Vec<Response> = clients.iter_mut().map(|c| c.read(false).unwrap()).collect();
+    let refused: Vec<usize> = (0..WRITES).filter(|at| answers[*at].status == 429).collect();
+    assert!(!refused.is_empty(), "{:?}", answers.iter().map(|a| a.status).collect::<Vec<_>>());
+    let first = &answers[refused[0]];
+    let problem = first.expect_problem(429, "too_many_requests");
+    assert!(problem["retry_after_ms"].is_u64() && first.header("retry-after").is_some());
+    cluster.create("again");
+    let records = cluster.records(leader, "db", "linearizable");
+    for at in 0..WRITES {
+        let found = records.contains_key(&at.to_string());
+        match answers[at].status {
+            201 => assert!(found, "write {at} was acknowledged and is lost"),
+            504 => {}
+            _ => assert!(!found, "write {at} was refused, yet done: {}", answers[at].text()),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What stands below the node: the disk that is full, and the order of fsync and answer.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, Instant},
+};
+
+use highwater_tests::{
+    PATIENCE,
+    cluster::{Cluster, Node},
+    eventually,
+    http::Request,
+    process::{Recipe, has},
+    skip,
+};
+
+use crate::record;
+
+/// Has a node see a small disk of its own where its data directory is, which is gone with the
+/// process that `sh` becomes. What the data directory holds is copied there and back.
+fn on_small_disk(node: &Node, mib: u64) {
+    let data = node.data();
+    let data = data.to_str().unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size={mib}m none '{data}' && exec \"$@\"",
+    );
+    let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
+    node.within(wrapper);
+}
+
+fn may_mount() -> Result<(), String> {
+    for program in ["unshare", "nsenter", "mount"] {
+        if !has(program) {
+            return Err(format!("{program} is not installed"));
+        }
+    }
+    let probe = ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/mnt"];
+    let output = Recipe::new(probe).run(PATIENCE);
+    if output.status.success() { Ok(()) } else { Err(output.stderr) }
+}
+
+fn in_its_place(node: &Node, command: &[&str]) {
+    let pid = node.pid().to_string();
+    let enter = ["nsenter", "--mount", "--target", &pid];
+    let _ = Recipe::new([&enter, command].concat()).run(PATIENCE).ok();
+}
+
+/// Writes until the disk is full. What was acknowledged, by key, and the last refusal's code.
+fn fill(node: &Node, most: usize) -> (BTreeMap<String, Vec<u8>>, String) {
+    let mut acked = BTreeMap::new();
+    let mut client = node.client();
+    for at in 0..most {
+        let key = format!("{at:04}");
+        // Not all alike, so that no layer makes them smaller.
+        let value: Vec<u8> = (0..1 << 20).map(|i: usize| ((i * 31 + at * 7) >> 3) as u8).collect();
+        let put = Request::put(&record("db", &format!("{key}?timeout_ms=10000")), &value);
+        let answer = client.send(&put).expect("an answer");
+        match answer.status {
+            201 => drop(acked.insert(key, value)),
+            _ => return (acked, answer.code()),
+        }
+    }
+    panic!("{most} MiB were taken by a smaller disk");
+}
+
+fn verify(node: &Node, acked: &BTreeMap<String, Vec<u8>>, first_refused: &str) {
+    let mut client = node.client();
+    for (key, value) in acked {
+        let got = client.send(&Request::get(&record("db", key))).unwrap().expect(200);
+        assert!(got.body == *value, "LOST: {key}");
+    }
+    node.get(&record("db", first_refused)).expect_problem(404, "no_such_record");
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_loses_nothing() {
+    const MIB: u64 = 300;
+    if let Err(why) = may_mount() {
+        return skip("a_full_disk_refuses_writes_and_loses_nothing", &why);
+    }
+    let cluster = Cluster::init(1, &[]);
+    let node = cluster.node(1);
+    on_small_disk(node, MIB);
+    cluster.start_all();
+    cluster.create("db");
+    let (acked, code) = fill(node, MIB as usize);
+    assert_eq!(code, "storage_full");
+    assert!(acked.len() > 16, "{} writes fit", acked.len());
+    let refused = format!("{:04}", acked.len());
+    let put = node.put(&record("db", &refused), vec![0; 1 << 20]);
+    let problem = put.expect_problem(503, "storage_full");
+    assert!(problem["retry_after_ms"].is_u64());
+    // Reads go on, and the node is alive.
+    verify(node, &acked, &refused);
+    let _ = node.get("/healthz").expect(200);
+
+    // Room made while it runs is found.
+    in_its_place(node, &["mount", "-o", &format!("remount,size={}m", 2 * MIB), node.data().to_str().unwrap()]);
+    eventually("writes work again", PATIENCE, || {
+        let put = node.put(&record("db", "later"), vec![1; 1 << 20]);
+        (put.status == 201).then_some(())
+    });
+    verify(node, &acked, &refused);
+
+    // A crash on the way changes nothing of it. The disk must outlive the process for that.
+    let copy = node.dir.join("copy");
+    in_its_place(node, &["cp", "-a", node.data().to_str().unwrap(), copy.to_str().unwrap()]);
+    node.kill();
+    fs::remove_dir_all(node.data()).unwrap();
+    fs::rename(copy, node.data()).unwrap();
+    node.within([""; 0]);
+    node.start();
+    node.wait_ready();
+    verify(node, &acked, &refused);
+}
+
+#[test]
+fn a_disk_too_small_to_begin_with_is_said_to_be_full() {
+    if let Err(why) = may_mount() {
+        return skip("a_disk_too_small_to_begin_with_is_said_to_be_full", &why);
+    }
+    let cluster = Cluster::init(1, &[]);
+    let node = cluster.node(1);
+    on_small_disk(node, 8);
+    node.start();
+    match node.wait_exit(Duration::from_secs(5)) {
+        Some(status) => {
+            assert!(!status.success());
+            assert!(node.log().to_lowercase().contains("space"), "{}", node.log());
+        }
+        None => {
+            let create = Request::new("PUT", "/v1/databases/db?timeout_ms=500");
+            assert_eq!(node.send(&create).status, 503);
+        }
+    }
+    assert!(!node.log().contains("panicked"), "{}", node.log());
+}
+
+/// One call of `strace -f -ttt`: when it began and ended (seconds), and what it was.
+#[derive(Debug)]
+struct Call {
+    name: String,
+    text: String,
+    order: (usize, usize),
+}
+
+/// The calls of a trace, each with the lines where it began and ended: their order is the order
+/// in which the kernel let the tracer see them.
+fn calls(trace: &str) -> Vec<Call> {
+    let mut open: BTreeMap<(String, String), (usize, String)> = BTreeMap::new();
+    let mut calls = Vec::new();
+    for (at, line) in trace.lines().enumerate() {
+        let Some((pid, rest)) = line.split_once(' ') else { continue };
+        let rest = rest.trim_start();
+        if let Some(resumed) = rest.strip_prefix("<... ") {
+            let name = resumed.split(' ').next().unwrap_or_default().to_owned();
+            if let Some((began, text)) = open.remove(&(pid.to_owned(), name.clone())) {
+                calls.push(Call { name, text: format!("{text}{resumed}"), order: (began, at) });
+            }
+        } else if let Some((name, _)) = rest.split_once('(') {
+            if rest.ends_with("<unfinished ...>") {
+                open.insert((pid.to_owned(), name.to_owned()), (at, rest.to_owned()));
+            } else {
+                calls.push(Call { name: name.to_owned(), text: rest.to_owned(), order: (at, at) });
+            }
+        }
+    }
+    calls.sort_by_key(|call| call.order.1);
+    calls
+}
+
+#[test]
+fn the_disk_is_synced_before_the_answer_is_sent() {
+    if !has("strace") {
+        return skip("the_disk_is_synced_before_the_answer_is_sent", "strace is not installed");
+    }
+    let cluster = Cluster::start(1);
+    cluster.create("db");
+    let node = cluster.node(1);
+    let _ = node.put(&record("db", "warm"), "v").expect(201);
+    let trace = node.dir.join("strace");
+    let strace = Recipe::new([
+        "strace", "-f", "-s", "256", "-e",
+        "trace=fdatasync,fsync,pwrite64,pwritev,pwritev2,write,writev,sendto,sendmsg", "-o",
+        trace.to_str().unwrap(), "-p", &node.pid().to_string(),
+    ]);
+    let errors = node.dir.join("strace.err");
+    let mut tracer = strace.start(&node.dir.join("strace.out"), &errors);
+    let attached = Instant::now();
+    loop {
+        let said = fs::read_to_string(&errors).unwrap_or_default();
+        if said.contains("attached") {
+            break;
+        }
+        if !tracer.is_alive() {
+            return skip("the_disk_is_synced_before_the_answer_is_sent", &said);
+        }
+        assert!(attached.elapsed() < PATIENCE, "strace says {said:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    const WRITES: usize = 5;
+    for at in 0..WRITES {
+        let _ = node.put(&record("db", &format!("traced-{at}")), format!("marker-{at}-value")).expect(201);
+    }
+    tracer.signal(rustix::process::Signal::INT);
+    let _ = tracer.wait(PATIENCE).expect("strace detaches");
+    let trace = fs::read_to_string(&trace).unwrap();
+    let calls = calls(&trace);
+    for at in 0..WRITES {
+        // The entry goes to the log, the log to the disk, and then the answer to the client.
+        let written = calls
+            .iter()
+            .find(|c| c.name.starts_with("pwrite") || c.name == "write" && !c.text.contains("HTTP"))
+            .map(|_| ())
+            .and_then(|()| {
+                calls.iter().find(|c| {
+                    c.name.starts_with("pwrite") && c.text.contains(&format!("traced-{at}"))
+                })
+            });
+        let answered = calls
+            .iter()
+            .find(|c| {
+                ["write", "writev", "sendto", "sendmsg"].contains(&c.name.as_str())
+                    && c.text.contains("HTTP/1.1 201")
+                    && c.text.contains(&format!("traced-{at}"))
+            })
+            .unwrap_or_else(|| panic!("no answer for write {at} in\n{trace}"));
+        let began = written.map_or(0, |call| call.order.1);
+        let synced = calls.iter().find(|c| {
+            c.name == "fdatasync"
+                && c.text.ends_with("= 0")
+                && c.order.0 > began
+                && c.order.1 < answered.order.0
+        });
+        assert!(
+            synced.is_some(),
+            "write {at} was answered in line {} without an fdatasync since it was written in line \
+             {began}\n{trace}",
+            answered.order.0
+        );
+    }
+}
