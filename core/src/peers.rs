@@ -89,6 +89,15 @@ impl Peers {
         })
     }
 
+    /// A member has answered a question of ours, which is as good as an echo.
+    pub(crate) fn answered(&mut self, member: Member, now: Instant) {
+        if let Some(state) = self.states.get_mut(&member.node)
+            && state.incarnation == member.incarnation
+        {
+            state.echoed = state.echoed.max(Some(now));
+        }
+    }
+
     /// Every member that echoed us within `window` before `now`.
     pub(crate) fn hearing_us(&self, now: Instant, window: u64) -> BTreeSet<Member> {
         let members = self

@@ -196,7 +196,8 @@ impl Cluster {
             let mut running = lock(&machine.running);
             let Some(process) = running.process.take() else { return false };
             process.dead.store(true, Ordering::Relaxed);
-            let Running { paused, down_ms, .. } = std::mem::take(&mut *running);
+            let Running { paused, down_ms, handle, .. } = std::mem::take(&mut *running);
+            self.world.saw_times(Seen::CrashInRecovery, u64::from(handle.is_none()));
             if paused && let Some(id) = *lock(&machine.id) {
                 // madsim drops the tasks of a paused node while it holds a lock.
                 self.runtime.resume(id);

@@ -68,8 +68,12 @@ impl Faults {
     async fn apply(self, fault: Fault) {
         self.cluster.world.fault(0, || format!("{fault:?}"));
         match fault {
-            Fault::Crash { target, crash, moment, down_ms } => {
-                self.crash(target, crash, moment, down_ms);
+            Fault::Crash { target, crash, moment, down_ms, again } => {
+                let node = self.resolve(target);
+                if let Some(fuse) = again {
+                    self.cluster.machine(node).disk.set_fuse_at_start(fuse);
+                }
+                self.crash(node, crash, moment, down_ms);
             }
             Fault::PowerCutAll { after_election_us, down_ms } => {
                 self.power_cut_all(after_election_us, &down_ms).await;
@@ -129,8 +133,7 @@ impl Faults {
         }
     }
 
-    fn crash(&self, target: Target, crash: Crash, moment: Moment, down_ms: u64) {
-        let node = self.resolve(target);
+    fn crash(&self, node: NodeId, crash: Crash, moment: Moment, down_ms: u64) {
         self.cluster.set_down_ms(node, down_ms);
         match moment {
             Moment::Now => {

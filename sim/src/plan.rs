@@ -61,8 +61,8 @@ pub(crate) enum Side {
 /// Something that goes wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// A process ends, and starts again later.
-    Crash { target: Target, crash: Crash, moment: Moment, down_ms: u64 },
+    /// A process ends, and starts again later; perhaps to end while it starts.
+    Crash { target: Target, crash: Crash, moment: Moment, down_ms: u64, again: Option<Fuse> },
     /// The power goes everywhere: at once, or this long after the next election.
     PowerCutAll { after_election_us: Option<u64>, down_ms: Vec<u64> },
     /// A process stands still while its clock goes on.
@@ -212,6 +212,11 @@ fn draw_fault(rng: &mut Rng, nodes: &[NodeId], weights: &[u64]) -> Fault {
             crash: if rng.percent(75) { Crash::Power } else { Crash::Kill },
             moment: draw_moment(rng),
             down_ms: rng.heavy(10, 4_000),
+            again: rng.percent(30).then(|| match rng.below(4) {
+                0 | 1 => Fuse::Sync(rng.heavy(1, 8)),
+                2 => Fuse::LogCall(rng.range(1, 30)),
+                _ => Fuse::StateCall(rng.range(1, 40)),
+            }),
         },
         1 => Fault::PowerCutAll {
             after_election_us: rng.percent(60).then(|| rng.below(15_000)),

@@ -41,6 +41,8 @@ seen! {
     CrashAtStateCall: "crash at a state call", Some(0);
     /// A crash at an await of the driver.
     CrashAtAwait: "crash at an await", Some(0);
+    /// A crash of a process that had not recovered yet.
+    CrashInRecovery: "crash during recovery", Some(0);
     /// A crash of all nodes shortly after an election.
     CrashAfterElection: "power cut just after an election", Some(0);
     /// A crash lost at least one byte that was not synced.

@@ -163,16 +163,24 @@ impl fmt::Display for Event {
 
 /// A digest of bytes; not cryptographic.
 pub(crate) fn digest(bytes: &[u8]) -> u64 {
-    let mut h = bytes.len() as u64 ^ 0x5bd1_e995_9e37_79b9;
-    let mut words = bytes.chunks_exact(8);
-    for word in &mut words {
+    let word = |word: &[u8]| {
         let mut w = [0; 8];
-        w.copy_from_slice(word);
-        h = fold(h, u64::from_le_bytes(w));
+        w[..word.len()].copy_from_slice(word);
+        u64::from_le_bytes(w)
+    };
+    // Four lanes: one alone would wait for its own multiplications.
+    let mut lanes = [bytes.len() as u64, 1, 2, 3];
+    let mut blocks = bytes.chunks_exact(32);
+    for block in &mut blocks {
+        for (lane, bytes) in lanes.iter_mut().zip(block.chunks_exact(8)) {
+            *lane = fold(*lane, word(bytes));
+        }
     }
-    let mut last = [0; 8];
-    last[..words.remainder().len()].copy_from_slice(words.remainder());
-    spread(fold(h, u64::from_le_bytes(last)))
+    let mut h = lanes.into_iter().fold(0, fold);
+    for bytes in blocks.remainder().chunks(8) {
+        h = fold(h, word(bytes));
+    }
+    spread(h)
 }
 
 fn fold(h: u64, x: u64) -> u64 {

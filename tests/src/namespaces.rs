@@ -97,14 +97,17 @@ impl Network {
         &self.nodes[id as usize - 1]
     }
 
-    /// Moves the calling thread, and those it will spawn, to where every node is reachable from.
+    /// Moves the calling thread, and those it will spawn, to where every node is reachable from,
+    /// until what it returns is dropped.
     ///
     /// # Panics
     /// Where that is not allowed.
-    pub fn enter(&self) {
-        let file = File::open(format!("/run/netns/{}", self.hub)).expect("the namespace");
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-            .expect("CAP_SYS_ADMIN, which made the namespace");
+    #[must_use]
+    pub fn enter(&self) -> Inside {
+        let before = File::open("/proc/thread-self/ns/net").expect("this namespace");
+        let hub = File::open(format!("/run/netns/{}", self.hub)).expect("the hub's namespace");
+        move_to(&hub);
+        Inside { before }
     }
 
     /// Packets from one node to another one vanish, unnoticed by both; the other way stays open.
@@ -137,6 +140,23 @@ impl Network {
             "-n {} neigh replace {NET}.{to} lladdr {mac} dev eth0 nud permanent",
             self.name(from)
         ));
+    }
+}
+
+fn move_to(namespace: &File) {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+        .expect("CAP_SYS_ADMIN, which the namespaces were made with");
+}
+
+/// While it lives, the thread that made it stands in the network's hub.
+#[derive(Debug)]
+pub struct Inside {
+    before: File,
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        move_to(&self.before);
     }
 }
 

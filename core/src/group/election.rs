@@ -70,7 +70,6 @@ impl Group {
 
     /// Asks again soon, and starts over later.
     fn campaign_until_answered(&mut self, ctx: &mut Context) {
-        ctx.elections += 1;
         let delay =
             ctx.config.election_timeout_us / 2 + ctx.rng.below(ctx.config.election_jitter_us);
         self.arm_election_in(ctx, delay);
@@ -164,6 +163,7 @@ impl Group {
 
     /// A real election, in a new term.
     fn campaign(&mut self, ctx: &mut Context, transfer: bool) {
+        ctx.elections += 1;
         self.term = self.term.next();
         self.vote = Some(ctx.me());
         self.persist_hard_state(ctx);
@@ -195,6 +195,7 @@ impl Group {
 
     pub(super) fn on_vote_reply(&mut self, ctx: &mut Context, from: Member, granted: bool) {
         if granted && self.is_voter(from) {
+            ctx.peers.answered(from, ctx.now.mono);
             self.count_vote(ctx, from);
         }
     }

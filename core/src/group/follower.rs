@@ -33,9 +33,7 @@ impl Group {
             }
             _ => self.become_follower(ctx, self.term, Some(from)),
         }
-        let mut asks = false;
         if let Role::Follower { round: seen, .. } = &mut self.role {
-            asks = round > *seen;
             *seen = round.max(*seen);
         }
         self.known_committed = self.known_committed.max(committed);
@@ -64,7 +62,7 @@ impl Group {
         if !fits {
             // The same again, later.
             self.reject_append(ctx, from, prev.lsn);
-        } else if asks || !appended {
+        } else if !appended {
             self.confirm(ctx, from);
         }
     }

@@ -126,10 +126,7 @@ impl Group {
         let Role::Leader(leader) = &mut self.role else { return };
         let alive = leader.progress.iter().filter(|(node, _)| ctx.peers.is_alive(**node));
         let nodes: Vec<NodeId> = alive.clone().map(|(node, _)| *node).collect();
-        let owes_commit = alive
-            .clone()
-            .any(|(_, p)| p.has_all(marks.appended()) && p.committed_sent < marks.committed());
-        if owes_commit {
+        if alive.clone().any(|(_, p)| p.is_owed(marks.appended(), marks.committed())) {
             // A round of its own: its echo tells that the mark has arrived.
             leader.reads.begin_notice();
         }
@@ -143,7 +140,8 @@ impl Group {
         let Some(progress) = leader.progress.get_mut(&node) else { return };
         let marks = *self.log.marks();
         let round = leader.reads.round();
-        let round_wanted = leader.reads.round_wanted();
+        // Reads wait for its answer: one of its own, since entries are answered once they are durable.
+        let asks = progress.round_sent < leader.reads.round_wanted();
         let config = &ctx.config;
         let mut messages = Vec::new();
         while progress.next <= marks.appended()
@@ -172,18 +170,18 @@ impl Group {
                 ctx.now.mono,
             ));
         }
-        let unsent_round = progress.round_sent < round_wanted;
-        let unsent_commit =
-            progress.committed_sent < marks.committed() && progress.has_all(marks.appended());
+        let is_owed = progress.is_owed(marks.appended(), marks.committed());
         let unprobed = progress.flow == (Flow::Probe { outstanding: None });
-        if messages.is_empty()
-            && (unsent_round || unsent_commit || unprobed)
+        let asks = asks && (messages.is_empty() || progress.flow == Flow::Pipeline);
+        if (asks || is_owed || unprobed)
             && let Some(term) = self.log.term_at(progress.next.prev())
         {
             let prev = Position { term, lsn: progress.next.prev() };
             progress.sent(prev.lsn, prev.lsn, 0, ctx.now.mono);
-            progress.committed_sent = marks.committed();
             progress.round_sent = round;
+            if is_owed {
+                progress.notified(round, marks.committed());
+            }
             messages.push(GroupMessage::Append {
                 prev,
                 entries: Vec::new(),
@@ -293,18 +291,16 @@ impl Group {
     /// Answers are overdue: whoever owes one is asked again where it stands.
     pub(super) fn retry_followers(&mut self, ctx: &mut Context) {
         let Role::Leader(leader) = &mut self.role else { return };
-        let mut waiting = false;
         for (node, progress) in &mut leader.progress {
             if !progress.awaits() {
                 continue;
             }
-            waiting |= ctx.peers.is_alive(*node);
-            if ctx.now.mono.since(progress.answered) >= ctx.config.retry_us {
+            let overdue = progress.answered.plus(ctx.config.retry_us);
+            if ctx.now.mono >= overdue {
                 progress.probe();
+            } else if ctx.peers.is_alive(*node) {
+                ctx.set_timer_by(Reason::Retry(self.id), overdue);
             }
-        }
-        if waiting {
-            ctx.set_timer_by(Reason::Retry(self.id), ctx.now.mono.plus(ctx.config.retry_us));
         }
         if let Some(transfer) = &mut leader.transfer {
             transfer.asked = false;
@@ -460,7 +456,6 @@ fn append_message(
     let last = Lsn(prev.lsn.0 + entries.len() as u64);
     let bytes = entries.iter().map(Entry::weight).sum();
     progress.sent(prev.lsn, last, bytes, now);
-    progress.committed_sent = committed;
     progress.round_sent = round;
     GroupMessage::Append { prev, entries, committed, round }
 }

@@ -29,8 +29,10 @@ pub(crate) struct Progress {
     /// Appends under way: the last LSN and the bytes of each.
     inflight: VecDeque<(Lsn, usize)>,
     inflight_bytes: usize,
-    /// The highest commit mark sent.
-    pub(crate) committed_sent: Lsn,
+    /// The commit mark that it is known to have heard of, and the one that it is being told: with
+    /// which round.
+    committed: Lsn,
+    notice: Option<(u64, Lsn)>,
     /// The highest round of reads sent, and confirmed.
     pub(crate) round_sent: u64,
     pub(crate) round: u64,
@@ -48,7 +50,8 @@ impl Progress {
             flow: Flow::Probe { outstanding: None },
             inflight: VecDeque::new(),
             inflight_bytes: 0,
-            committed_sent: Lsn(0),
+            committed: Lsn(0),
+            notice: None,
             round_sent: 0,
             round: 0,
             answered: now,
@@ -65,6 +68,17 @@ impl Progress {
     /// Whether it has confirmed everything that the log holds, up to `appended`.
     pub(crate) fn has_all(&self, appended: Lsn) -> bool {
         self.flow == Flow::Pipeline && self.matched >= appended
+    }
+
+    /// Whether it has everything, but has yet to be told that all of it is committed.
+    pub(crate) fn is_owed(&self, appended: Lsn, committed: Lsn) -> bool {
+        let told = self.notice.map_or(self.committed, |(_, lsn)| lsn);
+        self.has_all(appended) && told < committed
+    }
+
+    /// It is being told of a commit mark, with a round whose echo tells that it arrived.
+    pub(crate) fn notified(&mut self, round: u64, committed: Lsn) {
+        self.notice = Some((round, committed));
     }
 
     /// Whether an answer is awaited.
@@ -110,6 +124,9 @@ impl Progress {
     pub(crate) fn confirmed_round(&mut self, round: u64) {
         self.round = self.round.max(round);
         self.round_sent = self.round_sent.max(round);
+        if let Some((_, committed)) = self.notice.take_if(|(asked, _)| *asked <= round) {
+            self.committed = committed;
+        }
     }
 
     /// It could not follow; its log may agree up to `hint`. An answer to an append that was
@@ -135,7 +152,8 @@ impl Progress {
     pub(crate) fn probe(&mut self) {
         self.flow = Flow::Probe { outstanding: None };
         self.round_sent = self.round;
-        self.committed_sent = Lsn(0);
+        self.committed = Lsn(0);
+        self.notice = None;
     }
 
     /// What comes next can't be read now: as if it had been sent, and no answer came.

@@ -83,6 +83,8 @@ pub(crate) struct Trace {
     pub(crate) on: bool,
     pub(crate) topics: BTreeSet<String>,
     pub(crate) lines: Vec<String>,
+    /// Of groups, only this one is shown.
+    pub(crate) only: Option<String>,
     /// The time that is shown as 0.
     pub(crate) origin: u64,
 }
@@ -273,6 +275,11 @@ impl Cluster {
             }
         }
         true
+    }
+
+    /// Lets happen what happens at this very moment.
+    pub(crate) fn flush(&mut self) {
+        self.run_for(0);
     }
 
     fn next_event(&mut self) {
@@ -487,6 +494,13 @@ impl Cluster {
     }
 
     pub(crate) fn show(&mut self, topic: &str, line: &str) {
+        let other = |only: &String| {
+            let names = |name: &String| line.split([' ', ':', ',']).any(|word| word == name);
+            self.names.values().any(|name| name != only && names(name)) && !names(only)
+        };
+        if self.trace.only.as_ref().is_some_and(other) {
+            return;
+        }
         if self.trace.on && self.trace.topics.contains(topic) {
             let ms = (self.time - self.trace.origin) / MS;
             self.trace.lines.push(format!("{ms:>6} ms  {line}"));

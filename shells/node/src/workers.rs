@@ -1,10 +1,9 @@
 //! The driver's hands: the oplog's writer, its reader, and the state's two workers (apply, flush).
 //! Each takes jobs in order and reports completions; none decides anything.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::{Arc, atomic::Ordering};
+#[cfg(madsim)]
+use std::time::Duration;
 
 use bytes::Bytes;
 use highwater_core::{Entry, GroupId, Input, LoadId, Lsn, Record, WriteId};
@@ -24,8 +23,8 @@ pub(crate) type Completions = UnboundedSender<Input>;
 
 /// How many queued writes one fsync covers at most.
 const GROUP_COMMIT_MAX: usize = 1024;
-/// How often the room left in the oplog is looked at while nothing is written.
-const ROOM_PERIOD: Duration = Duration::from_millis(500);
+/// A fsync takes no further write once it has this many bytes: the first ones would wait too long.
+const GROUP_COMMIT_BYTES: usize = 4 << 20;
 
 /// Makes records durable, in order, as many as are queued in one fsync.
 pub(crate) async fn write_log<D: Disk>(
@@ -37,33 +36,45 @@ pub(crate) async fn write_log<D: Disk>(
     let mut queue = Vec::new();
     let mut room = 0;
     loop {
-        let queued = tokio::select! {
+        let received = tokio::select! {
             biased;
-            n = jobs.recv_many(&mut queue, GROUP_COMMIT_MAX) => n,
-            () = tokio::time::sleep(ROOM_PERIOD) => {
-                report_room(&writer, &mut room, &done);
-                continue;
-            }
+            n = jobs.recv_many(&mut queue, GROUP_COMMIT_MAX) => Some(n),
+            () = writer.room_grew() => None,
         };
-        let Some((write, _)) = queue.last() else { return };
-        let write = *write;
-        debug_assert!(queued > 0);
-        let records = queue.drain(..).flat_map(|(_, records)| records).collect();
-        if let Err(error) = writer.write(records).await {
-            // What a failed fsync left behind is unknown: nothing may be retried on it.
-            let _ = done.send(Input::StorageFailed { reason: error.to_string() });
+        if received == Some(0) {
             return;
         }
-        shared.syncs.store(writer.syncs(), Ordering::Relaxed);
+        let mut queued = queue.drain(..).peekable();
+        while let Some((mut write, mut records)) = queued.next() {
+            let mut bytes: usize = records.iter().map(weight).sum();
+            while let Some((next, more)) = queued.next_if(|_| bytes < GROUP_COMMIT_BYTES) {
+                bytes += more.iter().map(weight).sum::<usize>();
+                records.extend(more);
+                write = next;
+            }
+            if let Err(error) = writer.write(records).await {
+                // What a failed fsync left behind is unknown: nothing may be retried on it.
+                let _ = done.send(Input::StorageFailed { reason: error.to_string() });
+                return;
+            }
+            shared.syncs.store(writer.syncs(), Ordering::Relaxed);
+            let _ = done.send(Input::Persisted { write });
+        }
         report_room(&writer, &mut room, &done);
-        if done.send(Input::Persisted { write }).is_err() {
-            return;
-        }
         if jobs.is_empty()
             && let Err(error) = writer.close_marker().await
         {
             let _ = done.send(Input::StorageFailed { reason: error.to_string() });
             return;
+        }
+    }
+}
+
+fn weight(record: &Record) -> usize {
+    match record {
+        Record::Append { entry, .. } => entry.weight(),
+        Record::Formation(_) | Record::HardState { .. } | Record::Checkpointed { .. } => {
+            Entry::OVERHEAD
         }
     }
 }

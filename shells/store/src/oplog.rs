@@ -105,6 +105,11 @@ impl OplogOptions {
         ((self.segment_bytes / 2 - (16 << 10)) as usize).min(ENTRY_MAX)
     }
 
+    /// A block grows up to this; a larger frame gets a block of its own. In bytes.
+    fn block_target(&self) -> u64 {
+        format::padded(self.segment_bytes / 16).min(256 << 10)
+    }
+
     /// The longest segment header, in bytes.
     fn header_max(&self) -> u64 {
         self.segment_bytes / 2

@@ -52,6 +52,8 @@ struct Inner {
     /// Handles of another generation are dead.
     generation: u64,
     fuse: Option<(Fuse, Crash)>,
+    /// Lit by the next process's start.
+    fuse_at_start: Option<Fuse>,
     rng: Rng,
     /// Every call takes this many times as long.
     slowness: u64,
@@ -77,6 +79,7 @@ impl SimDisk {
             image: Image::default(),
             generation: 0,
             fuse: None,
+            fuse_at_start: None,
             rng: Rng::stream(world.seed, "disk", node),
             slowness: 1,
             commits: VecDeque::new(),
@@ -96,7 +99,11 @@ impl SimDisk {
 
     /// A handle for the process that starts now.
     pub(crate) fn handle(self: &Arc<SimDisk>) -> DiskHandle {
-        DiskHandle { disk: self.clone(), generation: self.lock().generation }
+        let mut inner = self.lock();
+        if let Some(fuse) = inner.fuse_at_start.take() {
+            inner.fuse = Some((fuse, Crash::Power));
+        }
+        DiskHandle { disk: self.clone(), generation: inner.generation }
     }
 
     /// Sets the call at which the machine dies.
@@ -104,10 +111,15 @@ impl SimDisk {
         self.lock().fuse = Some((fuse, crash));
     }
 
+    /// Sets the call at which the machine loses power, counted from the next start.
+    pub(crate) fn set_fuse_at_start(&self, fuse: Fuse) {
+        self.lock().fuse_at_start = Some(fuse);
+    }
+
     /// No fuse, and the disk as fast as it can be.
     pub(crate) fn calm(&self) {
         let mut inner = self.lock();
-        (inner.fuse, inner.slowness) = (None, 1);
+        (inner.fuse, inner.fuse_at_start, inner.slowness) = (None, None, 1);
     }
 
     /// Every call takes this many times as long from now on.

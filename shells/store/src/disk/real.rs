@@ -1,7 +1,7 @@
-//! The disk of production: a directory, two IO threads, and a lock that keeps other processes out.
+//! The disk of production: a directory, three IO threads, and a lock that keeps other processes out.
 //!
 //! The commit path ([`Disk::write_sync`]) has a thread of its own, so that it never queues behind a
-//! load or the filling of a spare segment.
+//! load or the filling of a spare segment; other syncs have one, so that no read waits for them.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -70,6 +70,7 @@ struct Inner {
     /// Whether files may be changed; where not, no lock is held.
     writable: bool,
     commits: mpsc::Sender<Job>,
+    syncs: mpsc::Sender<Job>,
     others: mpsc::Sender<Job>,
     /// Locked as long as it is open.
     _lock: Option<File>,
@@ -79,6 +80,7 @@ struct Inner {
 #[derive(Clone, Copy)]
 enum Lane {
     Commits,
+    Syncs,
     Others,
 }
 
@@ -88,7 +90,7 @@ impl RealDisk {
     /// # Errors
     /// Where another process uses it, or the operating system refuses.
     pub fn open(dir: PathBuf) -> Result<RealDisk, DirError> {
-        fs::create_dir_all(&dir).map_err(failed(&dir, "making it"))?;
+        make(&dir).map_err(failed(&dir, "making it"))?;
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -116,9 +118,11 @@ impl RealDisk {
 
     fn start(dir: PathBuf, lock: Option<File>) -> Result<RealDisk, DirError> {
         let commits = worker("oplog-commit").map_err(failed(&dir, "starting a thread"))?;
+        let syncs = worker("oplog-sync").map_err(failed(&dir, "starting a thread"))?;
         let others = worker("oplog-io").map_err(failed(&dir, "starting a thread"))?;
         let writable = lock.is_some();
-        Ok(RealDisk { inner: Arc::new(Inner { dir, writable, commits, others, _lock: lock }) })
+        let inner = Inner { dir, writable, commits, syncs, others, _lock: lock };
+        Ok(RealDisk { inner: Arc::new(inner) })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -138,6 +142,7 @@ impl RealDisk {
         });
         let lane = match lane {
             Lane::Commits => &self.inner.commits,
+            Lane::Syncs => &self.inner.syncs,
             Lane::Others => &self.inner.others,
         };
         lane.send(job).map_err(|_| io::Error::other("the IO thread has ended"))?;
@@ -162,6 +167,17 @@ impl RealDisk {
 
 fn failed<'a>(dir: &'a Path, what: &'static str) -> impl FnOnce(io::Error) -> DirError + 'a {
     move |source| DirError::Io { path: dir.to_owned(), what, source }
+}
+
+/// Makes a directory and those above it, durably.
+fn make(dir: &Path) -> io::Result<()> {
+    let missing: Vec<_> = dir.ancestors().take_while(|path| !path.exists()).collect();
+    fs::create_dir_all(dir)?;
+    for made in missing {
+        let above = made.parent().filter(|above| !above.as_os_str().is_empty());
+        File::open(above.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// An IO thread. It ends with the last sender.
@@ -260,7 +276,7 @@ impl Disk for RealDisk {
 
     async fn sync(&self, file: &Arc<File>) -> io::Result<()> {
         let file = file.clone();
-        self.change(Lane::Others, move || file.sync_data()).await
+        self.change(Lane::Syncs, move || file.sync_data()).await
     }
 
     async fn write_sync(&self, file: &Arc<File>, offset: u64, data: Bytes) -> io::Result<()> {
@@ -286,7 +302,7 @@ impl Disk for RealDisk {
 
     async fn sync_dir(&self, dir: &str) -> io::Result<()> {
         let path = self.path(dir);
-        self.change(Lane::Others, move || File::open(path)?.sync_all()).await
+        self.change(Lane::Syncs, move || File::open(path)?.sync_all()).await
     }
 }
 
@@ -305,8 +321,9 @@ mod tests {
 
     #[tokio::test]
     async fn files_live_as_the_trait_says() {
-        let dir = blank();
-        let disk = RealDisk::open(dir.clone()).expect("a blank directory");
+        let above = blank();
+        let dir = above.join("a/b");
+        let disk = RealDisk::open(dir).expect("a blank directory");
         assert!(disk.list("oplog").await.expect("absent is empty").is_empty());
         disk.create_dir("oplog").await.expect("makes it");
         disk.create_dir("oplog").await.expect("it stands");
@@ -323,7 +340,7 @@ mod tests {
         assert_eq!(disk.list("").await.expect("lists files, not directories"), [LOCK]);
         disk.remove("oplog/b").await.expect("removes");
         assert!(disk.list("oplog").await.expect("lists").is_empty());
-        fs::remove_dir_all(dir).expect("cleans up");
+        fs::remove_dir_all(above).expect("cleans up");
     }
 
     #[tokio::test]

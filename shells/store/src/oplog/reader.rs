@@ -10,10 +10,13 @@ use super::{
     LoadError, file_name,
     format::{BlockFault, BlockKind, peek},
     index::{Point, Run, SegmentIndex},
-    scan::{Block, Cursor, Expect},
+    scan::{Block, CHUNK, Cursor, Expect},
     shared::{Segment, Shared},
 };
 use crate::disk::Disk;
+
+/// At least so much of a file is read at once, in bytes.
+const CHUNK_MIN: usize = 64 << 10;
 
 /// Reads entries back. Cheap to clone.
 pub struct LogReader<D: Disk> {
@@ -62,7 +65,8 @@ impl<D: Disk> LogReader<D> {
                 }
             };
             let cursor = Cursor::new(&self.shared.disk, &file, bounds.start, bounds.end)
-                .with_pending(plan.pending);
+                .with_pending(plan.pending)
+                .with_chunk(max_bytes.saturating_add(max_bytes / 4).clamp(CHUNK_MIN, CHUNK));
             let expect = self.expect(plan.segment, bounds);
             let mut load =
                 Load { group, next: from, left: max_bytes, entries: Vec::new(), cursor, expect };

@@ -73,17 +73,34 @@ pub(crate) struct Cursor<'a, D: Disk> {
     end: u64,
     window: Bytes,
     window_at: u64,
+    /// How much to read at once.
+    chunk: usize,
 }
 
 impl<'a, D: Disk> Cursor<'a, D> {
     /// From `at` up to `end`, offsets in the file.
     pub(crate) fn new(disk: &'a D, file: &'a D::File, at: u64, end: u64) -> Cursor<'a, D> {
-        Cursor { disk, file, pending: None, at, end, window: Bytes::new(), window_at: 0 }
+        Cursor {
+            disk,
+            file,
+            pending: None,
+            at,
+            end,
+            window: Bytes::new(),
+            window_at: 0,
+            chunk: CHUNK,
+        }
     }
 
     /// Reads from here on what is being written at this offset.
     pub(crate) fn with_pending(mut self, pending: Option<(u64, Bytes)>) -> Cursor<'a, D> {
         self.pending = pending;
+        self
+    }
+
+    /// Reads so much at once: what is taken from it keeps all of it in memory.
+    pub(crate) fn with_chunk(mut self, chunk: usize) -> Cursor<'a, D> {
+        self.chunk = chunk;
         self
     }
 
@@ -117,7 +134,7 @@ impl<'a, D: Disk> Cursor<'a, D> {
             }
             upto = upto.min(*start);
         }
-        let want = (len.max(CHUNK) as u64).min(upto.saturating_sub(self.at));
+        let want = (len.max(self.chunk) as u64).min(upto.saturating_sub(self.at));
         self.window = self.disk.read_at(self.file, self.at, want as usize).await?;
         self.window_at = self.at;
         Ok(self.window.clone())

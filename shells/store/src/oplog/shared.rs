@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::{
     OplogOptions,
-    format::{SECTOR, Salt, padded},
+    format::{BLOCK_HEADER, SECTOR, Salt, padded},
     index::{Cache, SegmentIndex},
     table::Table,
 };
@@ -94,10 +94,13 @@ impl<D: Disk> Shared<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Frames that fit for certain into a segment of `bytes` whose blocks begin at `start`,
-    /// however they are cut: the largest frame may just not fit, the last sector is the marker's.
+    /// Bytes of frames that fit for certain into a segment of `bytes` whose blocks begin at
+    /// `start`, however they are cut: the largest frame may just not fit, the last sector is the
+    /// marker's, and blocks may be little more than half full.
     pub(crate) fn sure(&self, start: u64, bytes: u64) -> u64 {
         let lost = padded(self.options.frame_max() as u64) + 2 * SECTOR;
-        bytes.saturating_sub(start + lost)
+        let target = self.options.block_target();
+        let waste = 2 * (SECTOR + BLOCK_HEADER as u64);
+        bytes.saturating_sub(start + lost) * target / (target + waste)
     }
 }

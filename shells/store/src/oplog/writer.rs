@@ -18,9 +18,6 @@ use super::{
 };
 use crate::disk::Disk;
 
-/// A block grows up to this, or a 16th of a segment; a larger frame gets a block of its own. In
-/// bytes.
-const BLOCK_TARGET: u64 = 256 << 10;
 /// Every so many segments the header lists all groups.
 const COMPLETE_EVERY: u64 = 16;
 /// A larger buffer is not kept between writes, in bytes.
@@ -138,8 +135,8 @@ impl<D: Disk> LogWriter<D> {
     }
 
     /// Makes all records durable: when it returns `Ok`, they are fsynced, in order. One write and
-    /// one fdatasync, unless they reach into another segment. Waits for a spare segment where the
-    /// last one is nearly used up and the next is on its way.
+    /// one fdatasync, unless they reach into another segment. Where segments get short and spares
+    /// are on their way, it waits for them.
     ///
     /// # Errors
     /// [`WriteError::NoRoom`] before anything is written. After any other error an unknown part of
@@ -153,8 +150,7 @@ impl<D: Disk> LogWriter<D> {
         if self.dead {
             return Err(WriteError::Closed);
         }
-        self.spare_ready().await;
-        let needed = self.plan(&records)?;
+        let needed = self.plan_when_ready(&records).await?;
         self.dead = true;
         let mut rest = &records[..];
         while !rest.is_empty() {
@@ -171,7 +167,8 @@ impl<D: Disk> LogWriter<D> {
         Ok(())
     }
 
-    /// Bytes of frames that fit for certain, whatever their sizes. Each write rounds up to 4096.
+    /// Bytes of frames that fit into one write for certain, whatever their sizes. (Each further
+    /// write takes up to 4096 more.)
     #[must_use]
     pub fn room(&self) -> u64 {
         let state = self.shared.lock();
@@ -179,6 +176,12 @@ impl<D: Disk> LogWriter<D> {
         let spares: u64 =
             state.spares.iter().map(|spare| self.shared.sure(header, spare.bytes)).sum();
         self.shared.sure(self.layout.at, self.segment_bytes) + spares
+    }
+
+    /// Returns when [`LogWriter::room`] may have grown, or shortly after. For a shell that tells
+    /// the core about room while nothing is written.
+    pub async fn room_grew(&self) {
+        self.shared.made.notified().await;
     }
 
     /// Says on the disk that everything is fsynced, without a sync of its own. To be called when
@@ -236,15 +239,20 @@ impl<D: Disk> LogWriter<D> {
         (self.segment, self.layout.at)
     }
 
-    /// Waits for a spare, as long as one is on its way, before the active segment gets short: so a
-    /// fast writer is slowed down instead of running out of room.
-    async fn spare_ready(&self) {
+    /// Plans the write. As long as spares are on their way, waits for one not only where the
+    /// records do not fit, but before the active segment gets short: so a fast writer is slowed
+    /// down instead of running out of room.
+    async fn plan_when_ready(&self, records: &[Record]) -> Result<u64, WriteError> {
         loop {
+            let plan = self.plan(records);
             {
                 let state = self.shared.lock();
-                let short = self.layout.limit - self.layout.at < self.segment_bytes / 2;
-                if !short || !state.spares.is_empty() || state.preparing != Preparing::On {
-                    return;
+                let awaited = state.preparing == Preparing::On
+                    && state.spares.len() < self.shared.options.spare_segments;
+                let left = self.layout.limit - self.layout.at;
+                let short = state.spares.is_empty() && left < self.segment_bytes / 2;
+                if !awaited || !(short || plan.is_err()) {
+                    return plan;
                 }
             }
             self.shared.made.notified().await;
@@ -442,12 +450,11 @@ fn limit(segment_bytes: u64) -> u64 {
 
 fn layout<D: Disk>(shared: &Shared<D>, at: u64, segment_bytes: u64) -> Layout {
     let options = &shared.options;
-    let block_target = BLOCK_TARGET.min(padded(options.segment_bytes / 16));
     Layout {
         at,
         limit: limit(segment_bytes),
         body: 0,
-        body_target: block_target as usize - BLOCK_HEADER,
+        body_target: options.block_target() as usize - BLOCK_HEADER,
         table: SECTOR,
         table_max: options.header_max(),
     }

@@ -240,6 +240,48 @@ async fn a_log_that_is_gone_is_not_a_blank_one() {
     assert!(matches!(error, OpenError::Missing), "{error}");
 }
 
+/// What a torn header leaves in a spare is gone before the spare is used.
+#[tokio::test]
+async fn spares_are_blank() {
+    let (disk, model) = at_rest().await;
+    let (spare, _) = disk.contents().into_iter().rev().nth(1).expect("there are spares");
+    disk.edit(&spare, |bytes| bytes[..9000].fill(7));
+    let log = open_small(&disk).await;
+    assert!(model.matches(&log.recovered));
+    assert!(disk.contents()[&spare].iter().all(|byte| *byte == 0));
+}
+
+/// What a later release wrote is neither damage nor a torn tail.
+#[tokio::test]
+async fn a_later_release_is_told() {
+    let (sound, _) = at_rest().await;
+    let all = blocks(&look(&sound).await.0);
+    let (file, block) = &all[all.len() - 2];
+    let later = |disk: &MemDisk, file: &str, version: usize, sum: usize, to: usize, salt: u32| {
+        disk.edit(file, |bytes| {
+            bytes[version] = 2;
+            let new = crc32c::crc32c_append(salt, &bytes[sum + 4..to]);
+            bytes[sum..sum + 4].copy_from_slice(&new.to_le_bytes());
+        });
+    };
+    let block_salt = crc32c::crc32c(&INCARNATION.0.to_le_bytes());
+    let at = block.offset as usize;
+    for header in [false, true] {
+        let disk = sound.copy();
+        if header {
+            let len = u32::from_le_bytes(disk.contents()[file][16..20].try_into().expect("four"));
+            later(&disk, file, 12, 8, len as usize, 0);
+        } else {
+            later(&disk, file, at + 8, at + 4, at + 64, block_salt);
+        }
+        let before = disk.contents();
+        let error = open(disk.clone(), INCARNATION, SMALL).await.expect_err("later");
+        assert!(matches!(&error, OpenError::Later { file: f, .. } if f == file), "{error}");
+        assert!(disk.contents() == before, "a later release's log was changed");
+        assert_eq!(look(&disk).await.1.damages, 1);
+    }
+}
+
 /// Random bytes anywhere: an error or a log, never a panic, never an endless walk.
 #[tokio::test]
 async fn noise_never_panics() {

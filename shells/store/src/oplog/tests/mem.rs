@@ -87,6 +87,8 @@ pub(crate) struct World {
     pub(crate) fail_sync_at: Option<u64>,
     /// All files together may hold so much.
     pub(crate) capacity: Option<usize>,
+    /// Commits wait until this is over.
+    pub(crate) hold_commits: bool,
     off: bool,
     /// Sectors that the last power cut lost.
     pub(crate) lost: usize,
@@ -284,6 +286,7 @@ impl Disk for MemDisk {
     }
 
     async fn read_at(&self, file: &MemFile, offset: u64, len: usize) -> io::Result<Bytes> {
+        tokio::task::yield_now().await;
         let world = self.on()?;
         let view = &world.inodes[&file.0].view;
         let start = (offset as usize).min(view.len());
@@ -299,6 +302,9 @@ impl Disk for MemDisk {
     }
 
     async fn write_sync(&self, file: &MemFile, offset: u64, data: Bytes) -> io::Result<()> {
+        while self.on()?.hold_commits {
+            tokio::task::yield_now().await;
+        }
         self.on()?.write(file, offset, &data)?;
         // Others may come between, as on a real disk.
         tokio::task::yield_now().await;

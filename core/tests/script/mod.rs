@@ -1,0 +1,365 @@
+//! The language of the stories. Nodes are `n1`, `n2` …; groups are `sys` and the names of databases;
+//! spans end in `ms` or `s`.
+//!
+//! | command | what it does |
+//! | --- | --- |
+//! | `config BOUND VALUE` | before there are nodes: another bound than the default |
+//! | `seed N` | before there are nodes: another course of chance |
+//! | `blank N` | starts N nodes with blank data directories |
+//! | `formed N [leader nX] [databases app web]` | a formed cluster; nX leads all groups; time begins |
+//! | `show TOPIC…`, `hide TOPIC…` | what is traced: roles, commits, votes, appends, reads, confirms, heartbeats, formation, disk, apply, replies, notices; roles, replies and notices from the start |
+//! | `watch GROUP` | trace that group alone |
+//! | `run SPAN` | lets time pass |
+//! | `put nX DB K V`, `cas nX DB K OLD NEW`, `fill nX DB BYTES` | proposes an op on a node |
+//! | `read nX GROUP`, `create nX DB`, `transfer nX GROUP nY`, `drain nX`, `cancel nX rN` | other requests |
+//! | `cut nX nY…`, `cut nX>nY`, `isolate nX…`, `heal` | the network between nodes, both ways or one |
+//! | `lose nX>nY MESSAGE [N]`, `block nX>nY MESSAGE`, `delay nX>nY SPAN` | the next of these, all of these, all |
+//! | `crash nX [keep N]`, `restart nX`, `wipe nX`, `pause nX SPAN` | processes; `keep` records that were not fsynced |
+//! | `stick nX`, `unstick nX` | fsyncs of a node do not come back, and do |
+//! | `fail nX disk`, `fail nX DB`, `room nX BYTES` | the oplog fails; the next run fails to apply; its room |
+//! | `forge nX>nY WHAT` | a message that no correct node sends |
+//! | `status [GROUP]`, `logs DB`, `state nX DB` | what there is now |
+
+mod forge;
+
+use highwater_core::{Config, GroupId, Input, NodeId, Request, RequestId, RoleView};
+
+use crate::cluster::{Cluster, MS};
+
+/// Runs a story; the story with its trace as it is now.
+pub(crate) fn tell(story: &str) -> String {
+    let mut script = Script { config: Config::default(), seed: 1, cluster: None };
+    let mut out: Vec<String> = Vec::new();
+    let mut last = ' ';
+    for line in story.lines() {
+        let kind = line.chars().next().unwrap_or(' ');
+        if kind != '#' && kind != '>' {
+            continue;
+        }
+        if last == 't'
+            || (kind == '#' && last == '>')
+            || (kind == '>' && last == '#' && out.len() == 1)
+        {
+            out.push(String::new());
+        }
+        out.push(line.to_owned());
+        last = kind;
+        if let Some(command) = line.strip_prefix("> ") {
+            let trace = script.command(command);
+            if !trace.is_empty() {
+                last = 't';
+            }
+            out.extend(trace);
+        }
+    }
+    out.push(String::new());
+    out.join("\n")
+}
+
+struct Script {
+    config: Config,
+    seed: u64,
+    cluster: Option<Cluster>,
+}
+
+fn node(word: &str) -> NodeId {
+    let number = word.strip_prefix('n').and_then(|n| n.parse().ok());
+    NodeId(number.unwrap_or_else(|| panic!("{word:?} is no node")))
+}
+
+fn number(word: &str) -> u64 {
+    word.parse().unwrap_or_else(|_| panic!("{word:?} is no number"))
+}
+
+fn span(word: &str) -> u64 {
+    if let Some(ms) = word.strip_suffix("ms") {
+        number(ms) * MS
+    } else if let Some(s) = word.strip_suffix('s') {
+        number(s) * 1000 * MS
+    } else {
+        panic!("{word:?} is no span")
+    }
+}
+
+/// `n1>n2`, or `n1` and `n2` both ways.
+fn links(words: &[&str]) -> Vec<(NodeId, NodeId)> {
+    if let [one] = words
+        && let Some((from, to)) = one.split_once('>')
+    {
+        return vec![(node(from), node(to))];
+    }
+    let [first, rest @ ..] = words else { panic!("a link has two ends") };
+    let first = node(first);
+    rest.iter().flat_map(|to| [(first, node(to)), (node(to), first)]).collect()
+}
+
+impl Script {
+    fn command(&mut self, command: &str) -> Vec<String> {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        match words[..] {
+            ["config", bound, value] => self.configure(bound, number(value)),
+            ["seed", seed] => self.seed = number(seed),
+            ["blank", count] => {
+                let mut cluster = self.cluster(number(count));
+                cluster.trace.on = true;
+                cluster.start_all();
+                self.cluster = Some(cluster);
+            }
+            ["formed", count, ref rest @ ..] => self.formed(number(count), rest),
+            _ => {
+                let cluster = self.cluster.as_mut().expect("there are nodes");
+                let mut said = act(cluster, &words);
+                let mut trace = std::mem::take(&mut cluster.trace.lines);
+                trace.append(&mut said);
+                return trace;
+            }
+        }
+        Vec::new()
+    }
+
+    fn cluster(&self, count: u64) -> Cluster {
+        let mut cluster = Cluster::new(self.seed, count, self.config.clone());
+        cluster.trace.topics.extend(["roles", "replies", "notices"].map(str::to_owned));
+        cluster
+    }
+
+    fn formed(&mut self, count: u64, words: &[&str]) {
+        let leader = words.iter().position(|w| *w == "leader").map(|n| node(words[n + 1]));
+        let databases = words.iter().position(|w| *w == "databases").map(|n| &words[n + 1..]);
+        let mut cluster = self.cluster(count);
+        cluster.start_all();
+        let settle = |cluster: &mut Cluster| {
+            cluster.run_for(100 * MS);
+            assert!(cluster.run_until(5000 * MS, Cluster::is_led), "the cluster settles");
+        };
+        settle(&mut cluster);
+        for name in databases.unwrap_or(&["app"]) {
+            let system = cluster.leader(GroupId::SYSTEM).expect("it is led");
+            let expires = cluster.deadline_of(system, 1000 * MS);
+            let name = (*name).to_owned();
+            cluster.request(system, Request::CreateDatabase { name, expires });
+            settle(&mut cluster);
+        }
+        for group in cluster.names.keys().copied().collect::<Vec<_>>() {
+            let leads = cluster.leader(group).expect("it is led");
+            if let Some(to) = leader.filter(|to| *to != leads) {
+                cluster.request(leads, Request::Transfer { group, to });
+                settle(&mut cluster);
+            }
+        }
+        // To the next whole second, when all is quiet.
+        cluster.run_for(3_000 * MS - cluster.time % (1000 * MS));
+        cluster.replies.clear();
+        cluster.next_request = 0;
+        cluster.trace.origin = cluster.time;
+        cluster.trace.on = true;
+        self.cluster = Some(cluster);
+    }
+
+    fn configure(&mut self, bound: &str, value: u64) {
+        let config = &mut self.config;
+        let size = value as usize;
+        match bound {
+            "payload_bytes_max" => config.payload_bytes_max = size,
+            "uncommitted_bytes_max" => config.uncommitted_bytes_max = size,
+            "tail_bytes_max" => config.tail_bytes_max = size,
+            "append_entries_max" => config.append_entries_max = size,
+            "append_bytes_max" => config.append_bytes_max = size,
+            "inflight_messages_max" => config.inflight_messages_max = size,
+            "apply_entries_max" => config.apply_entries_max = size,
+            "reads_max" => config.reads_max = size,
+            "checkpoint_bytes" => config.checkpoint_bytes = size,
+            "databases_max" => config.databases_max = size,
+            "election_jitter_us" => config.election_jitter_us = value,
+            "retry_us" => config.retry_us = value,
+            _ => panic!("{bound:?} is not settable here"),
+        }
+    }
+}
+
+fn act(cluster: &mut Cluster, words: &[&str]) -> Vec<String> {
+    match words {
+        ["show", topics @ ..] => {
+            cluster.trace.topics.extend(topics.iter().map(|t| (*t).to_owned()));
+        }
+        ["hide", topics @ ..] => {
+            cluster.trace.topics.retain(|t| !topics.contains(&t.as_str()));
+        }
+        ["watch", name] => cluster.trace.only = Some((*name).to_owned()),
+        ["run", for_] => cluster.run_for(span(for_)),
+        ["status"] => return status(cluster, None),
+        ["status", name] => return status(cluster, Some(group(cluster, name))),
+        ["logs", name] => return logs(cluster, group(cluster, name)),
+        ["state", id, name] => return state(cluster, node(id), group(cluster, name)),
+        ["forge", link, what @ ..] => forge::forge(cluster, links(&[link])[0], what),
+        [verb, ..] if REQUESTS.contains(verb) => {
+            let id = request(cluster, words);
+            cluster.flush();
+            return vec![format!("{id:?}")];
+        }
+        _ => break_or_mend(cluster, words),
+    }
+    Vec::new()
+}
+
+const REQUESTS: [&str; 7] = ["put", "cas", "fill", "read", "create", "transfer", "drain"];
+
+fn group(cluster: &Cluster, name: &str) -> GroupId {
+    cluster.group_named(name).unwrap_or_else(|| panic!("{name:?} is no group"))
+}
+
+fn request(cluster: &mut Cluster, words: &[&str]) -> RequestId {
+    let id = node(words[1]);
+    match words {
+        ["put", _, db, key, value] => {
+            cluster.propose(id, group(cluster, db), &format!("put {key} {value}"))
+        }
+        ["cas", _, db, key, old, new] => {
+            cluster.propose(id, group(cluster, db), &format!("cas {key} {old} {new}"))
+        }
+        ["fill", _, db, bytes] => {
+            let value = "x".repeat(number(bytes) as usize);
+            cluster.propose(id, group(cluster, db), &format!("put big {value}"))
+        }
+        ["read", _, name] => {
+            let group = group(cluster, name);
+            cluster.request(id, Request::Read { group })
+        }
+        ["create", _, name] => {
+            let expires = cluster.deadline_of(id, 60_000 * MS);
+            cluster.request(id, Request::CreateDatabase { name: (*name).to_owned(), expires })
+        }
+        ["transfer", _, name, to] => {
+            let group = group(cluster, name);
+            cluster.request(id, Request::Transfer { group, to: node(to) })
+        }
+        ["drain", _] => cluster.request(id, Request::Drain),
+        _ => panic!("{words:?} is no request"),
+    }
+}
+
+fn break_or_mend(cluster: &mut Cluster, words: &[&str]) {
+    match words {
+        ["cut", ends @ ..] => {
+            for (from, to) in links(ends) {
+                cluster.net.link(from, to).cut = true;
+            }
+        }
+        ["isolate", ids @ ..] => {
+            let ids: Vec<NodeId> = ids.iter().map(|id| node(id)).collect();
+            for other in cluster.ids().into_iter().filter(|other| !ids.contains(other)) {
+                for id in &ids {
+                    cluster.net.link(*id, other).cut = true;
+                    cluster.net.link(other, *id).cut = true;
+                }
+            }
+        }
+        ["heal"] => cluster.net.heal(),
+        ["lose", link, kind, rest @ ..] => {
+            let count = rest.first().map_or(1, |n| number(n));
+            let (from, to) = links(&[link])[0];
+            let kinds = (0..count).map(|_| (*kind).to_owned());
+            cluster.net.link(from, to).lose.extend(kinds);
+        }
+        ["block", link, kind] => {
+            let (from, to) = links(&[link])[0];
+            cluster.net.link(from, to).block.push((*kind).to_owned());
+        }
+        ["delay", link, for_] => {
+            let (from, to) = links(&[link])[0];
+            cluster.net.link(from, to).delay_us = (span(for_), span(for_));
+        }
+        ["crash", id] => cluster.crash(node(id), 0),
+        ["crash", id, "keep", records] => cluster.crash(node(id), number(records) as usize),
+        ["restart", id] => {
+            cluster.start(node(id));
+            cluster.flush();
+        }
+        ["wipe", id] => cluster.wipe(node(id)),
+        ["pause", id, for_] => cluster.pause(node(id), cluster.time + span(for_)),
+        ["stick", id] => cluster.host_mut(node(id)).disk.stuck = true,
+        ["unstick", id] => {
+            let disk = &mut cluster.host_mut(node(id)).disk;
+            disk.stuck = false;
+            disk.syncing = 0;
+            cluster.begin_sync(node(id));
+        }
+        ["fail", id, "disk"] => {
+            cluster.input(node(id), Input::StorageFailed { reason: "fsync failed: EIO".into() });
+            cluster.flush();
+        }
+        ["fail", id, db] => {
+            cluster.poisoned.insert((node(id), group(cluster, db)));
+        }
+        ["room", id, bytes] => {
+            let bytes = number(bytes);
+            cluster.host_mut(node(id)).disk.room = bytes;
+            cluster.input(node(id), Input::Room { bytes });
+            cluster.flush();
+        }
+        ["cancel", id, request] => {
+            let request = RequestId(number(request.trim_start_matches('r')));
+            cluster.cancel(node(id), request);
+            cluster.flush();
+        }
+        _ => panic!("{words:?} is no command"),
+    }
+}
+
+fn status(cluster: &Cluster, only: Option<GroupId>) -> Vec<String> {
+    let mut out = Vec::new();
+    for (id, host) in &cluster.hosts {
+        let Some(node) = &host.node else {
+            out.push(format!("  {id:?} is down"));
+            continue;
+        };
+        if let Some(reason) = node.halted() {
+            out.push(format!("  {id:?} has halted: {reason}"));
+        }
+        for view in node.groups().filter(|v| only.is_none_or(|group| group == v.group)) {
+            let m = view.watermarks;
+            let role = match (view.role, view.leader) {
+                (RoleView::Leader, _) => "leads".to_owned(),
+                (_, Some(leader)) => format!("follows {leader:?}"),
+                (role, None) => format!("{role:?}, no leader"),
+            };
+            let quarantined = if view.quarantined.is_some() { ", quarantined" } else { "" };
+            out.push(format!(
+                "  {id:?} {} t{} {role}{quarantined}: appended {} durable {} committed {} applied {} checkpointed {}",
+                cluster.name(view.group),
+                view.term,
+                m.appended(),
+                m.durable(),
+                m.committed(),
+                m.applied(),
+                m.checkpointed(),
+            ));
+        }
+    }
+    out
+}
+
+/// Every node's log of a group as it is on its disk, by terms; `|` stands after what is committed.
+fn logs(cluster: &Cluster, group: GroupId) -> Vec<String> {
+    let mut out = Vec::new();
+    for (id, host) in &cluster.hosts {
+        let log = host.disk.written.groups.get(&group);
+        let view = host.node.as_ref().and_then(|n| n.group(group));
+        let committed = view.map_or(0, |v| v.watermarks.committed().0);
+        let mut line = format!("  {id:?}:");
+        for entry in log.map(|l| &l.entries[..]).unwrap_or_default() {
+            line += &format!(" {}/t{}", entry.lsn, entry.term);
+            if entry.lsn.0 == committed {
+                line += " |";
+            }
+        }
+        out.push(line);
+    }
+    out
+}
+
+fn state(cluster: &Cluster, id: NodeId, group: GroupId) -> Vec<String> {
+    let state = cluster.host(id).states.get(&group).cloned().unwrap_or_default();
+    let keys: Vec<String> = state.keys.iter().map(|(k, v)| format!("{k} = {v}")).collect();
+    vec![format!("  {id:?} at {}: {}", state.applied, keys.join(", "))]
+}

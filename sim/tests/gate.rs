@@ -1,0 +1,67 @@
+//! The simulation as part of `cargo test --workspace`: builds the simulator with `--cfg madsim` in
+//! a target directory of its own, runs its tests, and then the simulator itself.
+#![cfg(not(madsim))]
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// A cargo that knows nothing of the cargo that runs this test: what that one exports would make
+/// every build script run again, and its RUSTFLAGS would replace ours.
+fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let inherited = text.starts_with("CARGO") && text != "CARGO_HOME";
+        if inherited || text == "LD_LIBRARY_PATH" || text.starts_with("RUSTFLAGS") {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo.current_dir(workspace()).env("RUSTFLAGS", "--cfg madsim");
+    cargo
+}
+
+fn build(words: &[&str]) {
+    let mut cargo = cargo();
+    cargo.args(words).args(["--release", "--target-dir", "target/sim", "-p", "highwater-sim"]);
+    let status = cargo.status().expect("cargo starts");
+    assert!(status.success(), "cargo {words:?} ended with {status}");
+}
+
+/// Runs the simulator; what it printed, and its exit code.
+fn sim(words: &[&str]) -> (String, Option<i32>) {
+    let sim = workspace().join("target/sim/release/sim");
+    let output = Command::new(sim).args(words).output().expect("the simulator starts");
+    (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.code())
+}
+
+fn passes(words: &[&str]) {
+    let (text, code) = sim(words);
+    assert_eq!(code, Some(0), "sim {words:?}:\n{text}");
+}
+
+#[test]
+fn the_simulation_passes() {
+    build(&["test", "--lib"]);
+    build(&["build", "--bin", "sim"]);
+    passes(&["run", "--seeds", "0..80"]);
+    passes(&["check", "--seeds", "0..8"]);
+    passes(&["planted"]);
+    // A seed that fails says how to see it again, and does so again.
+    let fault = ["--planted", "ack-before-fsync"];
+    let (text, code) = sim(&[&["run", "--seeds", "0..3"], &fault[..]].concat());
+    assert_eq!(code, Some(1), "{text}");
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("cargo sim replay "));
+    let words: Vec<&str> = line.expect("a line to replay").split(' ').collect();
+    let (text, code) = sim(&[&["replay"], &words[..]].concat());
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("FOUND"), "{text}");
+    for wrong in [&["run", "--profile", "none"][..], &["fly"], &[]] {
+        assert_eq!(sim(wrong).1, Some(2), "{wrong:?}");
+    }
+}
