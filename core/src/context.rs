@@ -77,10 +77,12 @@ pub(crate) struct Context {
     persisted: WriteId,
     /// Groups that wait for a write.
     waiting: BTreeMap<WriteId, BTreeSet<GroupId>>,
-    /// Messages that wait for a write. Of one kind, to one node, in one group only the latest
-    /// counts, so that questions repeated to a stuck disk do not pile up.
-    withheld: BTreeMap<WriteId, BTreeMap<(NodeId, GroupId, u8), (Term, GroupMessage)>>,
+    withheld: BTreeMap<WriteId, Withheld>,
 }
+
+/// Messages that wait for a write. Of one kind, to one node, in one group only the latest counts, so
+/// that questions repeated to a stuck disk do not pile up.
+type Withheld = BTreeMap<(NodeId, GroupId, u8), (Term, GroupMessage)>;
 
 impl Context {
     pub(crate) fn new(config: Config, identity: Identity, seed: u64, now: Now) -> Context {

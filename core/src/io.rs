@@ -178,7 +178,8 @@ pub enum Reject {
     Expired,
     /// The payload is too large.
     TooLarge,
-    /// An entry of another term is committed at the LSN: the proposal is dead.
+    /// Its entry can't be committed any more: another one is at its LSN, or one of a later term
+    /// before it.
     Superseded,
     /// The group is quarantined on this node.
     Quarantined,

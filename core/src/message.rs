@@ -87,21 +87,22 @@ pub enum GroupMessage {
         entries: Vec<Entry>,
         /// The leader's commit mark.
         committed: Lsn,
-        /// The highest round of reads that waits for confirmation; echoed at once.
+        /// The leader's last round: of reads that wait for confirmation, or of a commit mark that is
+        /// to arrive. Rises with each.
         round: u64,
     },
     /// The answer where the logs agree at `prev`.
     AppendAccepted {
         /// Durable here and agreed with this leader up to this LSN.
         durable: Lsn,
-        /// The highest round seen in this term.
+        /// The highest round of what was taken from this leader.
         round: u64,
     },
     /// The answer where they do not, or where the sender's term is old.
     AppendRejected {
         /// Try again with the entry after this one (conflict back-off by term, §5.3).
         hint: Lsn,
-        /// The highest round seen in this term: a conflict is no denial of leadership.
+        /// The round of what is rejected: a conflict is no denial of leadership.
         round: u64,
     },
     /// A follower asks for a read index (§6.4).

@@ -4,7 +4,7 @@ use crate::types::Lsn;
 
 /// How far a replica is, in LSNs. Always `checkpointed ≤ applied ≤ min(committed, durable)`,
 /// `committed ≤ appended` and `durable ≤ appended`; every change asserts it, in release too.
-/// Nothing falls but `appended` and `durable`, and those only through [`Watermarks::truncate`].
+/// Nothing falls but `appended` and `durable`, and those only through truncation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Watermarks {
     appended: Lsn,

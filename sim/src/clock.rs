@@ -9,7 +9,11 @@ use std::{
 use highwater_core::{Instant, Now};
 use highwater_node::env::Clock;
 
-use crate::timer::{now_ns, until};
+use crate::{
+    timer::{now_ns, until},
+    trace::Kind,
+    world::World,
+};
 
 /// A wall time to start from: 2026-01-01.
 const EPOCH_MS: u64 = 1_767_225_600_000;
@@ -40,20 +44,25 @@ impl State {
 
 /// One node's clock.
 #[derive(Clone, Debug)]
-pub(crate) struct SimClock(Arc<Mutex<State>>);
+pub(crate) struct SimClock {
+    world: Arc<World>,
+    node: u64,
+    state: Arc<Mutex<State>>,
+}
 
 impl SimClock {
-    pub(crate) fn new(base_us: u64, drift_ppm: i64, wall_offset_ms: i64) -> SimClock {
-        SimClock(Arc::new(Mutex::new(State {
-            base_ns: 0,
-            base_us,
-            drift_ppm,
-            wall_offset_ms,
-        })))
+    pub(crate) fn new(
+        world: Arc<World>,
+        node: u64,
+        drift_ppm: i64,
+        wall_offset_ms: i64,
+    ) -> SimClock {
+        let state = State { base_ns: 0, base_us: 0, drift_ppm, wall_offset_ms };
+        SimClock { world, node, state: Arc::new(Mutex::new(state)) }
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A restart: monotonic time begins anew.
@@ -93,6 +102,7 @@ impl Clock for SimClock {
             while clock.now().mono < at {
                 until(clock.with(|s| s.at_ns(at.0))).await;
             }
+            clock.world.event(Kind::Timer, clock.node, at.0, 0, 0, || format!("{at:?}"));
         }
     }
 }
@@ -104,22 +114,26 @@ mod tests {
 
     #[test]
     fn drifts_and_never_steps_back() {
-        madsim::runtime::Runtime::with_seed_and_config(1, madsim::Config::default()).block_on(async {
-            let clock = SimClock::new(5_000, 50_000, -40);
-            pause_ms(1_000).await;
-            let fast = clock.now();
-            assert!((1_054_990..1_055_100).contains(&fast.mono.0), "{fast:?}");
-            assert!(fast.wall_ms < EPOCH_MS + 1_000);
-            clock.drift(-50_000);
-            assert!(clock.now().mono >= fast.mono);
-            let target = clock.now().mono.plus(95_000);
-            let before = now_ns();
-            clock.sleep_until(target).await;
-            assert!(clock.now().mono >= target);
-            assert!((99_900_000..100_100_000).contains(&(now_ns() - before)));
-            clock.jump_wall(-10_000);
-            assert!(clock.now().wall_ms < fast.wall_ms);
-            assert!(clock.now().mono >= target);
-        });
+        madsim::runtime::Runtime::with_seed_and_config(1, madsim::Config::default()).block_on(
+            async {
+                let world = Arc::new(World::new(1, crate::trace::Keep::default()));
+                let clock = SimClock::new(world, 1, 50_000, -40);
+                clock.restart(5_000);
+                pause_ms(1_000).await;
+                let fast = clock.now();
+                assert!((1_054_990..1_055_100).contains(&fast.mono.0), "{fast:?}");
+                assert!(fast.wall_ms < EPOCH_MS + 1_000);
+                clock.drift(-50_000);
+                assert!(clock.now().mono >= fast.mono);
+                let target = clock.now().mono.plus(95_000);
+                let before = now_ns();
+                clock.sleep_until(target).await;
+                assert!(clock.now().mono >= target);
+                assert!((99_900_000..100_100_000).contains(&(now_ns() - before)));
+                clock.jump_wall(-10_000);
+                assert!(clock.now().wall_ms < fast.wall_ms);
+                assert!(clock.now().mono >= target);
+            },
+        );
     }
 }

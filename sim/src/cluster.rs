@@ -8,21 +8,16 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
-use highwater_core::{
-    ClusterId, Effect, Entry, GroupId, Identity, Node, NodeId, Outcome, Peer,
-};
+use highwater_core::{ClusterId, Effect, Entry, GroupId, Identity, Node, NodeId, Outcome, Peer};
 use highwater_node::{Exit, Handle, Observer, Options, Parts};
 use highwater_store::{identity, oplog, state::States};
-use madsim::{
-    runtime::Handle as Runtime,
-    task::NodeId as MachineId,
-};
+use madsim::{runtime::Handle as Runtime, task::NodeId as MachineId};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -51,6 +46,15 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    pub(crate) fn new(id: ProcessId) -> Arc<Process> {
+        Arc::new(Process { id, dead: AtomicBool::new(false) })
+    }
+
+    /// From now on nothing it does counts.
+    pub(crate) fn die(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+    }
+
     /// Whether it has ended: nothing it does counts any more.
     pub(crate) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Relaxed)
@@ -113,7 +117,7 @@ impl Cluster {
             let machine = Machine {
                 id: Mutex::new(None),
                 disk: SimDisk::new(world.clone(), node.0),
-                clock: SimClock::new(0, drift_ppm, wall_offset_ms),
+                clock: SimClock::new(world.clone(), node.0, drift_ppm, wall_offset_ms),
                 running: Mutex::default(),
                 rng: Mutex::new(Rng::stream(world.seed, "machine", node.0)),
             };
@@ -163,7 +167,7 @@ impl Cluster {
             }
             let mut processes = lock(&self.processes);
             *processes += 1;
-            let process = Arc::new(Process { id: (node, *processes), dead: AtomicBool::new(false) });
+            let process = Process::new((node, *processes));
             running.process = Some(process.clone());
             process
         };
@@ -195,7 +199,7 @@ impl Cluster {
         let down_ms = {
             let mut running = lock(&machine.running);
             let Some(process) = running.process.take() else { return false };
-            process.dead.store(true, Ordering::Relaxed);
+            process.die();
             let Running { paused, down_ms, handle, .. } = std::mem::take(&mut *running);
             self.world.saw_times(Seen::CrashInRecovery, u64::from(handle.is_none()));
             if paused && let Some(id) = *lock(&machine.id) {
@@ -269,7 +273,7 @@ impl Cluster {
         for (node, machine) in &self.machines {
             let mut running = lock(&machine.running);
             if let Some(process) = running.process.take() {
-                process.dead.store(true, Ordering::Relaxed);
+                process.die();
             }
             *running = Running::default();
             self.network.detach(*node);
@@ -362,7 +366,11 @@ impl Cluster {
                 process.clone(),
             ),
             inbound,
-            observer: Some(Arc::new(Watcher { judge: self.judge.clone(), process: process.clone() })),
+            observer: Some(Arc::new(Watcher {
+                judge: self.judge.clone(),
+                process: process.clone(),
+                steps: AtomicU64::new(0),
+            })),
         };
         let (handle, driver) =
             highwater_node::start(options, parts).map_err(|error| format!("start: {error}"))?;
@@ -441,10 +449,17 @@ impl Cluster {
 struct Watcher {
     judge: Arc<Judge>,
     process: Arc<Process>,
+    steps: AtomicU64,
 }
+
+/// The core checks what a step touches; every so many steps it checks everything.
+const CHECK_EVERY: u64 = 64;
 
 impl Observer for Watcher {
     fn step(&self, node: &Node, effects: &[Effect]) {
+        if self.steps.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECK_EVERY) {
+            node.check();
+        }
         if !self.process.is_dead() {
             self.judge.step(self.process.id, node.groups(), effects);
         }

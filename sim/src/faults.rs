@@ -7,7 +7,6 @@ use std::sync::{
 };
 
 use highwater_core::NodeId;
-use madsim::task::spawn;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -15,6 +14,7 @@ use crate::{
     disk::Crash,
     net::{Cut, Weather},
     plan::{Fault, Moment, Side, Target},
+    run::Tasks,
     stats::Seen,
     timer::{now_ns, pause_ms, pause_ns, until},
 };
@@ -23,12 +23,13 @@ use crate::{
 #[derive(Clone)]
 pub(crate) struct Faults {
     cluster: Arc<Cluster>,
+    tasks: Arc<Tasks>,
     healed: Arc<AtomicBool>,
 }
 
 impl Faults {
-    pub(crate) fn new(cluster: Arc<Cluster>) -> Faults {
-        Faults { cluster, healed: Arc::default() }
+    pub(crate) fn new(cluster: Arc<Cluster>, tasks: Arc<Tasks>) -> Faults {
+        Faults { cluster, tasks, healed: Arc::default() }
     }
 
     fn is_healed(&self) -> bool {
@@ -46,7 +47,7 @@ impl Faults {
     pub(crate) async fn restart(self, mut endings: mpsc::UnboundedReceiver<(NodeId, u64)>) {
         while let Some((node, down_ms)) = endings.recv().await {
             let cluster = self.cluster.clone();
-            spawn(async move {
+            self.tasks.spawn(async move {
                 pause_ms(down_ms).await;
                 cluster.start(node);
             });
@@ -61,7 +62,7 @@ impl Faults {
             if self.is_healed() {
                 return;
             }
-            spawn(self.clone().apply(fault.clone()));
+            self.tasks.spawn(self.clone().apply(fault.clone()));
         }
     }
 
@@ -127,7 +128,8 @@ impl Faults {
             Target::Node(node) => node,
             Target::Leader(n) => leader(n).unwrap_or(nodes[n as usize % nodes.len()]),
             Target::Follower(n) => {
-                let after = leader(n).unwrap_or(nodes[0]).0 as usize + n as usize % (nodes.len() - 1);
+                let after =
+                    leader(n).unwrap_or(nodes[0]).0 as usize + n as usize % (nodes.len() - 1);
                 nodes[after % nodes.len()]
             }
         }

@@ -432,7 +432,8 @@ impl Judge {
             Told::Failed(_) => {
                 world.saw(Seen::WriteFailed);
                 let committed = &state.committed;
-                match state.outcomes.failed(id, |group, lsn| committed.term_at(group, lsn)) {
+                let is_dead = |group, lsn, term| committed.is_dead(group, lsn, term);
+                match state.outcomes.failed(id, is_dead) {
                     Ok(logged) => world.saw_times(Seen::SupersededWrite, u64::from(logged)),
                     Err(what) => world.fail("outcomes", what),
                 }

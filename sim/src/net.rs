@@ -23,7 +23,7 @@ use highwater_wire::{message, peer::PeerMessage};
 use tokio::sync::mpsc;
 
 use crate::{
-    rng::Rng,
+    rng::{Rng, spread},
     stats::Seen,
     timer::{Until, now_ns, until},
     trace::{Kind, digest},
@@ -253,7 +253,8 @@ impl Network {
         let message = match message::decode(frame.clone()) {
             Ok(message) => message,
             Err(error) => {
-                return world.fail("wire", format!("{node:?} sent what {to:?} can't read: {error}"));
+                return world
+                    .fail("wire", format!("{node:?} sent what {to:?} can't read: {error}"));
             }
         };
         event(Kind::Deliver, &|| format!("from {node:?} {}", brief(&message)));
@@ -282,7 +283,7 @@ impl State {
             us += self.rng.heavy(1_000, weather.tail_us);
         }
         if planted::is(Planted::Nondeterminism) {
-            us += LEAK.fetch_add(1, Ordering::Relaxed) % 3;
+            us += spread(LEAK.fetch_add(1, Ordering::Relaxed)) % 3;
         }
         // 1 Gbit/s.
         us * 1_000 + bytes as u64 * 8
@@ -335,5 +336,117 @@ impl Transport for SimTransport {
         for (to, message) in messages {
             self.network.send(self.from, to, &message);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_core::{GroupId, Member, Message};
+
+    use super::*;
+    use crate::{timer::pause_ms, trace::Keep};
+
+    const A: NodeId = NodeId(1);
+    const B: NodeId = NodeId(2);
+
+    fn peer(node: NodeId) -> Peer {
+        Peer { member: Member { node, ..Member::default() }, ..Peer::default() }
+    }
+
+    fn core_message() -> PeerMessage {
+        PeerMessage::Core(Message::Confirm { groups: vec![(GroupId(3), Default::default())] })
+    }
+
+    /// Runs with a network under this weather, and node B's queue.
+    fn with<F: Future<Output = ()>>(
+        weather: Weather,
+        f: impl FnOnce(Arc<Network>, mpsc::Receiver<Inbound>) -> F,
+    ) {
+        let runtime = madsim::runtime::Runtime::with_seed_and_config(3, madsim::Config::default());
+        runtime.block_on(async {
+            let world = Arc::new(World::new(3, Keep::default()));
+            let network = Arc::new(Network::new(world, weather));
+            madsim::task::spawn(network.clone().pump());
+            let (deliver, inbound) = mpsc::channel(2_000);
+            network.attach(B, 1, deliver);
+            f(network, inbound).await;
+        });
+    }
+
+    fn count(inbound: &mut mpsc::Receiver<Inbound>) -> usize {
+        std::iter::from_fn(|| inbound.try_recv().ok()).count()
+    }
+
+    #[test]
+    fn delivers_what_was_sent() {
+        with(Weather::CALM, |network, mut inbound| async move {
+            network.send(peer(A), B, &core_message());
+            let got = inbound.recv().await.unwrap();
+            assert_eq!((got.from, got.message), (peer(A), core_message()));
+        });
+    }
+
+    #[test]
+    fn a_cut_link_works_in_the_other_direction() {
+        with(Weather::CALM, |network, mut inbound| async move {
+            let (deliver, mut back) = mpsc::channel(10);
+            network.attach(A, 2, deliver);
+            network.cut(A, B, Cut::OneWay);
+            network.send(peer(A), B, &core_message());
+            network.send(peer(B), A, &core_message());
+            pause_ms(10).await;
+            assert_eq!((count(&mut inbound), count(&mut back)), (0, 1));
+            network.mend(A, B, Cut::OneWay);
+            network.send(peer(A), B, &core_message());
+            network.cut(A, B, Cut::BothWays);
+            pause_ms(10).await;
+            assert_eq!(count(&mut inbound), 0, "cut while it was under way");
+        });
+    }
+
+    #[test]
+    fn another_process_gets_nothing_of_the_first() {
+        with(Weather::CALM, |network, mut inbound| async move {
+            network.send(peer(A), B, &core_message());
+            network.detach(B);
+            let (deliver, mut second) = mpsc::channel(10);
+            network.attach(B, 2, deliver);
+            pause_ms(10).await;
+            assert_eq!((count(&mut inbound), count(&mut second)), (0, 0));
+        });
+    }
+
+    #[test]
+    fn weather_loses_and_repeats() {
+        let storm = Weather { loss_ppm: 300_000, duplicate_ppm: 300_000, ..Weather::CALM };
+        with(storm, |network, mut inbound| async move {
+            for _ in 0..500 {
+                network.send(peer(A), B, &core_message());
+            }
+            pause_ms(10).await;
+            let (stats, delivered) = (network.world.stats(), count(&mut inbound) as u64);
+            let lost = stats.get(Seen::MessageLost);
+            assert!((100..200).contains(&lost), "{lost}");
+            assert_eq!(delivered, 500 - lost + stats.get(Seen::MessageDuplicated));
+            assert!(stats.get(Seen::MessageReordered) > 0);
+            // What drivers say to each other is never repeated.
+            network.set_weather(Weather { duplicate_ppm: 1_000_000, ..Weather::CALM });
+            network.send(peer(A), B, &PeerMessage::StatusQuery { id: 1 });
+            pause_ms(10).await;
+            assert_eq!(count(&mut inbound), 1);
+        });
+    }
+
+    #[test]
+    fn a_dead_process_is_silent() {
+        with(Weather::CALM, |network, mut inbound| async move {
+            let process = crate::cluster::Process::new((A, 1));
+            let transport = SimTransport::new(network, peer(A), process.clone());
+            transport.send(vec![(B, core_message())]);
+            process.die();
+            transport.send(vec![(B, core_message())]);
+            pause_ms(10).await;
+            assert_eq!(count(&mut inbound), 1);
+        });
     }
 }

@@ -16,7 +16,7 @@ use highwater_node::api::{Consistency, ListQuery};
 use highwater_wire::op::{Action, Condition, Op, Write};
 use madsim::{
     runtime::Runtime,
-    task::{JoinHandle, spawn},
+    task::{AbortHandle, JoinHandle, spawn},
 };
 
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     rng::Rng,
     stats::{Seen, Stats},
     timer::{now_ns, pause_ms, until},
-    trace::Keep,
+    trace::{Keep, Trace},
     workload::{Client, create, perform},
     world::{Finding, World},
 };
@@ -44,7 +44,7 @@ pub(crate) struct Settings {
 }
 
 /// What came of a run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Report {
     pub(crate) seed: u64,
     pub(crate) finding: Option<Finding>,
@@ -95,10 +95,11 @@ pub(crate) fn run_seed(seed: u64, settings: Settings) -> Report {
     catch_panics();
     let thread = std::thread::Builder::new().name(format!("seed {seed}")).stack_size(16 << 20);
     let run = thread.spawn(move || run_here(seed, settings));
-    match run.map(std::thread::JoinHandle::join) {
-        Ok(Ok(report)) => report,
-        Ok(Err(_)) | Err(_) => panic!("the thread of seed {seed} failed outside of its run"),
-    }
+    run.ok().and_then(|run| run.join().ok()).unwrap_or_else(|| {
+        let what = "the run's thread failed outside of the run".to_owned();
+        let finding = Some(Finding { oracle: "harness", what, at_ns: 0 });
+        Report { seed, finding, ..Report::default() }
+    })
 }
 
 fn run_here(seed: u64, settings: Settings) -> Report {
@@ -122,9 +123,10 @@ fn run_here(seed: u64, settings: Settings) -> Report {
     let mut finding = world.finding();
     if result.is_err() && finding.is_none() {
         let what = PANIC.with(|message| message.borrow_mut().take()).unwrap_or_default();
-        finding = Some(Finding { oracle: "assertion", what, at_ns: 0 });
+        let at_ns = world.trace(Trace::last_ns);
+        finding = Some(Finding { oracle: "assertion", what, at_ns });
     }
-    let ((hash, events), mut trace) = (world.trace(|trace| trace.hash()), Vec::new());
+    let ((hash, events), mut trace) = (world.trace(Trace::hash), Vec::new());
     if settings.keep.events {
         world.trace(|kept| kept.save(&mut trace)).unwrap_or_default();
     }
@@ -144,15 +146,15 @@ async fn supervise(
     world.fault(0, || format!("{} nodes, {:?}", plan.nodes.len(), plan.core));
     let (cluster, endings) = Cluster::new(world.clone(), plan);
     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(cluster.clone());
-    let faults = Faults::new(cluster.clone());
-    let mut tasks = Tasks::default();
+    let tasks = Arc::new(Tasks::default());
+    let faults = Faults::new(cluster.clone(), tasks.clone());
     tasks.spawn(cluster.network.clone().pump());
     tasks.spawn(faults.clone().restart(endings));
     tokio::select! {
         biased;
         () = world.failed() => {}
         () = until(until_ns.unwrap_or(u64::MAX / 2)) => {}
-        () = course(&cluster, &faults, &mut tasks) => {}
+        () = course(&cluster, &faults, &tasks) => {}
     }
     cluster.end();
     tasks.abort();
@@ -161,22 +163,27 @@ async fn supervise(
     pause_ms(10).await;
 }
 
+/// What runs beside the nodes, to be ended with the run: a task that is left behind would keep all
+/// memory of it.
 #[derive(Default)]
-struct Tasks(Vec<JoinHandle<()>>);
+pub(crate) struct Tasks(Mutex<Vec<AbortHandle>>);
 
 impl Tasks {
-    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.0.push(spawn(task));
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        let task = spawn(task);
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(task.abort_handle());
+        task
     }
 
-    fn abort(self) {
-        for task in self.0 {
+    fn abort(&self) {
+        for task in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
         }
     }
 }
 
-async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &mut Tasks) {
+async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &Tasks) {
     let plan = cluster.plan.clone();
     let mut rng = Rng::stream(cluster.world.seed, "course", 0);
     for node in cluster.nodes() {
@@ -199,7 +206,7 @@ async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &mut Tasks) {
     let begun = now_ns();
     let stop = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..plan.clients)
-        .map(|id| spawn(Client::new(cluster.clone(), id, stop.clone()).run()))
+        .map(|id| tasks.spawn(Client::new(cluster.clone(), id, stop.clone()).run()))
         .collect();
     if plan.from_birth {
         for name in DATABASES {
@@ -245,30 +252,27 @@ async fn stand(cluster: &Arc<Cluster>) -> bool {
 }
 
 /// Waits until the healed cluster works: each database takes a write through each node, and all
-/// replicas agree.
+/// replicas agree. Whether that was in time.
 async fn settle(cluster: &Arc<Cluster>, deadline_ns: u64) -> bool {
-    let mut why = vec!["databases are missing".to_owned()];
-    while now_ns() < deadline_ns {
-        let databases = cluster.judge.databases();
-        if databases.len() > DATABASES.len() {
-            why = write_everywhere(cluster, &databases, deadline_ns).await;
-            if why.is_empty() {
+    while cluster.judge.databases().len() <= DATABASES.len() && now_ns() < deadline_ns {
+        pause_ms(100).await;
+    }
+    let databases = cluster.judge.databases();
+    let mut why = write_everywhere(cluster, &databases, deadline_ns).await;
+    if why.is_empty() {
+        loop {
+            why = cluster.judge.unsettled(cluster.nodes());
+            if why.is_empty() && databases.len() > DATABASES.len() {
+                return true;
+            }
+            if now_ns() >= deadline_ns {
                 break;
             }
-        }
-        pause_ms(100).await;
-    }
-    while why.is_empty() && now_ns() < deadline_ns {
-        why = cluster.judge.unsettled(cluster.nodes());
-        if why.is_empty() {
-            return true;
-        }
-        pause_ms(100).await;
-        if now_ns() < deadline_ns {
-            why.clear();
+            pause_ms(100).await;
         }
     }
-    let what = format!("not settled {} s after the healing: {why:?}", CONVERGENCE_NS / 1_000_000_000);
+    let bound = CONVERGENCE_NS / 1_000_000_000;
+    let what = format!("{bound} s after the healing {} databases stand: {why:?}", databases.len());
     cluster.world.fail("liveness", what);
     false
 }
@@ -324,5 +328,27 @@ async fn read_back(cluster: &Arc<Cluster>) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use highwater_core::planted::{self, Planted};
+
+    use super::*;
+
+    #[test]
+    fn a_seed_repeats_itself_and_differs_from_the_next() {
+        let settings = Settings { until_ns: Some(6_000_000_000), ..Settings::default() };
+        let one = run_seed(11, settings);
+        assert_eq!(one.finding, None);
+        assert!(one.events > 1_000 && one.calls > 10, "{} events", one.events);
+        let again = run_seed(11, settings);
+        assert_eq!((one.hash, one.events, &one.stats), (again.hash, again.events, &again.stats));
+        assert_ne!(one.hash, run_seed(12, settings).hash);
+        planted::set(Some(Planted::Nondeterminism));
+        let (leaky, other) = (run_seed(11, settings), run_seed(11, settings));
+        planted::set(None);
+        assert_ne!(leaky.hash, other.hash);
     }
 }

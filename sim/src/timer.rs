@@ -73,11 +73,13 @@ mod tests {
 
     #[test]
     fn sleeps_shorter_than_a_millisecond() {
-        madsim::runtime::Runtime::with_seed_and_config(1, madsim::Config::default()).block_on(async {
-            let before = now_ns();
-            pause_ns(30_000).await;
-            let slept = now_ns() - before;
-            assert!((30_000..60_000).contains(&slept), "slept {slept} ns");
-        });
+        madsim::runtime::Runtime::with_seed_and_config(1, madsim::Config::default()).block_on(
+            async {
+                let before = now_ns();
+                pause_ns(30_000).await;
+                let slept = now_ns() - before;
+                assert!((30_000..60_000).contains(&slept), "slept {slept} ns");
+            },
+        );
     }
 }

@@ -203,6 +203,7 @@ pub(crate) struct Trace {
     keep: Keep,
     hash: u64,
     count: u64,
+    last_ns: u64,
     events: Vec<Event>,
 }
 
@@ -223,6 +224,7 @@ impl Trace {
         h = fold(fold(fold(h, a), b), digest);
         self.hash = h;
         self.count += 1;
+        self.last_ns = at_ns;
         if self.keep.events {
             self.events.push(event);
         }
@@ -238,6 +240,11 @@ impl Trace {
     /// Hash and number of all events so far.
     pub(crate) fn hash(&self) -> (u64, u64) {
         (self.hash, self.count)
+    }
+
+    /// When the last event was, in simulated nanoseconds.
+    pub(crate) fn last_ns(&self) -> u64 {
+        self.last_ns
     }
 
     /// Writes the events that were kept.

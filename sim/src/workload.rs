@@ -35,7 +35,8 @@ pub(crate) async fn perform(
     let name = call.database.clone();
     let told = match call.ask.clone() {
         Ask::Write(op) => {
-            let write = move |h: highwater_node::Handle| async move { h.write(&name, op, timeout).await };
+            let write =
+                move |h: highwater_node::Handle| async move { h.write(&name, op, timeout).await };
             cluster.ask(node, timeout, write).await.map(|r| r.map(Told::Written))
         }
         Ask::Get(key, consistency) => {
@@ -51,14 +52,16 @@ pub(crate) async fn perform(
             cluster.ask(node, timeout, list).await.map(|r| r.map(Told::Listed))
         }
         Ask::Create => {
-            let create =
-                move |h: highwater_node::Handle| async move { h.create_database(&name, timeout).await };
+            let create = move |h: highwater_node::Handle| async move {
+                h.create_database(&name, timeout).await
+            };
             let told = cluster.ask(node, timeout, create).await;
             told.map(|r| r.map(|(group, existed)| Told::Created(group, existed)))
         }
         Ask::Transfer(to) => {
-            let transfer =
-                move |h: highwater_node::Handle| async move { h.transfer(&name, to, timeout).await };
+            let transfer = move |h: highwater_node::Handle| async move {
+                h.transfer(&name, to, timeout).await
+            };
             cluster.ask(node, timeout, transfer).await.map(|r| r.map(|_| Told::Transferred))
         }
     };
@@ -125,11 +128,8 @@ impl Client {
             if self.rng.percent(5) {
                 self.home = *self.rng.pick(self.cluster.nodes());
             }
-            let node = if self.rng.percent(50) {
-                self.home
-            } else {
-                *self.rng.pick(self.cluster.nodes())
-            };
+            let node =
+                if self.rng.percent(50) { self.home } else { *self.rng.pick(self.cluster.nodes()) };
             if self.cluster.is_up(node) {
                 self.call(node).await;
             }
@@ -204,7 +204,7 @@ impl Client {
 
     fn key(&mut self) -> Bytes {
         let n = self.rng.below(self.cluster.plan.keys);
-        Bytes::from(format!("{}/{n:02}", if n % 2 == 0 { "even" } else { "odd" }))
+        Bytes::from(format!("{}/{n:02}", if n.is_multiple_of(2) { "even" } else { "odd" }))
     }
 
     fn tag(&mut self) -> String {
@@ -224,7 +224,7 @@ impl Client {
                     _ => self.rng.below(100),
                 };
                 value.resize(value.len() + padding as usize, b'.');
-                let content_type: &'static str = *self.rng.pick(&["", "", "text/plain"]);
+                let content_type = *self.rng.pick::<&'static str>(&["", "", "text/plain"]);
                 Write {
                     key: key.clone(),
                     action: Action::Put {

@@ -164,14 +164,22 @@ impl Node {
         drop(lock(&self.process).take());
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// Where it does not run.
+    pub fn signal(&self, signal: Signal) {
+        lock(&self.process).as_ref().expect("it runs").signal(signal);
+    }
+
     /// SIGSTOP.
     pub fn pause(&self) {
-        crate::process::send(self.pid(), Signal::STOP);
+        self.signal(Signal::STOP);
     }
 
     /// SIGCONT.
     pub fn resume(&self) {
-        crate::process::send(self.pid(), Signal::CONT);
+        self.signal(Signal::CONT);
     }
 
     /// SIGTERM, and how it ended.
@@ -179,7 +187,7 @@ impl Node {
     /// # Panics
     /// Where it does not run, or does not end in time.
     pub fn terminate(&self) -> ExitStatus {
-        lock(&self.process).as_ref().expect("it runs").signal(Signal::TERM);
+        self.signal(Signal::TERM);
         self.wait_exit(PATIENCE).expect("SIGTERM ends it")
     }
 
@@ -317,10 +325,22 @@ impl Cluster {
         Cluster { dir, nodes, _scratch: scratch }
     }
 
-    /// Starts every node and waits until all are ready.
+    /// Starts every node and waits until all are ready and know the same leader.
+    ///
+    /// # Panics
+    /// Where that takes too long.
     pub fn start_all(&self) {
         self.nodes.iter().for_each(Node::start);
         self.wait_ready();
+        for node in &self.nodes {
+            // A read of the catalog takes a cluster that is formed, and a leader.
+            let request = Request::get("/v1/databases?timeout_ms=1000");
+            eventually(
+                &format!("the cluster is formed, as node {} sees it", node.id),
+                PATIENCE,
+                || node.try_send(&request).is_ok_and(|answer| answer.status == 200).then_some(()),
+            );
+        }
     }
 
     /// Waits until all are ready.

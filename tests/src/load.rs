@@ -175,7 +175,7 @@ impl Writer {
             acked.fetch_add(1, Ordering::Relaxed);
         }
         self.attempts.push(Attempt { key, outcome });
-        if number % 5 == 0 {
+        if number.is_multiple_of(5) {
             self.advance_register();
         }
         if number % 5 == 2 {

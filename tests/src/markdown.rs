@@ -57,11 +57,11 @@ pub struct Step {
 }
 
 /// The commands of a block, each with the output that the document shows for it. In a block of
-/// shell there is none: it is one script.
+/// shell there is none, and anything may be printed: it is one script.
 #[must_use]
 pub fn steps(block: &Block) -> Vec<Step> {
     if block.language != "console" {
-        return vec![Step { command: block.text.clone(), output: String::new() }];
+        return vec![Step { command: block.text.clone(), output: "…".to_owned() }];
     }
     let mut steps: Vec<Step> = Vec::new();
     let mut continued = false;

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::{self, ChildStdin, Command, Stdio},
+    process::{self, Child, Command, Stdio},
     sync::{
         LazyLock, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -22,18 +22,19 @@ sleep 0.2
 eval "$all" >/dev/null 2>&1
 "#;
 
-static REAP: LazyLock<Mutex<ChildStdin>> = LazyLock::new(|| {
+/// Its input ends with this process; it is never waited for, since it comes after.
+static REAP: LazyLock<Mutex<Child>> = LazyLock::new(|| {
     let mut command = Command::new("sh");
     command.args(["-c", REAPER]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = spawn(command).expect("a shell");
-    Mutex::new(child.stdin.take().expect("its input"))
+    Mutex::new(spawn(command).expect("a shell"))
 });
 
 /// Has a shell command run once this process is gone.
 pub fn at_exit(command: &str) {
     assert!(!command.contains('\n'), "one line");
     let mut reaper = REAP.lock().unwrap_or_else(PoisonError::into_inner);
-    writeln!(reaper, "{command}").expect("the reaper lives");
+    let input = reaper.stdin.as_mut().expect("a pipe");
+    writeln!(input, "{command}").expect("the reaper lives");
 }
 
 /// A new directory on the disk that the build is on; removed when dropped.

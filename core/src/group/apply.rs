@@ -42,19 +42,23 @@ struct Run {
 const REFUSED_PREFIX: &[u8] = b"refused/";
 
 impl Group {
-    /// Proposals at committed LSNs that another entry took are dead: definitely, and only now.
+    /// Proposals that can't be committed any more are dead: definitely, and only now. Another entry
+    /// is committed at their LSN, or one of a later term before it, after which terms do not fall.
     pub(super) fn resolve_superseded(&mut self, ctx: &mut Context) {
         let committed = self.log.marks().committed();
-        let log = &self.log;
         if committed <= self.resolved {
             return;
         }
-        let dead: Vec<(Lsn, Term)> = self
-            .proposals
-            .range((self.resolved.next(), Term(0))..(committed.next(), Term(0)))
-            .map(|(key, _)| *key)
-            .filter(|(lsn, term)| log.term_at(*lsn) != Some(*term))
-            .collect();
+        let log = &self.log;
+        let term = log.term_at(committed).unwrap_or_default();
+        let known = (self.resolved.next(), Term(0))..(committed.next(), Term(0));
+        let taken = self.proposals.range(known).map(|(key, _)| *key);
+        let taken = taken.filter(|(lsn, term)| log.term_at(*lsn) != Some(*term));
+        let mut dead: Vec<(Lsn, Term)> = taken.collect();
+        if log.term_at(self.resolved) < Some(term) {
+            let beyond = self.proposals.range((committed.next(), Term(0))..).map(|(key, _)| *key);
+            dead.extend(beyond.filter(|(_, proposed)| *proposed < term));
+        }
         for key in dead {
             if let Some(request) = self.proposals.remove(&key) {
                 ctx.reject(request, Reject::Superseded);

@@ -33,9 +33,6 @@ impl Group {
             }
             _ => self.become_follower(ctx, self.term, Some(from)),
         }
-        if let Role::Follower { round: seen, .. } = &mut self.role {
-            *seen = round.max(*seen);
-        }
         self.known_committed = self.known_committed.max(committed);
         if !is_well_formed(prev, &entries, self.term) {
             return ctx.fault(from, "its entries are not contiguous");
@@ -45,7 +42,7 @@ impl Group {
             return ctx.fault(from, "it contradicts what is committed");
         }
         if let Some(hint) = self.conflict_at(prev) {
-            return self.reject_append(ctx, from, hint);
+            return self.reject_append(ctx, from, hint, round);
         }
         let fits = self.has_room_for(ctx, &entries);
         if !fits {
@@ -55,13 +52,16 @@ impl Group {
         let Some(appended) = self.take_entries(ctx, entries) else {
             return ctx.fault(from, "it replaces what is committed");
         };
-        if let Role::Follower { verified, .. } = &mut self.role {
+        if let Role::Follower { verified, round: seen, .. } = &mut self.role {
             *verified = agreed.max(*verified);
+            if fits {
+                *seen = round.max(*seen);
+            }
         }
         self.log.commit(committed.min(agreed));
         if !fits {
             // The same again, later.
-            self.reject_append(ctx, from, prev.lsn);
+            self.reject_append(ctx, from, prev.lsn, round);
         } else if !appended {
             self.confirm(ctx, from);
         }
@@ -76,8 +76,9 @@ impl Group {
         }
     }
 
-    fn reject_append(&mut self, ctx: &mut Context, to: NodeId, hint: Lsn) {
+    fn reject_append(&mut self, ctx: &mut Context, to: NodeId, hint: Lsn, asked: u64) {
         if let Role::Follower { round, .. } = self.role {
+            let round = round.max(asked);
             self.send(ctx, to, GroupMessage::AppendRejected { hint, round });
         }
     }

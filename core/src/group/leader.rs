@@ -127,7 +127,7 @@ impl Group {
         let alive = leader.progress.iter().filter(|(node, _)| ctx.peers.is_alive(**node));
         let nodes: Vec<NodeId> = alive.clone().map(|(node, _)| *node).collect();
         if alive.clone().any(|(_, p)| p.is_owed(marks.appended(), marks.committed())) {
-            // A round of its own: its echo tells that the mark has arrived.
+            // A round of its own: its echo tells that the commit mark has arrived.
             leader.reads.begin_notice();
         }
         for node in nodes {
@@ -171,17 +171,16 @@ impl Group {
             ));
         }
         let is_owed = progress.is_owed(marks.appended(), marks.committed());
-        let unprobed = progress.flow == (Flow::Probe { outstanding: None });
         let asks = asks && (messages.is_empty() || progress.flow == Flow::Pipeline);
-        if (asks || is_owed || unprobed)
+        if (asks || is_owed)
             && let Some(term) = self.log.term_at(progress.next.prev())
         {
             let prev = Position { term, lsn: progress.next.prev() };
             progress.sent(prev.lsn, prev.lsn, 0, ctx.now.mono);
-            progress.round_sent = round;
-            if is_owed {
+            if round > progress.round_sent && prev.lsn >= marks.committed() {
                 progress.notified(round, marks.committed());
             }
+            progress.round_sent = round;
             messages.push(GroupMessage::Append {
                 prev,
                 entries: Vec::new(),

@@ -38,7 +38,7 @@ pub(crate) enum Role {
         leader: Option<NodeId>,
         /// Agreed with the leader of this term up to here: all that may be confirmed to it.
         verified: Lsn,
-        /// The highest round of reads it asked to confirm.
+        /// The highest round of what was taken from it.
         round: u64,
     },
     /// Asks whether an election could be won.

@@ -70,13 +70,16 @@ impl Progress {
         self.flow == Flow::Pipeline && self.matched >= appended
     }
 
-    /// Whether it has everything, but has yet to be told that all of it is committed.
+    /// Whether a message is due that carries no entry: to ask where it stands, or to tell that all
+    /// it has is committed.
     pub(crate) fn is_owed(&self, appended: Lsn, committed: Lsn) -> bool {
         let told = self.notice.map_or(self.committed, |(_, lsn)| lsn);
-        self.has_all(appended) && told < committed
+        let unasked = self.flow == Flow::Probe { outstanding: None } && self.loading.is_none();
+        unasked || (self.has_all(appended) && told < committed)
     }
 
-    /// It is being told of a commit mark, with a round whose echo tells that it arrived.
+    /// It is told of a commit mark after all entries before it, with a new round: where it takes
+    /// something of that round, it has taken the mark.
     pub(crate) fn notified(&mut self, round: u64, committed: Lsn) {
         self.notice = Some((round, committed));
     }
@@ -139,6 +142,7 @@ impl Progress {
         {
             return;
         }
+        self.notice = None;
         let back_to = hint.max(self.matched).min(self.next.prev());
         self.next = back_to.next();
         while self.inflight.back().is_some_and(|(last, _)| *last > back_to) {

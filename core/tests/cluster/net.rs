@@ -17,6 +17,8 @@ pub(crate) struct Link {
     pub(crate) lose: Vec<String>,
     /// This kind is lost for as long as this stands.
     pub(crate) block: Vec<String>,
+    /// Of this kind only so many more pass.
+    pub(crate) allow: BTreeMap<String, u64>,
 }
 
 impl Default for Link {
@@ -28,6 +30,7 @@ impl Default for Link {
             delay_us: (1000, 1000),
             lose: Vec::new(),
             block: Vec::new(),
+            allow: BTreeMap::new(),
         }
     }
 }
@@ -64,6 +67,12 @@ impl Net {
         if let Some(n) = link.lose.iter().position(|k| k == kind || (k.is_empty() && !beat)) {
             link.lose.remove(n);
             return Vec::new();
+        }
+        if let Some(left) = link.allow.get_mut(kind) {
+            if *left == 0 {
+                return Vec::new();
+            }
+            *left -= 1;
         }
         if rng.permille(link.loss_permille) {
             return Vec::new();

@@ -33,11 +33,13 @@ pub(crate) struct Oracle {
     votes: BTreeMap<(GroupId, Term, Member), NodeId>,
     /// Roots of states by what is applied.
     roots: BTreeMap<(GroupId, Lsn), u64>,
-    /// By node and group: term, committed, applied, as last seen in this run.
-    seen: BTreeMap<(NodeId, GroupId), (Term, Lsn, Lsn)>,
+    /// By node and group: term, committed, applied, as last seen in this run, and whether it led.
+    seen: BTreeMap<(NodeId, GroupId), (Term, Lsn, Lsn, bool)>,
     /// The highest LSN that a client knows to be committed.
     known: BTreeMap<GroupId, Lsn>,
     pub(crate) asked: BTreeMap<RequestId, Asked>,
+    /// Where proposals were appended, on any node.
+    proposed: BTreeMap<(GroupId, Bytes), (Lsn, Term)>,
     /// Proposals that were definitely rejected, and those that are committed.
     dead: BTreeSet<(GroupId, Bytes)>,
     alive: BTreeSet<(GroupId, Bytes)>,
@@ -85,6 +87,10 @@ impl Oracle {
         let same =
             self.entries.entry((*group, entry.lsn, entry.term)).or_insert_with(|| entry.clone());
         assert_eq!(same, entry, "R3: LSN and term name one entry");
+        if entry.kind == Kind::Op {
+            let op = (*group, entry.payload.clone());
+            self.proposed.insert(op, (entry.lsn, entry.term));
+        }
     }
 
     fn sent(
@@ -144,6 +150,12 @@ impl Oracle {
             (Request::Propose { group, payload, .. }, Reply::Rejected(reject)) => {
                 let op = (*group, payload.clone());
                 assert!(!self.alive.contains(&op), "Q3: {id:?} is committed, and was rejected");
+                if let Some((lsn, term)) = self.proposed.get(&op) {
+                    let last = self.term_of(*group, self.committed(*group).min(*lsn));
+                    let dead = last.is_some_and(|last| last > *term)
+                        || self.term_of(*group, *lsn).is_some_and(|other| other != *term);
+                    assert!(dead, "Q3: {id:?} was appended, and may still be committed");
+                }
                 self.dead.insert(op);
                 self.count(reject);
             }
@@ -192,10 +204,11 @@ impl Oracle {
         for view in node.groups() {
             let group = view.group;
             let marks = view.watermarks;
-            let now = (view.term, marks.committed(), marks.applied());
+            let leads = view.role == RoleView::Leader;
+            let now = (view.term, marks.committed(), marks.applied(), leads);
             let before = self.seen.insert((id, group), now);
             let known = self.committed.entry(group).or_default();
-            if view.role == RoleView::Leader {
+            if leads {
                 let leader = *self.leaders.entry((group, view.term)).or_insert(id);
                 assert_eq!(leader, id, "R1: one leader of {group:?} in {:?}", view.term);
                 if before.is_none_or(|(term, ..)| term < view.term) {
@@ -205,7 +218,11 @@ impl Oracle {
                     }
                 }
             }
-            let (term, committed, applied) = before.unwrap_or_default();
+            let (term, committed, applied, led) = before.unwrap_or_default();
+            if led && leads && term == view.term && marks.committed() > committed {
+                let of = node.term_at(group, marks.committed());
+                assert_eq!(of, Some(term), "R7: a leader commits by an entry of its own term");
+            }
             assert!(view.term >= term, "W2: terms never fall");
             assert!(marks.committed() >= committed, "W2: committed never falls");
             assert!(marks.applied() >= applied, "W2: applied never falls");

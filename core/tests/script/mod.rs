@@ -13,7 +13,8 @@
 //! | `put nX DB K V`, `cas nX DB K OLD NEW`, `fill nX DB BYTES` | proposes an op on a node |
 //! | `read nX GROUP`, `create nX DB`, `transfer nX GROUP nY`, `drain nX`, `cancel nX rN` | other requests |
 //! | `cut nX nY…`, `cut nX>nY`, `isolate nX…`, `heal` | the network between nodes, both ways or one |
-//! | `lose nX>nY MESSAGE [N]`, `block nX>nY MESSAGE`, `delay nX>nY SPAN` | the next of these, all of these, all |
+//! | `lose nX>nY MESSAGE [N]`, `block nX>nY MESSAGE`, `allow nX>nY MESSAGE N` | the next N are lost, all are, all but N |
+//! | `delay nX>nY SPAN` | how long messages take |
 //! | `crash nX [keep N]`, `restart nX`, `wipe nX`, `pause nX SPAN` | processes; `keep` records that were not fsynced |
 //! | `stick nX`, `unstick nX` | fsyncs of a node do not come back, and do |
 //! | `fail nX disk`, `fail nX DB`, `room nX BYTES` | the oplog fails; the next run fails to apply; its room |
@@ -264,6 +265,10 @@ fn break_or_mend(cluster: &mut Cluster, words: &[&str]) {
         ["block", link, kind] => {
             let (from, to) = links(&[link])[0];
             cluster.net.link(from, to).block.push((*kind).to_owned());
+        }
+        ["allow", link, kind, count] => {
+            let (from, to) = links(&[link])[0];
+            cluster.net.link(from, to).allow.insert((*kind).to_owned(), number(count));
         }
         ["delay", link, for_] => {
             let (from, to) = links(&[link])[0];

@@ -23,10 +23,8 @@ impl About {
         let mut reasons = Vec::new();
         let mut state = "ready";
         if !node.is_formed() {
+            // No reason to be called unready: that would be to wait for peers.
             state = "forming";
-            reasons.push(String::from(
-                "the cluster is not formed: every configured node must be reachable once",
-            ));
         }
         for group in node.groups() {
             let marks = group.watermarks;

@@ -102,7 +102,8 @@ impl Args {
                 args.json = true;
                 continue;
             }
-            let value = words.next().ok_or_else(|| format!("{word} needs a value, or is unknown"))?;
+            let value =
+                words.next().ok_or_else(|| format!("{word} needs a value, or is unknown"))?;
             args.option(&word, &value)?;
         }
         Ok(args)
@@ -118,7 +119,8 @@ impl Args {
                     Profile::named(value).ok_or_else(|| format!("there is no profile {value}"))?;
             }
             "--seeds" if !replay => {
-                self.seeds = parse_range(value).ok_or_else(|| format!("{value} is no range A..B"))?;
+                self.seeds =
+                    parse_range(value).ok_or_else(|| format!("{value} is no range A..B"))?;
             }
             "--jobs" if run || planted => {
                 self.jobs = value.parse().ok().filter(|n| *n > 0).ok_or("--jobs needs a number")?;

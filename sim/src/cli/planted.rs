@@ -53,7 +53,8 @@ fn row(args: &Args, report: &Report, clean: &Report) -> Result<String, String> {
     if let Some(other) = &clean.finding {
         return Err(format!("seed {} fails without it as well: {}", report.seed, other.what));
     }
-    let what: String = finding.what.chars().take(100).map(|c| if c == '\n' { ' ' } else { c }).collect();
+    let what: String =
+        finding.what.chars().take(100).map(|c| if c == '\n' { ' ' } else { c }).collect();
     Ok(format!("{:<24} {seeds:>5}  {what}", finding.oracle))
 }
 

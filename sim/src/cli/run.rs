@@ -129,7 +129,8 @@ fn summary_json(summary: &Summary, args: &Args, seconds: f64) -> serde_json::Val
         .iter()
         .map(|seen| {
             let (times, seeds) = summary.totals.get(*seen);
-            let value = json!({ "times": times, "seeds": seeds, "due_percent": seen.due_percent() });
+            let value =
+                json!({ "times": times, "seeds": seeds, "due_percent": seen.due_percent() });
             (seen.name().to_owned(), value)
         })
         .collect();

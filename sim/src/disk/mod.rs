@@ -289,3 +289,111 @@ impl DiskHandle {
 fn off() -> io::Error {
     io::Error::other("the machine is off")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use bytes::Bytes;
+    use highwater_store::{disk::Disk, state::StateFiles};
+
+    use super::*;
+    use crate::{timer::now_ns, trace::Keep};
+
+    fn with<F: Future<Output = ()>>(f: impl FnOnce(Arc<SimDisk>) -> F) {
+        let runtime = madsim::runtime::Runtime::with_seed_and_config(5, madsim::Config::default());
+        let world = Arc::new(World::new(5, Keep::default()));
+        runtime.block_on(f(SimDisk::new(world, 1)));
+    }
+
+    /// Whether a call is still under way after a second: then it will be for ever.
+    async fn hangs<T>(call: impl Future<Output = T>) -> bool {
+        tokio::select! {
+            biased;
+            _ = call => false,
+            () = pause_ns(1_000_000_000) => true,
+        }
+    }
+
+    #[test]
+    fn a_commit_takes_time_and_survives() {
+        with(|disk| async move {
+            let handle = disk.handle();
+            let file = handle.open("oplog/1", true).await.unwrap();
+            handle.sync_dir("oplog").await.unwrap();
+            let before = now_ns();
+            handle.write_sync(&file, 0, Bytes::from_static(b"kept")).await.unwrap();
+            assert!(now_ns() - before > 200_000);
+            disk.fence(Crash::Power);
+            let handle = disk.handle();
+            let file = handle.open("oplog/1", false).await.unwrap();
+            assert_eq!(handle.read_at(&file, 0, 10).await.unwrap(), "kept");
+        });
+    }
+
+    #[test]
+    fn a_fenced_process_reaches_nothing() {
+        with(|disk| async move {
+            let (old, files) = (disk.handle(), disk.handle().state_files());
+            let file = old.open("oplog/1", true).await.unwrap();
+            let backend = files.create_temp("2.redb").unwrap();
+            backend.set_len(10).unwrap();
+            disk.fence(Crash::Kill);
+            assert!(hangs(old.write_at(&file, 0, Bytes::from_static(b"late"))).await);
+            assert!(backend.write(0, b"late").is_err() && files.publish("2.redb").is_err());
+            let new = disk.handle();
+            let file = new.open("oplog/1", false).await.unwrap();
+            assert_eq!(new.len(&file).await.unwrap(), 0);
+            assert!(new.state_files().open("2.redb").unwrap().is_none());
+        });
+    }
+
+    #[test]
+    fn a_fuse_burns_at_its_call_and_the_call_never_returns() {
+        with(|disk| async move {
+            let burnt = Arc::new(AtomicU64::new(0));
+            let (count, weak) = (burnt.clone(), Arc::downgrade(&disk));
+            disk.on_fuse(move |crash| {
+                count.fetch_add(1, Ordering::Relaxed);
+                weak.upgrade().unwrap().fence(crash);
+            });
+            let handle = disk.handle();
+            let file = handle.open("oplog/1", true).await.unwrap();
+            disk.set_fuse(Fuse::Sync(2), Crash::Power);
+            let backend = handle.state_files().create_temp("2.redb").unwrap();
+            backend.sync_data().unwrap();
+            assert!(hangs(handle.write_sync(&file, 0, Bytes::from_static(b"x"))).await);
+            assert_eq!(burnt.load(Ordering::Relaxed), 1);
+            disk.set_fuse_at_start(Fuse::StateCall(1));
+            let files = disk.handle().state_files();
+            assert!(files.remove_temps().is_err());
+            assert_eq!(burnt.load(Ordering::Relaxed), 2);
+        });
+    }
+
+    #[test]
+    fn damage_hits_a_settled_block_and_can_be_undone() {
+        with(|disk| async move {
+            let handle = disk.handle();
+            let file = handle.open("oplog/1", true).await.unwrap();
+            handle.sync_dir("oplog").await.unwrap();
+            assert!(!disk.damage(), "nothing is settled yet");
+            let block = Bytes::from(vec![7; 4096]);
+            for n in 0..6 {
+                handle.write_sync(&file, n * 4096, block.clone()).await.unwrap();
+            }
+            disk.fence(Crash::Power);
+            let read = async || {
+                let handle = disk.handle();
+                let file = handle.open("oplog/1", false).await.unwrap();
+                handle.read_at(&file, 0, 6 * 4096).await.unwrap()
+            };
+            assert!(disk.damage() && disk.is_damaged());
+            let damaged = read().await;
+            let at = damaged.iter().position(|byte| *byte != 7).unwrap();
+            assert!(at < 3 * 4096 && at % 4096 < 24, "{at}");
+            disk.settle_damage(true);
+            assert!(read().await.iter().all(|byte| *byte == 7) && !disk.is_damaged());
+        });
+    }
+}

@@ -103,6 +103,15 @@ impl Committed {
         Ok(())
     }
 
+    /// Whether an entry can't be committed any more: another one is at its LSN, or one of a later
+    /// term before it, after which terms do not fall.
+    pub(crate) fn is_dead(&self, group: GroupId, lsn: Lsn, term: Term) -> bool {
+        match self.term_at(group, lsn) {
+            Some(committed) => committed != term,
+            None => self.terms.get(&group).and_then(|t| t.last()).is_some_and(|last| *last > term),
+        }
+    }
+
     /// The term of a committed entry.
     pub(crate) fn term_at(&self, group: GroupId, lsn: Lsn) -> Option<Term> {
         self.terms.get(&group)?.get((lsn.0 as usize).checked_sub(1)?).copied()

@@ -111,17 +111,16 @@ impl DurableLog {
 
     /// Whether the node is known to hold this entry durably.
     pub(crate) fn holds(&self, group: GroupId, lsn: Lsn, term: Term) -> bool {
-        let has = |image: &Image| {
-            image.groups.get(&group).and_then(|g| g.log.term_at(lsn)) == Some(term)
-        };
+        let has =
+            |image: &Image| image.groups.get(&group).and_then(|g| g.log.term_at(lsn)) == Some(term);
         has(&self.synced) && has(&self.written)
     }
 
     /// The node reports that the group's log is durable up to `lsn`.
     pub(crate) fn reports(&mut self, group: GroupId, lsn: Lsn) -> Verdict {
-        let upto = self.between.iter().rposition(|written| {
-            matches!(written, Written::Append(g, l, _) if *g == group && *l <= lsn)
-        });
+        let upto = self.between.iter().rposition(
+            |written| matches!(written, Written::Append(g, l, _) if *g == group && *l <= lsn),
+        );
         for written in self.between.drain(..upto.map_or(0, |at| at + 1)) {
             self.synced.apply(&written)?;
         }

@@ -16,7 +16,12 @@ pub(crate) struct ElectionSafety {
 
 impl ElectionSafety {
     /// A node leads a term. Tells whether that is news.
-    pub(crate) fn leads(&mut self, group: GroupId, term: Term, node: NodeId) -> Result<bool, String> {
+    pub(crate) fn leads(
+        &mut self,
+        group: GroupId,
+        term: Term,
+        node: NodeId,
+    ) -> Result<bool, String> {
         match self.leaders.insert((group, term), node) {
             None => Ok(true),
             Some(other) if other == node => Ok(false),

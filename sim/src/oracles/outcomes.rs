@@ -2,7 +2,7 @@
 //!
 //! - An ack names the LSN, term and result of exactly that op. semantics.md 1. Failures 12, 13, 15.
 //! - A definite failure had no effect and never will: at that moment, wherever the op reached a
-//!   log, an entry of another term is committed in its place. semantics.md 2. Failures 19, 26, 36.
+//!   log, it can't be committed any more. semantics.md 2. Failures 19, 26, 36.
 //! - No op takes effect twice. semantics.md 2, 6. Failure 37.
 //!
 //! Every op of a run is unique byte for byte.
@@ -90,12 +90,12 @@ impl Outcomes {
         Err(format!("a client was told {told:?}, {answer:?}; the op's effect is {effect:?}"))
     }
 
-    /// A client is told that its op failed for certain. `term_at` tells which entries are
-    /// committed. Tells whether the op had reached a log.
+    /// A client is told that its op failed for certain. `is_dead` tells of an entry whether it can't
+    /// be committed any more. Tells whether the op had reached a log.
     pub(crate) fn failed(
         &mut self,
         op: OpId,
-        term_at: impl Fn(GroupId, Lsn) -> Option<Term>,
+        is_dead: impl Fn(GroupId, Lsn, Term) -> bool,
     ) -> Result<bool, String> {
         self.failed.insert(op);
         if let Some(effect) = self.applied.get(&op) {
@@ -103,7 +103,7 @@ impl Outcomes {
         }
         let Some(places) = self.logged.get(&op) else { return Ok(false) };
         for (group, lsn, term) in places {
-            if term_at(*group, *lsn).is_none_or(|committed| committed == *term) {
+            if !is_dead(*group, *lsn, *term) {
                 return Err(format!(
                     "a write is said to have failed, but may yet be committed at {lsn:?} of \
                      {group:?} in {term:?}"
@@ -129,10 +129,7 @@ impl Outcomes {
     }
 
     /// Every ack is in the final log, by `term_at`.
-    pub(crate) fn all_acked_stay(
-        &self,
-        term_at: impl Fn(GroupId, Lsn) -> Option<Term>,
-    ) -> Verdict {
+    pub(crate) fn all_acked_stay(&self, term_at: impl Fn(GroupId, Lsn) -> Option<Term>) -> Verdict {
         for op in &self.acked {
             let Some(effect) = self.applied.get(op) else {
                 return Err("an acknowledged write never took effect".to_owned());
@@ -180,9 +177,9 @@ mod tests {
 
     #[test]
     fn fires_on_a_failure_that_was_none() {
-        assert!(applied().failed(OP, |_, _| None).is_err());
+        assert!(applied().failed(OP, |_, _, _| true).is_err());
         let mut oracle = Outcomes::default();
-        assert_eq!(oracle.failed(OP, |_, _| None), Ok(false));
+        assert_eq!(oracle.failed(OP, |_, _, _| false), Ok(false));
         assert!(oracle.applied(OP, G, (Lsn(5), Term(2)), DONE).is_err());
     }
 
@@ -193,8 +190,8 @@ mod tests {
             oracle.logged(OP, G, Lsn(5), Term(2));
             oracle
         };
-        assert!(logged().failed(OP, |_, _| None).is_err(), "nothing is committed there");
-        assert_eq!(logged().failed(OP, |_, _| Some(Term(3))), Ok(true));
+        assert!(logged().failed(OP, |_, _, _| false).is_err(), "it may yet be committed");
+        assert_eq!(logged().failed(OP, |_, _, _| true), Ok(true));
     }
 
     #[test]

@@ -121,7 +121,14 @@ fn a_batch_has_a_thousand_ops_and_sixteen_mebibytes_at_most() {
 fn what_is_not_a_batch_is_refused() {
     let node = database("badbatch");
     for body in [
-        "", "{", "[]", "null", "{}", r#"{"ops":{}}"#, r#"{"ops":[{}]}"#, r#"{"ops":[null]}"#,
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        r#"{"ops":{}}"#,
+        r#"{"ops":[{}]}"#,
+        r#"{"ops":[null]}"#,
         r#"{"ops":[{"get":{"key":"k"}}]}"#,
         r#"{"ops":[{"put":{"key":"k"}}]}"#,
         r#"{"ops":[{"put":{"key":"k","text":"a","json":1}}]}"#,

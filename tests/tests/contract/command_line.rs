@@ -16,6 +16,7 @@ use highwater_tests::{
     http::Request,
     scratch::Scratch,
 };
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{SHARED, record};
@@ -34,9 +35,18 @@ fn help_names_what_there_is_and_nothing_else() {
     }
     assert!(run(&["--version"]).ok().stdout.starts_with("highwater "));
     for args in [
-        &[][..], &["unknown"], &["serve"], &["init"], &["log"], &["log", "repair", "."],
-        &["--verbose"], &["dev", "--port", "1"], &["demo", "--nodes", "3"], &["token"],
-        &["init", "--nodes", "x", "--dir", "d"], &["status", "--watch"],
+        &[][..],
+        &["unknown"],
+        &["serve"],
+        &["init"],
+        &["log"],
+        &["log", "repair", "."],
+        &["--verbose"],
+        &["dev", "--port", "1"],
+        &["demo", "--nodes", "3"],
+        &["token"],
+        &["init", "--nodes", "x", "--dir", "d"],
+        &["status", "--watch"],
     ] {
         let output = run(args);
         assert_eq!(output.code(), Some(2), "{args:?}: {}", output.stderr);
@@ -261,11 +271,7 @@ fn a_node_that_is_told_to_stop_hands_leadership_over() {
     }
     cluster.node(1).start();
     cluster.node(1).wait_ready();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(cluster.node(1).pid().cast_signed()).unwrap(),
-        rustix::process::Signal::INT,
-    )
-    .unwrap();
+    cluster.node(1).signal(Signal::INT);
     let status = cluster.node(1).wait_exit(PATIENCE + Duration::from_secs(1)).expect("it ends");
     assert!(status.success(), "{status}");
 }

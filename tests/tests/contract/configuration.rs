@@ -40,7 +40,11 @@ fn an_error_names_the_line() {
         node.edit_config(from, to);
         let refused = node.refuses(&[]);
         assert_eq!(refused.code(), Some(2), "{to}: {}", refused.stderr);
-        let line = if mark.is_empty() { line_of(node, to.lines().last().unwrap()) } else { line_of(node, mark) };
+        let line = if mark.is_empty() {
+            line_of(node, to.lines().last().unwrap())
+        } else {
+            line_of(node, mark)
+        };
         let named = refused.stderr.contains(&format!("line {line}"))
             || refused.stderr.contains(&format!("highwater.toml:{line}:"))
             // Of the second of two equal lines, the second is meant.
@@ -84,9 +88,8 @@ fn certificates_must_be_this_nodes() {
     let swap = |name: &str, from: &Cluster, id: u64| {
         fs::copy(file(from, id, name), node.dir.join(name)).unwrap();
     };
-    let own: Vec<(&str, Vec<u8>)> = ["cert.pem", "key.pem"]
-        .map(|name| (name, fs::read(node.dir.join(name)).unwrap()))
-        .into();
+    let own: Vec<(&str, Vec<u8>)> =
+        ["cert.pem", "key.pem"].map(|name| (name, fs::read(node.dir.join(name)).unwrap())).into();
     let restore = || {
         for (name, bytes) in &own {
             fs::write(node.dir.join(name), bytes).unwrap();
@@ -94,8 +97,17 @@ fn certificates_must_be_this_nodes() {
     };
     // Of another cluster, of another node, a key that does not fit, none at all.
     for (name, break_it) in [
-        ("another cluster", &(|| { swap("cert.pem", &foreign, 1); swap("key.pem", &foreign, 1); }) as &dyn Fn()),
-        ("another node", &|| { swap("cert.pem", &cluster, 2); swap("key.pem", &cluster, 2); }),
+        (
+            "another cluster",
+            &(|| {
+                swap("cert.pem", &foreign, 1);
+                swap("key.pem", &foreign, 1);
+            }) as &dyn Fn(),
+        ),
+        ("another node", &|| {
+            swap("cert.pem", &cluster, 2);
+            swap("key.pem", &cluster, 2);
+        }),
         ("another key", &|| swap("key.pem", &cluster, 2)),
         ("no certificate", &|| fs::write(node.dir.join("cert.pem"), "").unwrap()),
         ("no key", &|| fs::remove_file(node.dir.join("key.pem")).unwrap()),

@@ -50,8 +50,12 @@ fn a_database_is_described() {
         assert_eq!(ids, [1, 2, 3]);
 
         let all = node.get("/v1/databases").expect(200).json();
-        let names: Vec<&str> =
-            all["databases"].as_array().unwrap().iter().filter_map(|d| d["name"].as_str()).collect();
+        let names: Vec<&str> = all["databases"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|d| d["name"].as_str())
+            .collect();
         assert!(names.is_sorted() && names.contains(&"described"), "{names:?}");
     }
 }
@@ -90,9 +94,15 @@ fn a_handover_that_makes_no_sense_is_refused() {
     let before = SHARED.leader("badhand");
     node.send(&Request::post(target, r#"{"node":4}"#)).expect_problem(404, "no_such_node");
     node.send(&Request::post(target, r#"{"node":0}"#)).expect_problem(404, "no_such_node");
-    for body in
-        ["", "{}", "[]", r#"{"node":"1"}"#, r#"{"node":-1}"#, r#"{"node":1.5}"#, r#"{"node":1,"x":2}"#]
-    {
+    for body in [
+        "",
+        "{}",
+        "[]",
+        r#"{"node":"1"}"#,
+        r#"{"node":-1}"#,
+        r#"{"node":1.5}"#,
+        r#"{"node":1,"x":2}"#,
+    ] {
         node.send(&Request::post(target, body)).expect_problem(400, "bad_request");
     }
     assert_eq!(SHARED.leader("badhand"), before);

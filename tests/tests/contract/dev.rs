@@ -184,7 +184,10 @@ fn with_no_restart_any_node_may_die_and_rejoin() {
         });
         for at in (0..3).filter(|at| *at != victim) {
             let target = record("db", &format!("{victim}-{at}"));
-            assert_eq!(children[victim].send(&Request::get(&target)).unwrap().expect(200).text(), "v");
+            assert_eq!(
+                children[victim].send(&Request::get(&target)).unwrap().expect(200).text(),
+                "v"
+            );
         }
     }
 }

@@ -4,13 +4,13 @@ use std::{fs, path::Path};
 
 use highwater_tests::{
     PATIENCE, binary, eventually,
-    markdown::{MARK, matches, steps, tested},
+    markdown::{MARK, Step, matches, steps, tested},
     process::Recipe,
     scratch::Scratch,
 };
 
-/// Runs every marked block against a `dev` of its own, in order, in one directory. The document's
-/// `highwater` is the binary under test; its addresses are those that `dev` printed.
+/// Runs every marked block, in order, in one shell and one directory, beside a `dev` that keeps its
+/// data there. The document's `highwater` is the binary under test.
 #[test]
 fn the_readme_works_as_typed() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
@@ -28,38 +28,36 @@ fn the_readme_works_as_typed() {
     let welcome = eventually("dev says that it runs", PATIENCE, || {
         fs::read_to_string(&out).ok().filter(|text| text.contains("Ctrl-C"))
     });
-    let nodes: Vec<&str> = welcome
-        .lines()
-        .filter(|line| line.trim().starts_with("node "))
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("http://")))
+    assert!(welcome.contains("http://127.0.0.1:"), "{welcome}");
+    // One shell for all, as the reader has it: what one step defines, later ones use.
+    let steps: Vec<(usize, Step)> = blocks
+        .iter()
+        .flat_map(|block| steps(block).into_iter().map(|step| (block.line, step)))
         .collect();
-    assert_eq!(nodes.len(), 3, "{welcome}");
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
-    for block in &blocks {
-        for step in steps(block) {
-            let script = format!("set -eu\n{}", step.command);
-            let mut recipe = Recipe::new(["bash", "-c", &script])
-                .dir(scratch.path())
-                .env("PATH", path.as_str());
-            for (name, node) in ["NODE1", "NODE2", "NODE3"].iter().zip(&nodes) {
-                recipe = recipe.env(name, *node);
-            }
-            let output = recipe.run(PATIENCE);
-            let line = block.line;
-            assert!(
-                output.status.success(),
-                "README.md, block at line {line}: `{}` failed: {}{}",
-                step.command,
-                output.stdout,
-                output.stderr
-            );
-            assert!(
-                step.output.is_empty() || matches(&step.output, &output.stdout),
-                "README.md, block at line {line}: `{}` is said to print\n{}but prints\n{}",
-                step.command,
-                step.output,
-                output.stdout
-            );
-        }
+    let script: String = steps
+        .iter()
+        .enumerate()
+        .map(|(at, (_, step))| format!("exec >step-{at}\n{}\n", step.command))
+        .collect();
+    let search = std::env::var("PATH").unwrap_or_default();
+    let output = Recipe::new(["bash", "-euc", &script])
+        .dir(scratch.path())
+        .env("PATH", format!("{}:{search}", bin.display()))
+        .run(PATIENCE);
+    for (at, (line, Step { command, output: shown })) in steps.iter().enumerate() {
+        let printed = fs::read_to_string(scratch.join(&format!("step-{at}")));
+        let last = !scratch.join(&format!("step-{}", at + 1)).exists();
+        assert!(
+            printed.is_ok() && (output.status.success() || !last),
+            "README.md, block at line {line}: `{command}` failed: {} {}",
+            output.status,
+            output.stderr
+        );
+        let printed = printed.unwrap_or_default();
+        assert!(
+            matches(shown, &printed),
+            "README.md, block at line {line}: `{command}` is said to print\n{shown}but prints\n\
+             {printed}"
+        );
     }
 }

@@ -23,8 +23,12 @@ fn no_foreign_page_reaches_the_cluster() {
         assert!(matches!(send(host, None).status, 200 | 201), "{host}");
     }
     for host in [
-        "evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example",
-        "127.1", "user@localhost",
+        "evil.example",
+        "evil.example:80",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "127.1",
+        "user@localhost",
     ] {
         send(host, None).expect_problem(403, "forbidden");
     }
@@ -54,7 +58,9 @@ fn a_host_is_needed_once() {
         client.read(false).unwrap().expect_problem(400, "bad_request");
     }
     let mut client = node.client();
-    client.write_raw(b"GET http://evil.example/healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+    client
+        .write_raw(b"GET http://evil.example/healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .unwrap();
     client.read(false).unwrap().expect_problem(403, "forbidden");
 }
 
@@ -90,11 +96,22 @@ fn encodings_and_media_types_are_not_guessed() {
 fn what_is_not_there_is_a_problem_too() {
     let node = database("routes");
     for target in [
-        "/", "/v1", "/v1/", "/v2/cluster", "/v1/database", "/healthz/", "/v1/databases/routes/record",
+        "/",
+        "/v1",
+        "/v1/",
+        "/v2/cluster",
+        "/v1/database",
+        "/healthz/",
+        "/v1/databases/routes/record",
         // What later versions bring.
-        "/v1/openapi.json", "/v1/tokens", "/v1/databases/routes/changes",
-        "/v1/databases/routes/slots", "/v1/databases/routes/slots/s",
-        "/v1/databases/routes/snapshot", "/v1/databases/routes/ingest", "/v1/cluster/nodes/1",
+        "/v1/openapi.json",
+        "/v1/tokens",
+        "/v1/databases/routes/changes",
+        "/v1/databases/routes/slots",
+        "/v1/databases/routes/slots/s",
+        "/v1/databases/routes/snapshot",
+        "/v1/databases/routes/ingest",
+        "/v1/cluster/nodes/1",
     ] {
         node.get(target).expect_problem(404, "not_found");
     }
@@ -125,11 +142,20 @@ fn unknown_parameters_and_headers_are_refused_everywhere() {
     let node = database("unknown");
     let target = record("unknown", "k");
     let _ = node.put(&target, "v").expect(201);
-    for query in ["x=1", "timeout_ms=0", "timeout_ms=60001", "timeout_ms=-1", "timeout_ms=", "=",
-        "timeout_ms=1&timeout_ms=1", "limit=1", "%ff=1"]
-    {
+    for query in [
+        "x=1",
+        "timeout_ms=0",
+        "timeout_ms=60001",
+        "timeout_ms=-1",
+        "timeout_ms=",
+        "=",
+        "timeout_ms=1&timeout_ms=1",
+        "limit=1",
+        "%ff=1",
+    ] {
         let target = format!("{target}?{query}");
-        for request in [Request::put(&target, "w"), Request::get(&target), Request::delete(&target)] {
+        for request in [Request::put(&target, "w"), Request::get(&target), Request::delete(&target)]
+        {
             let answer = node.send(&request);
             assert_eq!((answer.status, answer.code().as_str()), (400, "bad_request"), "{query}");
         }

@@ -67,8 +67,7 @@ fn rows_tell_about_their_records() {
     let put = Request::put(&record("rows", "k"), b"\0\xff").header("content-type", "image/png");
     let version = node.send(&put).expect(201).json()["version"].clone();
     let row = |query: &str| list("rows", query).expect(200).json()["records"][0].clone();
-    let plain =
-        json!({"key": "k", "version": version, "size": 2, "content_type": "image/png"});
+    let plain = json!({"key": "k", "version": version, "size": 2, "content_type": "image/png"});
     assert_eq!(row(""), plain);
     assert_eq!(row("values=false"), plain);
     let mut full = plain;
@@ -97,9 +96,24 @@ fn a_page_has_a_hundred_rows_and_a_thousand_at_most() {
 fn a_query_that_is_not_understood_is_refused() {
     database("badlist");
     for query in [
-        "limit=0", "limit=1001", "limit=-1", "limit=x", "limit=", "limit=1&limit=2",
-        "values=yes", "values=", "consistency=eventual", "colour=red", "Prefix=a", "prefix=%ff",
-        "after=%f", "timeout_ms=0", "timeout_ms=60001", "timeout_ms=1.5", "follow=true", "ack=all",
+        "limit=0",
+        "limit=1001",
+        "limit=-1",
+        "limit=x",
+        "limit=",
+        "limit=1&limit=2",
+        "values=yes",
+        "values=",
+        "consistency=eventual",
+        "colour=red",
+        "Prefix=a",
+        "prefix=%ff",
+        "after=%f",
+        "timeout_ms=0",
+        "timeout_ms=60001",
+        "timeout_ms=1.5",
+        "follow=true",
+        "ack=all",
     ] {
         let answer = list("badlist", query);
         assert_eq!((answer.status, answer.code().as_str()), (400, "bad_request"), "{query}");

@@ -101,7 +101,11 @@ fn damage_that_may_have_been_acknowledged_stops_the_start() {
     }
     let verified = run(&["log", "verify", node.data().to_str().unwrap()]);
     assert_eq!(verified.code(), Some(1));
-    assert!(verified.stdout.contains("DAMAGE") && verified.stdout.contains(&name), "{}", verified.stdout);
+    assert!(
+        verified.stdout.contains("DAMAGE") && verified.stdout.contains(&name),
+        "{}",
+        verified.stdout
+    );
     // What was damaged, mended, is as good as new.
     flip(&path, at);
     node.start();

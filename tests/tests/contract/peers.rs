@@ -116,7 +116,10 @@ fn who_is_not_of_the_cluster_is_not_heard() {
     run(async {
         let foreigner = Stranger::new(Some(foreign.node(1)), &cluster, ALPN);
         let said = foreigner.refused(node).await;
-        assert!(said.contains("UnknownCA") || said.contains("certificate") || said.contains("0x1"), "{said}");
+        assert!(
+            said.contains("UnknownCA") || said.contains("certificate") || said.contains("0x1"),
+            "{said}"
+        );
         let nobody = Stranger::new(None, &cluster, ALPN);
         let said = nobody.refused(node).await;
         assert!(said.contains("ertificate") || said.contains("0x1"), "{said}");
@@ -160,7 +163,9 @@ fn a_hello_must_be_that_of_the_certificate() {
         }
         // Silence does not hold a place for ever.
         let connection = two.dial(node).await.expect("its certificate is good");
-        let _ = tokio::time::timeout(Duration::from_secs(15), connection.closed()).await.expect("closed");
+        let _ = tokio::time::timeout(Duration::from_secs(15), connection.closed())
+            .await
+            .expect("closed");
     });
     cluster.node(2).start();
     cluster.wait_ready();

@@ -16,17 +16,15 @@ fn failed() -> (u16, String) {
 fn compare_and_swap() {
     let node = database("cas");
     let target = record("cas", "k");
-    let create = |value: &str| {
-        node.send(&Request::put(&target, value).header("if-none-match", "*"))
-    };
+    let create =
+        |value: &str| node.send(&Request::put(&target, value).header("if-none-match", "*"));
     let first = create("1").expect(201);
     let again = create("2");
     let problem = again.expect_problem(412, "precondition_failed");
     assert_eq!(problem["version"], first.json()["version"], "it carries the current version");
 
-    let swap = |etag: &str, value: &str| {
-        node.send(&Request::put(&target, value).header("if-match", etag))
-    };
+    let swap =
+        |etag: &str, value: &str| node.send(&Request::put(&target, value).header("if-match", etag));
     let etag = first.header("etag").unwrap();
     let second = swap(etag, "2").expect(200);
     let problem = swap(etag, "3").expect_problem(412, "precondition_failed");
@@ -43,23 +41,23 @@ fn compare_and_swap() {
     assert_eq!(code(&delete("*")), failed());
 }
 
+/// A header's value for the entity tag that the record has.
+type Spelled = fn(&str) -> String;
+
 #[test]
 fn lists_weak_tags_and_stars_on_writes() {
     let node = database("tags");
     let target = record("tags", "k");
-    let write = |name: &str, value: &str| {
-        node.send(&Request::put(&target, "v").header(name, value))
-    };
+    let write =
+        |name: &str, value: &str| node.send(&Request::put(&target, "v").header(name, value));
     // Nothing is there yet.
-    for (name, value, status) in [
-        ("if-match", "*", 412),
-        ("if-match", "\"1-1\"", 412),
-        ("if-none-match", "\"1-1\"", 201),
-    ] {
+    for (name, value, status) in
+        [("if-match", "*", 412), ("if-match", "\"1-1\"", 412), ("if-none-match", "\"1-1\"", 201)]
+    {
         assert_eq!(write(name, value).status, status, "{name}: {value}");
     }
     let etag = || node.get(&target).header("etag").unwrap().to_owned();
-    let cases: [(&str, fn(&str) -> String, u16); 12] = [
+    let cases: [(&str, Spelled, u16); 12] = [
         ("if-match", |etag| etag.to_owned(), 200),
         ("if-match", |_| "*".to_owned(), 200),
         ("if-match", |etag| format!("\"x\", {etag}"), 200),
@@ -94,7 +92,8 @@ fn the_tag_of_another_database_never_matches() {
     let b = node.put(&record("tags-b", "k"), "v").expect(201);
     assert_eq!(a.json()["version"], b.json()["version"], "or this proves nothing");
     assert_ne!(a.header("etag"), b.header("etag"));
-    let put = Request::put(&record("tags-b", "k"), "w").header("if-match", a.header("etag").unwrap());
+    let put =
+        Request::put(&record("tags-b", "k"), "w").header("if-match", a.header("etag").unwrap());
     assert_eq!(code(&node.send(&put)), failed());
 }
 
@@ -125,11 +124,9 @@ fn a_malformed_precondition_is_never_taken_for_none() {
     let _ = node.put(&target, "v").expect(201);
     for value in ["", "x", "\"x", "x\"", "\"a\" \"b\"", "*, \"a\"", "w/\"a\"", ","] {
         for name in ["if-match", "if-none-match"] {
-            for request in [
-                Request::put(&target, "w"),
-                Request::delete(&target),
-                Request::get(&target),
-            ] {
+            for request in
+                [Request::put(&target, "w"), Request::delete(&target), Request::get(&target)]
+            {
                 let answer = node.send(&request.header(name, value));
                 assert_eq!(code(&answer), (400, "bad_request".into()), "{name}: {value:?}");
             }

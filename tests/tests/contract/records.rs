@@ -75,8 +75,13 @@ fn a_get_protects_the_browser_and_head_says_the_same() {
     let head = node.send(&Request::new("HEAD", &target)).expect(200);
     assert!(head.body.is_empty());
     for name in [
-        "content-type", "content-length", "etag", "highwater-lsn", "x-content-type-options",
-        "content-security-policy", "cache-control",
+        "content-type",
+        "content-length",
+        "etag",
+        "highwater-lsn",
+        "x-content-type-options",
+        "content-security-policy",
+        "cache-control",
     ] {
         assert_eq!(head.header(name), got.header(name), "{name}");
     }
@@ -114,8 +119,8 @@ fn a_value_has_a_mebibyte_at_most() {
         chunked.extend_from_slice(b"\r\n");
     }
     chunked.extend_from_slice(b"0\r\n\r\n");
-    let put = Request::put(&record("large", "beyond"), &chunked)
-        .header("transfer-encoding", "chunked");
+    let put =
+        Request::put(&record("large", "beyond"), &chunked).header("transfer-encoding", "chunked");
     node.send(&put).expect_problem(413, "payload_too_large");
     node.get(&record("large", "beyond")).expect_problem(404, "no_such_record");
     // Chunks are taken where they fit.
@@ -152,8 +157,12 @@ fn keys_are_decoded_once_and_never_normalized() {
     let longest = "é".repeat(512);
     let _ = put(&escape(&longest), "long");
     let page = node.get("/v1/databases/keys/records").json();
-    let keys: Vec<&str> =
-        page["records"].as_array().unwrap().iter().map(|row| row["key"].as_str().unwrap()).collect();
+    let keys: Vec<&str> = page["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["key"].as_str().unwrap())
+        .collect();
     let mut expected = vec![
         "\0\u{1}", "...", "A", "a", "a%2Fb", "a+b", "a/b", "a//b/", "e\u{301}", "x?y#z", "\u{e9}",
         &longest,
@@ -168,8 +177,21 @@ fn bad_keys_and_names_are_refused() {
     let long = "k".repeat(1025);
     let wide = escape(&"é".repeat(513));
     for key in [
-        "", ".", "..", "a/../b", "a/%2e%2E/b", "./a", "a/.", "%", "%2", "%zz", "%ff", "%C3%28",
-        "%ED%A0%80", &long, &wide,
+        "",
+        ".",
+        "..",
+        "a/../b",
+        "a/%2e%2E/b",
+        "./a",
+        "a/.",
+        "%",
+        "%2",
+        "%zz",
+        "%ff",
+        "%C3%28",
+        "%ED%A0%80",
+        &long,
+        &wide,
     ] {
         let target = record("badkeys", key);
         node.put(&target, "v").expect_problem(400, "invalid_key");

@@ -17,14 +17,12 @@ use highwater_tests::{
 
 use crate::record;
 
-/// Has a node see a small disk of its own where its data directory is, which is gone with the
-/// process that `sh` becomes. What the data directory holds is copied there and back.
+/// Has a node see a small, empty disk of its own where its data directory is. Nobody else sees it,
+/// and it is gone with the node's process.
 fn on_small_disk(node: &Node, mib: u64) {
     let data = node.data();
     let data = data.to_str().unwrap();
-    let script = format!(
-        "mount -t tmpfs -o size={mib}m none '{data}' && exec \"$@\"",
-    );
+    let script = format!("mount -t tmpfs -o size={mib}m none '{data}' && exec \"$@\"",);
     let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
     node.within(wrapper);
 }
@@ -35,7 +33,8 @@ fn may_mount() -> Result<(), String> {
             return Err(format!("{program} is not installed"));
         }
     }
-    let probe = ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/mnt"];
+    let probe =
+        ["unshare", "--mount", "--propagation", "private", "mount", "-t", "tmpfs", "none", "/mnt"];
     let output = Recipe::new(probe).run(PATIENCE);
     if output.status.success() { Ok(()) } else { Err(output.stderr) }
 }
@@ -81,6 +80,8 @@ fn verify(node: &Node, acked: &BTreeMap<usize, usize>) {
 fn restart_with_room(node: &Node) {
     let copy = node.dir.join("copy");
     let (from, to) = (node.data(), copy.to_str().unwrap().to_owned());
+    // A copy of what does not change meanwhile.
+    node.pause();
     in_its_place(node, &["cp", "-a", from.to_str().unwrap(), &to]);
     node.kill();
     fs::remove_dir_all(node.data()).unwrap();
@@ -93,7 +94,7 @@ fn restart_with_room(node: &Node) {
 /// The log grows, and what it is about does not.
 #[test]
 fn a_log_without_room_refuses_writes_and_goes_on_once_there_is_some() {
-    const MIB: u64 = 240;
+    const MIB: u64 = 216;
     if let Err(why) = may_mount() {
         return skip("a_log_without_room_refuses_writes_and_goes_on_once_there_is_some", &why);
     }
@@ -108,8 +109,6 @@ fn a_log_without_room_refuses_writes_and_goes_on_once_there_is_some() {
     // Reads go on, the node is alive, and the refused write had no effect.
     verify(node, &acked);
     let _ = node.get("/healthz").expect(200);
-    let delete = node.send(&Request::delete(&record("db", "0")));
-    delete.expect_problem(503, "storage_full");
 
     // Room made while it runs is found.
     let size = format!("remount,size={}m", 2 * MIB);
@@ -124,10 +123,11 @@ fn a_log_without_room_refuses_writes_and_goes_on_once_there_is_some() {
     assert_eq!(node.get(&record("db", "later")).expect(200).body, value(0));
 }
 
-/// The records grow, so that the disk is full before the log is.
+/// The records grow, so that the disk is full before the log is: the database is out of service
+/// until there is room and the node was started again. The log has what the records lack.
 #[test]
 fn records_without_room_are_refused_and_none_is_lost() {
-    const MIB: u64 = 240;
+    const MIB: u64 = 204;
     if let Err(why) = may_mount() {
         return skip("records_without_room_are_refused_and_none_is_lost", &why);
     }
@@ -138,12 +138,57 @@ fn records_without_room_are_refused_and_none_is_lost() {
     cluster.create("db");
     let (acked, refused) = fill(node, MIB as usize, MIB as usize);
     assert!(acked.len() > 8, "{} writes fit", acked.len());
-    refused.expect_problem(503, "storage_full");
+    assert!(matches!(refused.status, 503 | 504), "{}", refused.text());
+    let again = node.put(&record("db", "again?timeout_ms=500"), value(0));
+    assert_eq!(again.status, 503, "{}", again.text());
+    let log = node.log();
+    assert!(log.contains("No space left on device") && log.contains("make room"), "{log}");
+    // Readiness says what is wrong; the process is alive, and others are not concerned.
+    let ready = node.get("/readyz").expect(503).json();
+    assert!(ready["reasons"][0].as_str().is_some_and(|r| r.contains("No space")), "{ready}");
     let _ = node.get("/healthz").expect(200);
+
     restart_with_room(node);
     verify(node, &acked);
-    node.get(&record("db", &acked.len().to_string())).expect_problem(404, "no_such_record");
+    node.get(&record("db", "again")).expect_problem(404, "no_such_record");
+    if refused.status == 503 {
+        let key = acked.len().to_string();
+        node.get(&record("db", &key)).expect_problem(404, "no_such_record");
+    }
     let _ = node.put(&record("db", "later"), value(0)).expect(201);
+}
+
+/// One full disk of three is a minority.
+#[test]
+fn the_others_go_on_without_the_node_whose_disk_is_full() {
+    const MIB: u64 = 200;
+    const WRITES: usize = 40;
+    if let Err(why) = may_mount() {
+        return skip("the_others_go_on_without_the_node_whose_disk_is_full", &why);
+    }
+    let cluster = Cluster::init(3, &[]);
+    let small = cluster.node(1);
+    on_small_disk(small, MIB);
+    cluster.start_all();
+    cluster.create("db");
+    cluster.hand_over("db", 1);
+    let asked = cluster.node(2);
+    let mut client = asked.client();
+    let mut acked = BTreeMap::new();
+    for at in 0..WRITES {
+        let target = record("db", &format!("{at}?timeout_ms=10000"));
+        let put = client.send(&Request::put(&target, value(at))).expect("an answer");
+        if put.status == 201 {
+            acked.insert(at, at);
+        }
+    }
+    // All but those that were in flight when it failed, or refused by it until it gave way.
+    assert!(acked.len() >= WRITES - 4, "only {} of {WRITES}", acked.len());
+    assert_ne!(cluster.leader_among("db", &[2, 3]), 1);
+    verify(asked, &acked);
+    verify(cluster.node(3), &acked);
+    assert!(small.is_alive() && small.log().contains("No space left"), "{}", small.log());
+    let _ = small.get("/healthz").expect(200);
 }
 
 #[test]
@@ -212,9 +257,16 @@ fn the_disk_is_synced_before_the_answer_is_sent() {
     let _ = node.put(&record("db", "warm"), "v").expect(201);
     let trace = node.dir.join("strace");
     let strace = Recipe::new([
-        "strace", "-f", "-s", "256", "-e",
-        "trace=fdatasync,fsync,pwrite64,pwritev,pwritev2,write,writev,sendto,sendmsg", "-o",
-        trace.to_str().unwrap(), "-p", &node.pid().to_string(),
+        "strace",
+        "-f",
+        "-s",
+        "4096",
+        "-e",
+        "trace=fdatasync,fsync,pwrite64,pwritev,pwritev2,write,writev,sendto,sendmsg",
+        "-o",
+        trace.to_str().unwrap(),
+        "-p",
+        &node.pid().to_string(),
     ]);
     let errors = node.dir.join("strace.err");
     let mut tracer = strace.start(&node.dir.join("strace.out"), &errors);
@@ -232,7 +284,9 @@ fn the_disk_is_synced_before_the_answer_is_sent() {
     }
     const WRITES: usize = 5;
     for at in 0..WRITES {
-        let _ = node.put(&record("db", &format!("traced-{at}")), format!("marker-{at}-value")).expect(201);
+        let _ = node
+            .put(&record("db", &format!("traced-{at}")), format!("marker-{at}-value"))
+            .expect(201);
     }
     tracer.signal(rustix::process::Signal::INT);
     let _ = tracer.wait(PATIENCE).expect("strace detaches");
@@ -240,35 +294,31 @@ fn the_disk_is_synced_before_the_answer_is_sent() {
     let calls = calls(&trace);
     for at in 0..WRITES {
         // The entry goes to the log, the log to the disk, and then the answer to the client.
+        let key = format!("traced-{at}");
         let written = calls
             .iter()
-            .find(|c| c.name.starts_with("pwrite") || c.name == "write" && !c.text.contains("HTTP"))
-            .map(|_| ())
-            .and_then(|()| {
-                calls.iter().find(|c| {
-                    c.name.starts_with("pwrite") && c.text.contains(&format!("traced-{at}"))
-                })
-            });
+            .find(|call| call.name.starts_with("pwrite") && call.text.contains(&key))
+            .unwrap_or_else(|| panic!("write {at} is not in the log:\n{trace}"));
         let answered = calls
             .iter()
             .find(|c| {
                 ["write", "writev", "sendto", "sendmsg"].contains(&c.name.as_str())
                     && c.text.contains("HTTP/1.1 201")
-                    && c.text.contains(&format!("traced-{at}"))
+                    && c.text.contains(&key)
             })
             .unwrap_or_else(|| panic!("no answer for write {at} in\n{trace}"));
-        let began = written.map_or(0, |call| call.order.1);
         let synced = calls.iter().find(|c| {
             c.name == "fdatasync"
                 && c.text.ends_with("= 0")
-                && c.order.0 > began
+                && c.order.0 > written.order.1
                 && c.order.1 < answered.order.0
         });
         assert!(
             synced.is_some(),
             "write {at} was answered in line {} without an fdatasync since it was written in line \
-             {began}\n{trace}",
-            answered.order.0
+             {}\n{trace}",
+            answered.order.0,
+            written.order.1
         );
     }
 }

@@ -24,9 +24,7 @@ fn the_cluster_is_described_the_same_by_every_node() {
         let nodes = view["nodes"].as_array().unwrap();
         assert_eq!(nodes.len(), 3);
         for (row, known) in nodes.iter().zip(SHARED.nodes()) {
-            let expected = [
-                "address", "http", "id", "last_contact_ms", "role", "state", "version",
-            ];
+            let expected = ["address", "http", "id", "last_contact_ms", "role", "state", "version"];
             assert_eq!(fields(row), expected);
             assert_eq!(row["id"], known.id);
             assert_eq!(row["address"], known.quic.to_string());
@@ -40,12 +38,24 @@ fn the_cluster_is_described_the_same_by_every_node() {
         assert_eq!(row["leader"], leader);
         for (replica, id) in row["replicas"].as_array().unwrap().iter().zip(1..) {
             let expected = [
-                "applied", "apply_errors", "divergences", "durable", "lag_bytes", "lag_ms",
-                "lag_ops", "node", "rebootstrapping", "role", "state",
+                "applied",
+                "apply_errors",
+                "divergences",
+                "durable",
+                "lag_bytes",
+                "lag_ms",
+                "lag_ops",
+                "node",
+                "rebootstrapping",
+                "role",
+                "state",
             ];
             assert_eq!(fields(replica), expected);
             assert_eq!(replica["node"], id);
-            assert_eq!((&replica["rebootstrapping"], &replica["apply_errors"]), (&json!(false), &json!(0)));
+            assert_eq!(
+                (&replica["rebootstrapping"], &replica["apply_errors"]),
+                (&json!(false), &json!(0))
+            );
         }
     }
 }

@@ -6,6 +6,7 @@ use highwater_tests::{
     PATIENCE,
     cluster::{Cluster, Node},
     eventually,
+    http::{Client, Request},
     load::Load,
 };
 
@@ -65,6 +66,28 @@ fn all_nodes_are_killed_at_once_under_load() {
 }
 
 #[test]
+fn a_leader_change_is_invisible_to_what_reached_no_log() {
+    let cluster = Cluster::start(3);
+    cluster.create("db");
+    let _ = cluster.node(1).put(&record("db", "k"), "v").expect(201);
+    for round in 0..3 {
+        let leader = cluster.leader("db");
+        let others = cluster.others(leader);
+        let mut readers: Vec<Client> = others.iter().map(|node| node.client()).collect();
+        cluster.node(leader).kill();
+        // Right away, when nobody knows yet.
+        for reader in &mut readers {
+            reader.write(&Request::get(&record("db", "k"))).unwrap();
+        }
+        for reader in &mut readers {
+            assert_eq!(reader.read(false).unwrap().expect(200).text(), "v", "round {round}");
+        }
+        cluster.node(leader).start();
+        cluster.node(leader).wait_ready();
+    }
+}
+
+#[test]
 fn a_node_that_missed_much_catches_up() {
     let cluster = Cluster::start(3);
     cluster.create("db");
@@ -75,7 +98,7 @@ fn a_node_that_missed_much_catches_up() {
     let mut client = cluster.node(leader).client();
     for at in 0..300 {
         let target = record("db", &format!("large/{at:03}"));
-        let put = highwater_tests::http::Request::put(&target, &value);
+        let put = Request::put(&target, &value);
         let _ = client.send(&put).unwrap().expect(201);
     }
     // Databases that were made while it was away are made on it too.

@@ -19,7 +19,7 @@ const CLIENTS: usize = 32;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Does something for every database, with many clients at once, spread over the nodes.
-fn for_each(nodes: &[&Node], request: impl Fn(usize) -> Request + Sync) -> Duration {
+fn for_each(what: &str, nodes: &[&Node], request: impl Fn(usize) -> Request + Sync) -> Duration {
     let next = AtomicUsize::new(0);
     let began = Instant::now();
     thread::scope(|scope| {
@@ -40,7 +40,7 @@ fn for_each(nodes: &[&Node], request: impl Fn(usize) -> Request + Sync) -> Durat
                         }
                         assert!(answer.status >= 500, "{}", answer.text());
                         let patience = attempt < 20 && began.elapsed() < LIMIT;
-                        assert!(patience, "database {database}: {}", answer.text());
+                        assert!(patience, "{what} database {database}: {}", answer.text());
                     }
                 }
             });
@@ -57,8 +57,8 @@ fn two_thousand_databases_survive_their_leader() {
     let key = |at: usize, key: &str| record(&name(at), &format!("{key}?timeout_ms=20000"));
     let create =
         |at: usize| Request::new("PUT", &format!("/v1/databases/{}?timeout_ms=20000", name(at)));
-    let created = for_each(&all, create);
-    let written = for_each(&all, |at| Request::put(&key(at, "first"), name(at)));
+    let created = for_each("creating", &all, create);
+    let written = for_each("writing", &all, |at| Request::put(&key(at, "first"), name(at)));
 
     let leading = |node: &Node| {
         let text = node.get("/metrics").text();
@@ -69,15 +69,16 @@ fn two_thousand_databases_survive_their_leader() {
     assert!(led >= DATABASES / 3, "node {victim} leads {led}");
     cluster.node(victim).kill();
     let left = cluster.others(victim);
-    let survived = for_each(&left, |at| Request::put(&key(at, "second"), name(at)));
+    let survived =
+        for_each("after the kill", &left, |at| Request::put(&key(at, "second"), name(at)));
 
     // And the one that died comes back to all of them.
     cluster.node(victim).start();
     let began = Instant::now();
     cluster.node(victim).wait_ready();
     let again = [cluster.node(victim)];
-    let read = for_each(&again, |at| Request::get(&key(at, "second")));
-    let total = for_each(&again, |at| Request::put(&key(at, "third"), name(at)));
+    let read = for_each("reading", &again, |at| Request::get(&key(at, "second")));
+    let total = for_each("writing again", &again, |at| Request::put(&key(at, "third"), name(at)));
     println!(
         "{DATABASES} databases: created in {created:?}, written in {written:?}; node {victim}, \
          which led {led}, killed: all written again in {survived:?}; restarted: read in {read:?}, \
