@@ -10,7 +10,7 @@ use std::{
 };
 
 use highwater_core::{
-    Boot, Effect, GroupId, Input, Instant, Node, NodeId, Notice, Reject, Reply, Request, RequestId,
+    Effect, GroupId, Input, Instant, Node, NodeId, Notice, Peer, Reject, Reply, Request, RequestId,
 };
 use highwater_wire::peer::{ForwardReply, ForwardRequest, PeerMessage};
 use tokio::sync::{
@@ -82,7 +82,7 @@ pub enum Exit {
 /// Who waits for a request of this node's core.
 enum Waiter {
     Local(oneshot::Sender<Option<Reply>>),
-    Peer { node: NodeId, boot: Boot, id: u64 },
+    Peer { peer: Peer, id: u64 },
 }
 
 /// A request that another node carries out for us.
@@ -115,7 +115,8 @@ pub(crate) struct Driver<C, T> {
     forwarded: BTreeMap<u64, (Instant, Forwarded)>,
     gathering: BTreeMap<u64, Gathering>,
     due: BTreeSet<(Instant, Due)>,
-    boots: BTreeMap<NodeId, Boot>,
+    /// The latest start of each node that has spoken.
+    peers: BTreeMap<NodeId, Peer>,
     outgoing: Vec<(NodeId, PeerMessage)>,
 }
 
@@ -150,7 +151,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             forwarded: BTreeMap::new(),
             gathering: BTreeMap::new(),
             due: BTreeSet::new(),
-            boots: BTreeMap::new(),
+            peers: BTreeMap::new(),
             outgoing: Vec::new(),
         }
     }
@@ -288,8 +289,9 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         match waiter {
             // A handle that has gone does not want to know.
             Waiter::Local(sender) => drop(sender.send(reply)),
-            Waiter::Peer { node, boot, id } => {
-                if self.boots.get(&node) == Some(&boot) {
+            Waiter::Peer { peer, id } => {
+                let node = peer.member.node;
+                if self.peers.get(&node) == Some(&peer) {
                     let reply = forward_reply_of(reply);
                     self.outgoing.push((node, PeerMessage::ForwardReply { id, reply }));
                 }
@@ -345,24 +347,35 @@ impl<C: Clock, T: Transport> Driver<C, T> {
 
     // --- messages ---
 
-    fn on_inbound(&mut self, inbound: Inbound, inputs: &mut Vec<Input>) {
-        let Inbound { from, message } = inbound;
+    /// Whether a sender is the latest start of its node. What an earlier one was to carry out for
+    /// us has an outcome that nobody will tell us.
+    fn note_sender(&mut self, from: Peer) -> bool {
         let node = from.member.node;
-        let known = self.boots.insert(node, from.boot);
-        if known.is_some_and(|boot| boot.counter > from.boot.counter) {
-            self.boots.insert(node, known.unwrap_or_default());
-            return;
+        let age = |peer: &Peer| (peer.member.incarnation, peer.boot.counter);
+        match self.peers.get(&node) {
+            Some(known) if *known == from => return true,
+            Some(known) if age(known) > age(&from) => return false,
+            _ => {}
         }
-        if known.is_some_and(|boot| boot != from.boot) {
+        if self.peers.insert(node, from).is_some() {
             let lost = self.forwarded.iter().filter(|(_, (_, f))| f.to == node);
             for id in lost.map(|(id, _)| *id).collect::<Vec<_>>() {
                 self.answer_forwarded(id, None);
             }
         }
+        true
+    }
+
+    fn on_inbound(&mut self, inbound: Inbound, inputs: &mut Vec<Input>) {
+        let Inbound { from, message } = inbound;
+        let node = from.member.node;
+        if !self.note_sender(from) {
+            return;
+        }
         match message {
             PeerMessage::Core(message) => inputs.push(Input::Message { from, message }),
             PeerMessage::Forward { id, budget_us, request } => {
-                let waiter = Waiter::Peer { node, boot: from.boot, id };
+                let waiter = Waiter::Peer { peer: from, id };
                 let budget = Duration::from_micros(budget_us);
                 self.admit(Ask::Forwardable(request), budget, waiter, inputs);
             }

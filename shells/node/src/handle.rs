@@ -149,18 +149,31 @@ impl Handle {
         timeout: Duration,
     ) -> Result<(GroupId, bool), Error> {
         let deadline = Deadline::after(timeout);
-        let request = ForwardRequest::CreateDatabase { name: name.to_owned() };
-        let (group, existed) = match self.on_leader(GroupId::SYSTEM, request, deadline).await? {
-            ForwardReply::Created { group, existed } => (group, existed),
-            _ => return Err(Error::Unknown),
+        self.refuse_when_ending()?;
+        let (group, existed) = match self.known(name) {
+            Some(group) => (group, true),
+            None => self.propose_database(name, deadline).await?,
         };
         let mut changes = self.shared.watch();
         loop {
             if self.leader(group).is_some() {
                 return Ok((group, existed));
             }
-            // It stands by now; a retry finds it and waits on.
-            self.wait(&mut changes, deadline, None).await.map_err(|_| Error::Unknown)?;
+            // It stands by now, whatever the caller is told; a retry finds it and waits on.
+            let waited = self.wait(&mut changes, deadline, None).await;
+            waited.map_err(|error| if existed { error } else { Error::Unknown })?;
+        }
+    }
+
+    async fn propose_database(
+        &self,
+        name: &str,
+        deadline: Deadline,
+    ) -> Result<(GroupId, bool), Error> {
+        let request = ForwardRequest::CreateDatabase { name: name.to_owned() };
+        match self.on_leader(GroupId::SYSTEM, request, deadline).await? {
+            ForwardReply::Created { group, existed } => Ok((group, existed)),
+            _ => Err(Error::Unknown),
         }
     }
 
