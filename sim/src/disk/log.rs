@@ -94,6 +94,7 @@ impl Disk for DiskHandle {
 
     async fn write_sync(&self, file: &SimFile, offset: u64, data: Bytes) -> io::Result<()> {
         let len = data.len() as u64;
+        self.enter_or_die(Call::Log).await.committing = Some(file.id);
         self.write_at(file, offset, data).await?;
         self.sync(file).await?;
         let mut inner = self.enter_or_die(Call::Log).await;

@@ -59,6 +59,8 @@ struct Inner {
     slowness: u64,
     /// The latest commits: file, offset, length.
     commits: VecDeque<(FileId, u64, u64)>,
+    /// Where the commit under way, or else the latest one, goes.
+    committing: Option<FileId>,
     damage: Option<(FileId, u64, u8)>,
 }
 
@@ -83,6 +85,7 @@ impl SimDisk {
             rng: Rng::stream(world.seed, "disk", node),
             slowness: 1,
             commits: VecDeque::new(),
+            committing: None,
             damage: None,
         };
         Arc::new(SimDisk { world, node, inner: Mutex::new(inner), on_fuse: Mutex::new(None) })
@@ -153,9 +156,10 @@ impl SimDisk {
     /// while no process runs. Whether there was such a block.
     pub(crate) fn damage(&self) -> bool {
         let mut inner = self.lock();
-        let Inner { commits, rng, image, damage, .. } = &mut *inner;
+        let Inner { commits, committing, rng, image, damage, .. } = &mut *inner;
         let settled = commits.len().saturating_sub(3);
-        let newest = commits.back().map(|(file, ..)| *file);
+        // A segment that was just begun may be the newest one by now, or not: then this is none.
+        let newest = committing.filter(|file| commits.back().is_some_and(|(f, ..)| f == file));
         let blocks: Vec<_> =
             commits.iter().take(settled).filter(|(file, ..)| Some(*file) == newest).collect();
         if blocks.is_empty() || damage.is_some() {

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use crate::{SHARED, database, record};
 
 fn post(database: &str, body: &str) -> Response {
-    SHARED.node(3).send(&Request::post(&format!("/v1/databases/{database}/batch"), body))
+    // Large ones take their time on a busy machine.
+    let target = format!("/v1/databases/{database}/batch?timeout_ms=30000");
+    SHARED.node(3).send(&Request::post(&target, body))
 }
 
 fn ops(database: &str, ops: &Value) -> Response {

@@ -215,42 +215,56 @@ fn a_write_that_comes_while_the_node_stops_is_refused() {
 
 #[test]
 fn more_than_the_leader_takes_is_refused_and_not_done() {
-    const WRITES: usize = 72;
-    let cluster = Cluster::start(3);
+    // A few large writes, so that little has to be done before the leader misses its followers.
+    const WRITES: usize = 6;
+    const BYTES: usize = 15 << 20;
+    let cluster = Cluster::init(3, &[]);
+    for node in cluster.nodes() {
+        node.edit_config("value_bytes = 1048576", &format!("value_bytes = {BYTES}"));
+    }
+    cluster.start_all();
     cluster.create("db");
-    let leader = cluster.leader("db");
-    let node = cluster.node(leader);
-    let value = vec![b'x'; 1 << 20];
-    // Everything but the last byte of each is there before the followers stop.
-    let mut clients: Vec<Client> = (0..WRITES)
-        .map(|at| {
-            let mut client = node.client();
-            let target = record("db", &format!("{at}?timeout_ms=3000"));
-            let bytes = Request::put(&target, &value).encode(node.http);
-            client.write_raw(&bytes[..bytes.len() - 1]).unwrap();
-            client
-        })
-        .collect();
-    thread::sleep(Duration::from_millis(500));
-    let followers = cluster.others(leader);
-    followers.iter().for_each(|node| node.pause());
-    clients.iter_mut().for_each(|client| client.write_raw(b"x").unwrap());
-    thread::sleep(Duration::from_millis(500));
-    followers.iter().for_each(|node| node.resume());
-    let answers: Vec<Response> = clients.iter_mut().map(|c| c.read(false).unwrap()).collect();
-    let refused: Vec<usize> = (0..WRITES).filter(|at| answers[*at].status == 429).collect();
-    assert!(!refused.is_empty(), "{:?}", answers.iter().map(|a| a.status).collect::<Vec<_>>());
-    let first = &answers[refused[0]];
-    let problem = first.expect_problem(429, "too_many_requests");
-    assert!(problem["retry_after_ms"].is_u64() && first.header("retry-after").is_some());
-    cluster.create("again");
-    let records = cluster.records(leader, "db", "linearizable");
-    for (at, answer) in answers.iter().enumerate() {
-        let found = records.contains_key(&at.to_string());
-        match answer.status {
-            201 => assert!(found, "write {at} was acknowledged and is lost"),
-            504 => {}
-            _ => assert!(!found, "write {at} was refused, yet done: {}", answer.text()),
+    let value = vec![b'x'; BYTES];
+    for round in 0.. {
+        let leader = cluster.leader("db");
+        let node = cluster.node(leader);
+        let key = |at: usize| format!("{round}-{at}");
+        // Everything but the last byte of each is there before the followers stop.
+        let mut clients: Vec<Client> = (0..WRITES)
+            .map(|at| {
+                let mut client = node.client();
+                let target = record("db", &format!("{}?timeout_ms=4000", key(at)));
+                let bytes = Request::put(&target, &value).encode(node.http);
+                client.write_raw(&bytes[..bytes.len() - 1]).unwrap();
+                client
+            })
+            .collect();
+        thread::sleep(Duration::from_millis(300));
+        let followers = cluster.others(leader);
+        followers.iter().for_each(|node| node.pause());
+        clients.iter_mut().for_each(|client| client.write_raw(b"x").unwrap());
+        thread::sleep(Duration::from_millis(500));
+        followers.iter().for_each(|node| node.resume());
+        let answers: Vec<Response> = clients.iter_mut().map(|c| c.read(false).unwrap()).collect();
+        eventually("the cluster works again", PATIENCE, || {
+            let settle = record("db", "settle?timeout_ms=2000");
+            (node.put(&settle, "v").status < 300).then_some(())
+        });
+        for (at, answer) in answers.iter().enumerate() {
+            let found = node.send(&Request::new("HEAD", &record("db", &key(at)))).status;
+            match answer.status {
+                201 => assert_eq!(found, 200, "write {at} was acknowledged and is lost"),
+                504 => {}
+                _ => assert_eq!(found, 404, "write {at} was refused, yet done: {answer:?}"),
+            }
         }
+        let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+        if let Some(refused) = answers.iter().find(|answer| answer.status == 429) {
+            let problem = refused.expect_problem(429, "too_many_requests");
+            assert!(problem["retry_after_ms"].is_u64() && refused.header("retry-after").is_some());
+            return;
+        }
+        // On a busy machine, the leader stepped down before it had taken its fill.
+        assert!(round < 4, "{statuses:?}");
     }
 }

@@ -1,6 +1,10 @@
 //! kill -9, under load.
 
-use std::{thread, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+    time::Duration,
+};
 
 use highwater_tests::{
     PATIENCE,
@@ -139,4 +143,21 @@ fn leadership_moves_under_load_and_nobody_notices() {
     }
     let journal = load.stop();
     journal.verify(&cluster, &[1, 2, 3]);
+}
+
+/// Or the rest of this proves nothing.
+#[test]
+fn the_verifier_notices_what_is_lost() {
+    let cluster = Cluster::start(1);
+    cluster.create("db");
+    let load = Load::start(&addresses(&cluster), "db", 1);
+    load.wait_acked(20);
+    let journal = load.stop();
+    journal.verify(&cluster, &[1]);
+    let delete = Request::delete(&record("db", "load/w0/000007"));
+    let _ = cluster.node(1).send(&delete).expect(200);
+    let verify = AssertUnwindSafe(|| journal.verify(&cluster, &[1]));
+    let noticed = catch_unwind(verify).expect_err("a lost write is noticed");
+    let said = noticed.downcast_ref::<String>().expect("a text");
+    assert!(said.contains("LOST: load/w0/000007"), "{said}");
 }

@@ -1,7 +1,6 @@
-//! What breaks, and what must hold while it does: crashes, pauses, partitions, many databases.
+//! What breaks, and what must hold while it does: crashes, pauses, partitions.
 
 mod crashes;
-mod many;
 mod partitions;
 mod pauses;
 

@@ -9,9 +9,14 @@ mod load;
 mod report;
 mod usage;
 
-use std::{process::ExitCode, thread, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
 
-use highwater_tests::{binary, cluster::Cluster, process::Recipe, scratch::Scratch};
+use highwater_tests::{binary, cluster::Cluster, http::Request, process::Recipe, scratch::Scratch};
 
 use crate::{
     conditions::Conditions,
@@ -22,6 +27,10 @@ use crate::{
 const DATABASE: &str = "measure";
 /// Connections at a time.
 const CONNECTIONS: [usize; 4] = [1, 16, 64, 256];
+/// Idling is measured with the one database, and with so many.
+const DATABASES: usize = 2_000;
+/// Clients that create them.
+const CREATORS: usize = 16;
 /// How long nothing happens before idling is measured, and how long that takes.
 const SETTLE: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(10);
@@ -96,6 +105,9 @@ fn measure(options: &Options) -> Report {
         writes(&cluster, leader, connections, Duration::from_secs(options.seconds))
     });
     let led = cluster.leader(DATABASE) == leader;
+    say(&format!("idling with {DATABASES} databases"));
+    create_databases(&cluster);
+    let idle_many = self::idle(&cluster);
     drop(cluster);
     let fdatasync_after = disk(scratch.path());
     let failover = failover();
@@ -103,10 +115,32 @@ fn measure(options: &Options) -> Report {
         conditions,
         fdatasync_per_s: [fdatasync_before, fdatasync_after],
         idle,
+        databases: DATABASES,
+        idle_many,
         writes: writes.into(),
         leader_stayed: led,
         failover,
     }
+}
+
+fn create_databases(cluster: &Cluster) {
+    let next = AtomicUsize::new(1);
+    thread::scope(|scope| {
+        for node in cluster.nodes().iter().cycle().take(CREATORS) {
+            scope.spawn(|| {
+                let mut client = node.client();
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= DATABASES {
+                        return;
+                    }
+                    let target = format!("/v1/databases/idle-{at}?timeout_ms=30000");
+                    let _ =
+                        client.send(&Request::new("PUT", &target)).expect("an answer").expect(201);
+                }
+            });
+        }
+    });
 }
 
 fn usage(cluster: &Cluster) -> Vec<Usage> {

@@ -13,6 +13,9 @@ pub(crate) struct Report {
     /// The disk's own: 4 KiB into a preallocated file; before and after the rest.
     pub(crate) fdatasync_per_s: [u64; 2],
     pub(crate) idle: Idle,
+    /// How many databases there are in `idle_many`.
+    pub(crate) databases: usize,
+    pub(crate) idle_many: Idle,
     pub(crate) writes: Vec<Writes>,
     /// Whether the same node led from the first write to the last: no false election.
     pub(crate) leader_stayed: bool,
@@ -53,6 +56,22 @@ pub(crate) struct Failover {
     pub(crate) gaps_ms: Vec<u64>,
 }
 
+impl fmt::Display for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |numbers: &[f64]| {
+            let texts: Vec<String> = numbers.iter().map(|number| format!("{number:.1}")).collect();
+            texts.join(", ")
+        };
+        write!(
+            f,
+            "{:.1} % of one core together ({}); RSS {} MiB",
+            self.cpu_percent.iter().sum::<f64>(),
+            list(&self.cpu_percent),
+            list(&self.rss_mib),
+        )
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for line in self.conditions.lines() {
@@ -87,17 +106,8 @@ impl fmt::Display for Report {
         }
         let stayed = if self.leader_stayed { "no false election" } else { "THE LEADER CHANGED" };
         writeln!(f, "\nUnder this load: {stayed}")?;
-        let list = |numbers: &[f64]| {
-            let texts: Vec<String> = numbers.iter().map(|number| format!("{number:.1}")).collect();
-            texts.join(", ")
-        };
-        writeln!(
-            f,
-            "Idle, three nodes: {:.1} % of one core together ({}); {} MiB RSS",
-            self.idle.cpu_percent.iter().sum::<f64>(),
-            list(&self.idle.cpu_percent),
-            list(&self.idle.rss_mib),
-        )?;
+        writeln!(f, "Idle, fresh, three nodes: {}", self.idle)?;
+        writeln!(f, "Idle, after the load, with {} databases: {}", self.databases, self.idle_many)?;
         let Failover { median_ms, gaps_ms } = &self.failover;
         writeln!(
             f,

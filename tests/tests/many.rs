@@ -1,4 +1,4 @@
-//! Very many databases on one cluster.
+//! Very many databases on one cluster. A test binary of its own: it has the machine for itself.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -10,8 +10,6 @@ use highwater_tests::{
     cluster::{Cluster, Node},
     http::Request,
 };
-
-use crate::record;
 
 const DATABASES: usize = 2_000;
 const CLIENTS: usize = 32;
@@ -54,7 +52,8 @@ fn two_thousand_databases_survive_their_leader() {
     let cluster = Cluster::start(3);
     let all: Vec<&Node> = cluster.nodes().iter().collect();
     let name = |at: usize| format!("db-{at:04}");
-    let key = |at: usize, key: &str| record(&name(at), &format!("{key}?timeout_ms=20000"));
+    let key =
+        |at: usize, key: &str| format!("/v1/databases/{}/records/{key}?timeout_ms=20000", name(at));
     let create =
         |at: usize| Request::new("PUT", &format!("/v1/databases/{}?timeout_ms=20000", name(at)));
     let created = for_each("creating", &all, create);
