@@ -1,5 +1,5 @@
 //! The driver of one node: feeds the core and carries out its effects; forwarding, deadlines and
-//! the classification of outcomes. What the machine provides comes in through [`env`].
+//! the classification of outcomes. What the machine provides comes in through [`mod@env`].
 
 pub mod api;
 mod driver;
