@@ -61,6 +61,8 @@ pub(crate) struct Context {
     pub(crate) checkpoints: usize,
     /// Groups that apply no further until a checkpoint ends.
     pub(crate) paused: BTreeSet<GroupId>,
+    /// Groups that campaign on this node at present.
+    pub(crate) campaigning: u64,
     /// Elections started.
     pub(crate) elections: u64,
     /// Groups to look after at the end of the step.
@@ -103,6 +105,7 @@ impl Context {
             dirty_bytes: 0,
             checkpoints: 0,
             paused: BTreeSet::new(),
+            campaigning: 0,
             elections: 0,
             touched: BTreeSet::new(),
             requests: BTreeSet::new(),
@@ -292,6 +295,11 @@ impl Context {
     }
 
     // --- leaders ---
+
+    /// Groups that campaign here beside the one that asks.
+    pub(crate) fn other_campaigns(&self) -> u64 {
+        self.campaigning.saturating_sub(1)
+    }
 
     /// Notes whom a group follows (this node's own id: it leads) and tells the shell.
     pub(crate) fn note_leader(

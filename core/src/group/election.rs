@@ -68,11 +68,12 @@ impl Group {
         self.arm_election_in(ctx, ctx.config.election_timeout_us / 2 + jitter);
     }
 
-    /// Asks again soon, and starts over later.
+    /// Asks again soon, and starts over later: both the later, the more groups campaign here, so
+    /// that many elections at once do not drown in their own questions.
     fn campaign_until_answered(&mut self, ctx: &mut Context) {
-        let delay =
-            ctx.config.election_timeout_us / 2 + ctx.rng.below(ctx.config.election_jitter_us);
-        self.arm_election_in(ctx, delay);
+        let jitter = ctx.rng.below(ctx.config.election_jitter_us);
+        let pace = 2 * ctx.other_campaigns() * ctx.config.election_pace_us;
+        self.arm_election_in(ctx, ctx.config.election_timeout_us / 2 + jitter + pace);
         self.ask_for_votes(ctx);
     }
 
@@ -93,7 +94,8 @@ impl Group {
                 ctx.send_group(self.hard_write, voter.node, self.id, term, message.clone());
             }
         }
-        let again = ctx.now.mono.plus(ctx.config.heartbeat_us);
+        let pace = ctx.other_campaigns() * ctx.config.election_pace_us;
+        let again = ctx.now.mono.plus(ctx.config.heartbeat_us + pace);
         ctx.set_timer(Reason::Retry(self.id), again);
     }
 

@@ -49,6 +49,12 @@ pub(crate) enum Role {
     Leader(Leader),
 }
 
+impl Role {
+    fn campaigns(&self) -> bool {
+        matches!(self, Role::PreCandidate { .. } | Role::Candidate { .. })
+    }
+}
+
 pub(crate) struct Leader {
     /// By node: voters, and nodes that follow without counting.
     progress: BTreeMap<NodeId, Progress>,
@@ -174,7 +180,9 @@ impl Group {
     /// Another role: the old one's waiters are told, and the leader's change is noted.
     fn set_role(&mut self, ctx: &mut Context, role: Role) {
         let old_leader = self.leader(ctx);
+        ctx.campaigning -= u64::from(self.role.campaigns());
         let old = core::mem::replace(&mut self.role, role);
+        ctx.campaigning += u64::from(self.role.campaigns());
         if let Role::Leader(leader) = old {
             for request in leader.reads.into_requests() {
                 ctx.reject(request, Reject::NotLeader { leader: None });
