@@ -53,8 +53,11 @@ pub(crate) struct Context {
     pub(crate) unchecked: BTreeSet<GroupId>,
     /// No group is campaigned for or kept any more.
     pub(crate) draining: bool,
-    /// Room in the oplog, less what was batched since it was reported.
+    /// Room in the oplog, as of the writes that are complete.
     pub(crate) room: u64,
+    /// What the writes since take of it, by write and in sum.
+    unwritten: BTreeMap<WriteId, u64>,
+    unwritten_bytes: u64,
     /// Applied but not checkpointed, over all groups.
     pub(crate) dirty_bytes: usize,
     /// Checkpoints under way.
@@ -102,6 +105,8 @@ impl Context {
             unchecked: BTreeSet::new(),
             draining: false,
             room: 0,
+            unwritten: BTreeMap::new(),
+            unwritten_bytes: 0,
             dirty_bytes: 0,
             checkpoints: 0,
             paused: BTreeSet::new(),
@@ -183,11 +188,18 @@ impl Context {
     /// Adds a record to this step's write; the write's name.
     pub(crate) fn persist(&mut self, group: GroupId, record: Record) -> WriteId {
         if let Record::Append { entry, .. } = &record {
-            self.room = self.room.saturating_sub(entry.weight() as u64);
+            let bytes = entry.weight() as u64;
+            *self.unwritten.entry(self.next_write).or_default() += bytes;
+            self.unwritten_bytes += bytes;
         }
         self.batch.push(record);
         self.waiting.entry(self.next_write).or_default().insert(group);
         self.next_write
+    }
+
+    /// Room in the oplog for what is yet to be appended.
+    pub(crate) fn free_room(&self) -> u64 {
+        self.room.saturating_sub(self.unwritten_bytes)
     }
 
     /// Adds a record that nothing waits for.
@@ -217,6 +229,12 @@ impl Context {
             return None;
         }
         self.persisted = write;
+        while let Some(entry) = self.unwritten.first_entry() {
+            if *entry.key() > write {
+                break;
+            }
+            self.unwritten_bytes -= entry.remove();
+        }
         while let Some(entry) = self.withheld.first_entry() {
             if *entry.key() > write {
                 break;

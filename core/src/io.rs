@@ -41,8 +41,8 @@ pub enum Input {
         /// The last one that is.
         write: WriteId,
     },
-    /// How many bytes the oplog can still take for certain. Sent when it changes by much, and
-    /// before the first request.
+    /// How many bytes the oplog can still take for certain, once the writes that are complete are in
+    /// it. Sent whenever that has changed, before the completion of the write that changed it.
     Room {
         /// Bytes.
         bytes: u64,

@@ -97,7 +97,7 @@ impl Group {
         let bytes: usize = entries.iter().map(Entry::weight).sum();
         // A leader's own bound, and one message beyond it.
         let beyond = ctx.config.append_bytes_max + ctx.config.payload_bytes_max;
-        ctx.room >= ctx.config.reserve_bytes / 2 + bytes as u64
+        ctx.free_room() >= ctx.config.reserve_bytes / 2 + bytes as u64
             && self.tail_takes(ctx, bytes.saturating_sub(beyond))
     }
 

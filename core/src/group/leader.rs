@@ -83,7 +83,7 @@ impl Group {
         let weight = payload + Entry::OVERHEAD;
         if payload > ctx.config.payload_bytes_max {
             Some(Reject::TooLarge)
-        } else if ctx.room < ctx.config.reserve_bytes + weight as u64 {
+        } else if ctx.free_room() < ctx.config.reserve_bytes + weight as u64 {
             Some(Reject::StorageFull)
         } else if self.log.uncommitted_bytes() + weight > ctx.config.uncommitted_bytes_max
             || !self.tail_takes(ctx, weight)

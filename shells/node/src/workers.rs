@@ -58,6 +58,7 @@ pub(crate) async fn write_log<D: Disk>(
                 return;
             }
             shared.syncs.store(writer.syncs(), Ordering::Relaxed);
+            report_room(&writer, &mut room, &done);
             let _ = done.send(Input::Persisted { write });
         }
         report_room(&writer, &mut room, &done);
