@@ -73,8 +73,6 @@ seen! {
     MessageLate: "message late by 100 ms", Some(0);
     /// A message for an earlier process was dropped.
     StaleSession: "message to a dead process dropped", Some(0);
-    /// A node's queue of messages was full.
-    InboundFull: "inbound queue full", None;
     /// A disk call took at least 20 ms.
     SlowIo: "slow disk call", Some(0);
     /// A clock changed its pace.
