@@ -116,7 +116,8 @@ mod tests {
     fn drifts_and_never_steps_back() {
         madsim::runtime::Runtime::with_seed_and_config(1, madsim::Config::default()).block_on(
             async {
-                let world = Arc::new(World::new(1, crate::trace::Keep::default()));
+                let world =
+                    Arc::new(World::new(1, crate::trace::Keep::default(), crate::timer::now_ns));
                 let clock = SimClock::new(world, 1, 50_000, -40);
                 clock.restart(5_000);
                 pause_ms(1_000).await;

@@ -22,10 +22,10 @@ use tokio::sync::mpsc;
 
 use crate::{
     clock::SimClock,
-    disk::{Crash, SimDisk},
+    disk::SimDisk,
     judge::{Judge, ProcessId},
     net::{Network, SimTransport},
-    plan::Plan,
+    plan::{Crash, Plan},
     rng::Rng,
     stats::Seen,
     timer::{now_ns, until},

@@ -11,9 +11,8 @@ use tokio::sync::mpsc;
 
 use crate::{
     cluster::Cluster,
-    disk::Crash,
-    net::{Cut, Weather},
-    plan::{Fault, Moment, Side, Target},
+    net::Cut,
+    plan::{Crash, Fault, Moment, Side, Target, Weather},
     run::Tasks,
     stats::Seen,
     timer::{now_ns, pause_ms, pause_ns, until},

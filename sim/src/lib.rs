@@ -1,24 +1,37 @@
 //! Highwater's simulator: whole clusters of real nodes on a simulated network, disk and clock.
 //!
-//! Everything here exists only under `--cfg madsim`; `cargo sim` sets it. What runs in a node is
-//! the product's own code: core, driver, oplog, redb. What is simulated is what a machine
-//! provides. A run is a function of its seed.
-#![cfg(madsim)]
+//! The simulator proper exists only under `--cfg madsim`; `cargo sim` sets it. What runs in a node
+//! there is the product's own code: core, driver, oplog, redb. What is simulated is what a machine
+//! provides. A run is a function of its seed. Plans, workloads and oracles know nothing of that and
+//! exist in every build.
 
-pub mod cli;
-mod clock;
-mod cluster;
-mod disk;
-mod faults;
+#![cfg_attr(not(madsim), allow(dead_code))]
+
 mod history;
 mod judge;
-mod net;
 mod oracles;
 mod plan;
 mod rng;
-mod run;
 mod stats;
-mod timer;
 mod trace;
 mod workload;
 mod world;
+
+#[cfg(madsim)]
+pub mod cli;
+#[cfg(madsim)]
+mod clients;
+#[cfg(madsim)]
+mod clock;
+#[cfg(madsim)]
+mod cluster;
+#[cfg(madsim)]
+mod disk;
+#[cfg(madsim)]
+mod faults;
+#[cfg(madsim)]
+mod net;
+#[cfg(madsim)]
+mod run;
+#[cfg(madsim)]
+mod timer;

@@ -23,41 +23,13 @@ use highwater_wire::{message, peer::PeerMessage};
 use tokio::sync::mpsc;
 
 use crate::{
+    plan::Weather,
     rng::{Rng, spread},
     stats::Seen,
     timer::{Until, now_ns, until},
     trace::{Kind, digest},
     world::World,
 };
-
-/// How the network behaves at present, for every link alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Weather {
-    /// Messages lost in a million.
-    pub(crate) loss_ppm: u64,
-    /// Messages delivered twice in a million.
-    pub(crate) duplicate_ppm: u64,
-    /// The shortest time under way.
-    pub(crate) delay_us: u64,
-    /// Added to it, evenly up to this much.
-    pub(crate) jitter_us: u64,
-    /// Messages in a million that take much longer,
-    pub(crate) tail_ppm: u64,
-    /// up to this long.
-    pub(crate) tail_us: u64,
-}
-
-impl Weather {
-    /// A quiet local network.
-    pub(crate) const CALM: Weather = Weather {
-        loss_ppm: 0,
-        duplicate_ppm: 0,
-        delay_us: 150,
-        jitter_us: 300,
-        tail_ppm: 0,
-        tail_us: 0,
-    };
-}
 
 /// Why a link is cut: it counts as one or the other fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -365,7 +337,7 @@ mod tests {
     ) {
         let runtime = madsim::runtime::Runtime::with_seed_and_config(3, madsim::Config::default());
         runtime.block_on(async {
-            let world = Arc::new(World::new(3, Keep::default()));
+            let world = Arc::new(World::new(3, Keep::default(), crate::timer::now_ns));
             let network = Arc::new(Network::new(world, weather));
             madsim::task::spawn(network.clone().pump());
             let (deliver, inbound) = mpsc::channel(2_000);

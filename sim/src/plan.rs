@@ -4,11 +4,7 @@
 use highwater_core::{Config, NodeId};
 use highwater_store::{oplog::OplogOptions, state::StateOptions};
 
-use crate::{
-    disk::{Crash, Fuse},
-    net::Weather,
-    rng::Rng,
-};
+use crate::rng::Rng;
 
 /// A set of promises about what is simulated and how hard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +52,55 @@ pub(crate) enum Side {
     Out,
     /// What is sent to it is lost.
     In,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crash {
+    /// Like kill -9: the page cache stays.
+    Kill,
+    /// The power goes: what was not synced is at stake.
+    Power,
+}
+
+/// At which call to the disk a machine dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fuse {
+    /// The n-th sync, in the middle of it.
+    Sync(u64),
+    /// The n-th call of the oplog.
+    LogCall(u64),
+    /// The n-th call to the storage backend of the state.
+    StateCall(u64),
+}
+
+/// How the network behaves at present, for every link alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Weather {
+    /// Messages lost in a million.
+    pub(crate) loss_ppm: u64,
+    /// Messages delivered twice in a million.
+    pub(crate) duplicate_ppm: u64,
+    /// The shortest time under way.
+    pub(crate) delay_us: u64,
+    /// Added to it, evenly up to this much.
+    pub(crate) jitter_us: u64,
+    /// Messages in a million that take much longer,
+    pub(crate) tail_ppm: u64,
+    /// up to this long.
+    pub(crate) tail_us: u64,
+}
+
+impl Weather {
+    /// A quiet local network.
+    pub(crate) const CALM: Weather = Weather {
+        loss_ppm: 0,
+        duplicate_ppm: 0,
+        delay_us: 150,
+        jitter_us: 300,
+        tail_ppm: 0,
+        tail_us: 0,
+    };
 }
 
 /// Something that goes wrong.

@@ -20,16 +20,15 @@ use madsim::{
 };
 
 use crate::{
+    clients::{Client, create, perform},
     cluster::Cluster,
     faults::Faults,
     history::{Ask, Told},
-    net::Weather,
-    plan::{Plan, Profile},
+    plan::{Plan, Profile, Weather},
     rng::Rng,
     stats::{Seen, Stats},
     timer::{now_ns, pause_ms, until},
     trace::{Keep, Trace},
-    workload::{Client, create, perform},
     world::{Finding, World},
 };
 
@@ -104,7 +103,7 @@ pub(crate) fn run_seed(seed: u64, settings: Settings) -> Report {
 
 fn run_here(seed: u64, settings: Settings) -> Report {
     let runtime = Runtime::with_seed_and_config(seed, madsim::Config::default());
-    let world = Arc::new(World::new(seed, settings.keep));
+    let world = Arc::new(World::new(seed, settings.keep, crate::timer::now_ns));
     let plan = Arc::new(Plan::draw(settings.profile, seed));
     let slot: Arc<Mutex<Option<Arc<Cluster>>>> = Arc::default();
     let simulated = Arc::new(Mutex::new(0));

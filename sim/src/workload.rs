@@ -1,14 +1,7 @@
-//! Clients: what they ask, of whom, how often. Each call goes through the judge before and after.
-//! Every op is unique byte for byte, so that the oracles can tell them apart.
+//! What clients ask, of whom, how often: drawn from the seed and from what they were told, and from
+//! nothing else. Every op is unique byte for byte, so that the oracles can tell them apart.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use highwater_core::{Lsn, NodeId};
@@ -16,86 +9,16 @@ use highwater_node::api::{Bookmark, Consistency, ListQuery};
 use highwater_wire::op::{Action, Condition, Op, Versions, Write};
 
 use crate::{
-    cluster::Cluster,
-    history::{Ask, Call, Told},
+    history::{Ask, Told},
+    plan::Plan,
     rng::Rng,
-    timer::pause_ms,
 };
 
-/// Makes a call on a node and tells the judge.
-pub(crate) async fn perform(
-    cluster: &Cluster,
-    node: NodeId,
-    database: &str,
-    ask: Ask,
-    timeout: Duration,
-) -> Told {
-    let call = Call { id: cluster.world.tick(), node, database: database.to_owned(), ask };
-    cluster.judge.calls(&call);
-    let name = call.database.clone();
-    let told = match call.ask.clone() {
-        Ask::Write(op) => {
-            let write =
-                move |h: highwater_node::Handle| async move { h.write(&name, op, timeout).await };
-            cluster.ask(node, timeout, write).await.map(|r| r.map(Told::Written))
-        }
-        Ask::Get(key, consistency) => {
-            let get = move |h: highwater_node::Handle| async move {
-                h.get(&name, &key, consistency, timeout).await
-            };
-            cluster.ask(node, timeout, get).await.map(|r| r.map(Told::Got))
-        }
-        Ask::List(query, consistency) => {
-            let list = move |h: highwater_node::Handle| async move {
-                h.list(&name, query, consistency, timeout).await
-            };
-            cluster.ask(node, timeout, list).await.map(|r| r.map(Told::Listed))
-        }
-        Ask::Create => {
-            let create = move |h: highwater_node::Handle| async move {
-                h.create_database(&name, timeout).await
-            };
-            let told = cluster.ask(node, timeout, create).await;
-            told.map(|r| r.map(|(group, existed)| Told::Created(group, existed)))
-        }
-        Ask::Transfer(to) => {
-            let transfer = move |h: highwater_node::Handle| async move {
-                h.transfer(&name, to, timeout).await
-            };
-            cluster.ask(node, timeout, transfer).await.map(|r| r.map(|_| Told::Transferred))
-        }
-    };
-    let told = match told {
-        Some(Ok(told)) => told,
-        Some(Err(error)) => Told::Failed(error),
-        None => Told::Silence,
-    };
-    cluster.judge.told(&call, &told);
-    told
-}
-
-/// Creates a database, trying for as long as it takes.
-pub(crate) async fn create(cluster: Arc<Cluster>, name: String) {
-    let mut rng = Rng::stream(cluster.world.seed, &name, 0);
-    loop {
-        let node = *rng.pick(cluster.nodes());
-        if cluster.is_up(node) {
-            let timeout = Duration::from_millis(rng.range(500, 3_000));
-            let told = perform(&cluster, node, &name, Ask::Create, timeout).await;
-            if matches!(told, Told::Created(..)) {
-                return;
-            }
-        }
-        pause_ms(rng.range(20, 300)).await;
-    }
-}
-
-/// One client.
-pub(crate) struct Client {
-    cluster: Arc<Cluster>,
+/// What one client does.
+pub(crate) struct Workload {
+    plan: Arc<Plan>,
     id: u64,
     rng: Rng,
-    stop: Arc<AtomicBool>,
     serial: u64,
     /// The node that it prefers for a while.
     home: NodeId,
@@ -104,15 +27,14 @@ pub(crate) struct Client {
     versions: BTreeMap<(String, Bytes), Lsn>,
 }
 
-impl Client {
-    pub(crate) fn new(cluster: Arc<Cluster>, id: u64, stop: Arc<AtomicBool>) -> Client {
-        let rng = Rng::stream(cluster.world.seed, "client", id);
-        let home = cluster.nodes()[id as usize % cluster.nodes().len()];
-        Client {
-            cluster,
+impl Workload {
+    pub(crate) fn new(plan: Arc<Plan>, seed: u64, id: u64) -> Workload {
+        let rng = Rng::stream(seed, "client", id);
+        let home = plan.nodes[id as usize % plan.nodes.len()];
+        Workload {
+            plan,
             id,
             rng,
-            stop,
             serial: 0,
             home,
             bookmarks: BTreeMap::new(),
@@ -120,35 +42,32 @@ impl Client {
         }
     }
 
-    /// Calls until it is told to stop.
-    pub(crate) async fn run(mut self) {
-        while !self.stop.load(Ordering::Relaxed) {
-            let think_ms = self.cluster.plan.think_ms;
-            pause_ms(self.rng.heavy(1, think_ms * 2)).await;
-            if self.rng.percent(5) {
-                self.home = *self.rng.pick(self.cluster.nodes());
-            }
-            let node =
-                if self.rng.percent(50) { self.home } else { *self.rng.pick(self.cluster.nodes()) };
-            if self.cluster.is_up(node) {
-                self.call(node).await;
-            }
-        }
+    /// How long it waits before the next call, in milliseconds.
+    pub(crate) fn think_ms(&mut self) -> u64 {
+        self.rng.heavy(1, self.plan.think_ms * 2)
     }
 
-    async fn call(&mut self, node: NodeId) {
-        let databases = self.cluster.judge.databases();
-        if databases.is_empty() {
-            return;
+    /// The node that it asks next.
+    pub(crate) fn node(&mut self) -> NodeId {
+        if self.rng.percent(5) {
+            self.home = *self.rng.pick(&self.plan.nodes);
         }
-        let (database, _) = self.rng.pick(&databases).clone();
+        if self.rng.percent(50) { self.home } else { *self.rng.pick(&self.plan.nodes) }
+    }
+
+    /// The database, the question and the time for it; `None` while there is no database.
+    pub(crate) fn call(&mut self, databases: &[String]) -> Option<(String, Ask, Duration)> {
+        if databases.is_empty() {
+            return None;
+        }
+        let database = self.rng.pick(databases).clone();
         let ask = self.draw(&database);
         let timeout = Duration::from_millis(self.rng.range(200, 2_500));
-        let told = perform(&self.cluster, node, &database, ask.clone(), timeout).await;
-        self.learn(database, ask, told);
+        Some((database, ask, timeout))
     }
 
-    fn learn(&mut self, database: String, ask: Ask, told: Told) {
+    /// Takes in an answer.
+    pub(crate) fn learn(&mut self, database: String, ask: Ask, told: Told) {
         match (ask, told) {
             (Ask::Write(op), Told::Written(receipt)) => {
                 for write in op.writes {
@@ -198,12 +117,12 @@ impl Client {
             }
             8 => self.list(Consistency::Linearizable),
             9 => self.list(Consistency::Local(None)),
-            _ => Ask::Transfer(*self.rng.pick(self.cluster.nodes())),
+            _ => Ask::Transfer(*self.rng.pick(&self.plan.nodes)),
         }
     }
 
     fn key(&mut self) -> Bytes {
-        let n = self.rng.below(self.cluster.plan.keys);
+        let n = self.rng.below(self.plan.keys);
         Bytes::from(format!("{}/{n:02}", if n.is_multiple_of(2) { "even" } else { "odd" }))
     }
 

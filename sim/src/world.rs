@@ -10,7 +10,6 @@ use tokio::sync::Notify;
 
 use crate::{
     stats::{Seen, Stats},
-    timer::now_ns,
     trace::{Event, Keep, Kind, Trace},
 };
 
@@ -30,6 +29,8 @@ pub(crate) struct Finding {
 pub(crate) struct World {
     /// The run's seed.
     pub(crate) seed: u64,
+    /// Nanoseconds of simulated time since the run began.
+    now_ns: fn() -> u64,
     trace: Mutex<Trace>,
     stats: Mutex<Stats>,
     finding: Mutex<Option<Finding>>,
@@ -42,9 +43,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, keep: Keep) -> World {
+    pub(crate) fn new(seed: u64, keep: Keep, now_ns: fn() -> u64) -> World {
         World {
             seed,
+            now_ns,
             trace: Mutex::new(Trace::new(keep)),
             stats: Mutex::default(),
             finding: Mutex::default(),
@@ -63,7 +65,7 @@ impl World {
         digest: u64,
         detail: impl FnOnce() -> String,
     ) {
-        let at_ns = now_ns();
+        let at_ns = (self.now_ns)();
         let event = Event { at_ns, kind: kind as u8, node: node as u8, a, b, digest };
         lock(&self.trace).add(event, detail);
     }
@@ -95,7 +97,7 @@ impl World {
         let mut finding = lock(&self.finding);
         if finding.is_none() {
             self.event(Kind::Fault, 0, 0, 0, 0, || format!("FINDING {oracle}: {what}"));
-            *finding = Some(Finding { oracle, what, at_ns: now_ns() });
+            *finding = Some(Finding { oracle, what, at_ns: (self.now_ns)() });
             self.over.notify_waiters();
         }
     }

@@ -15,28 +15,15 @@ use std::{
 pub(crate) use image::{FileId, Loss};
 pub(crate) use state::SimStateFiles;
 
-use crate::{rng::Rng, stats::Seen, timer::pause_ns, trace::Kind, world::World};
+use crate::{
+    plan::{Crash, Fuse},
+    rng::Rng,
+    stats::Seen,
+    timer::pause_ns,
+    trace::Kind,
+    world::World,
+};
 use image::Image;
-
-/// How a process ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Crash {
-    /// Like kill -9: the page cache stays.
-    Kill,
-    /// The power goes: what was not synced is at stake.
-    Power,
-}
-
-/// At which call to the disk a machine dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fuse {
-    /// The n-th sync, in the middle of it.
-    Sync(u64),
-    /// The n-th call of the oplog.
-    LogCall(u64),
-    /// The n-th call to the storage backend of the state.
-    StateCall(u64),
-}
 
 /// What a call is, to a fuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -306,7 +293,7 @@ mod tests {
 
     fn with<F: Future<Output = ()>>(f: impl FnOnce(Arc<SimDisk>) -> F) {
         let runtime = madsim::runtime::Runtime::with_seed_and_config(5, madsim::Config::default());
-        let world = Arc::new(World::new(5, Keep::default()));
+        let world = Arc::new(World::new(5, Keep::default(), crate::timer::now_ns));
         runtime.block_on(f(SimDisk::new(world, 1)));
     }
 

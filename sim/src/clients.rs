@@ -1,0 +1,120 @@
+//! Clients: they make the calls of their workload. Each goes through the judge before and after.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use highwater_core::NodeId;
+
+use crate::{
+    cluster::Cluster,
+    history::{Ask, Call, Told},
+    rng::Rng,
+    timer::pause_ms,
+    workload::Workload,
+};
+
+/// Makes a call on a node and tells the judge.
+pub(crate) async fn perform(
+    cluster: &Cluster,
+    node: NodeId,
+    database: &str,
+    ask: Ask,
+    timeout: Duration,
+) -> Told {
+    let call = Call { id: cluster.world.tick(), node, database: database.to_owned(), ask };
+    cluster.judge.calls(&call);
+    let name = call.database.clone();
+    let told = match call.ask.clone() {
+        Ask::Write(op) => {
+            let write =
+                move |h: highwater_node::Handle| async move { h.write(&name, op, timeout).await };
+            cluster.ask(node, timeout, write).await.map(|r| r.map(Told::Written))
+        }
+        Ask::Get(key, consistency) => {
+            let get = move |h: highwater_node::Handle| async move {
+                h.get(&name, &key, consistency, timeout).await
+            };
+            cluster.ask(node, timeout, get).await.map(|r| r.map(Told::Got))
+        }
+        Ask::List(query, consistency) => {
+            let list = move |h: highwater_node::Handle| async move {
+                h.list(&name, query, consistency, timeout).await
+            };
+            cluster.ask(node, timeout, list).await.map(|r| r.map(Told::Listed))
+        }
+        Ask::Create => {
+            let create = move |h: highwater_node::Handle| async move {
+                h.create_database(&name, timeout).await
+            };
+            let told = cluster.ask(node, timeout, create).await;
+            told.map(|r| r.map(|(group, existed)| Told::Created(group, existed)))
+        }
+        Ask::Transfer(to) => {
+            let transfer = move |h: highwater_node::Handle| async move {
+                h.transfer(&name, to, timeout).await
+            };
+            cluster.ask(node, timeout, transfer).await.map(|r| r.map(|_| Told::Transferred))
+        }
+    };
+    let told = match told {
+        Some(Ok(told)) => told,
+        Some(Err(error)) => Told::Failed(error),
+        None => Told::Silence,
+    };
+    cluster.judge.told(&call, &told);
+    told
+}
+
+/// Creates a database, trying for as long as it takes.
+pub(crate) async fn create(cluster: Arc<Cluster>, name: String) {
+    let mut rng = Rng::stream(cluster.world.seed, &name, 0);
+    loop {
+        let node = *rng.pick(cluster.nodes());
+        if cluster.is_up(node) {
+            let timeout = Duration::from_millis(rng.range(500, 3_000));
+            let told = perform(&cluster, node, &name, Ask::Create, timeout).await;
+            if matches!(told, Told::Created(..)) {
+                return;
+            }
+        }
+        pause_ms(rng.range(20, 300)).await;
+    }
+}
+
+/// One client.
+pub(crate) struct Client {
+    cluster: Arc<Cluster>,
+    workload: Workload,
+    stop: Arc<AtomicBool>,
+}
+
+impl Client {
+    pub(crate) fn new(cluster: Arc<Cluster>, id: u64, stop: Arc<AtomicBool>) -> Client {
+        let workload = Workload::new(cluster.plan.clone(), cluster.world.seed, id);
+        Client { cluster, workload, stop }
+    }
+
+    /// Calls until it is told to stop.
+    pub(crate) async fn run(mut self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            pause_ms(self.workload.think_ms()).await;
+            let node = self.workload.node();
+            if self.cluster.is_up(node) {
+                self.call(node).await;
+            }
+        }
+    }
+
+    async fn call(&mut self, node: NodeId) {
+        let databases = self.cluster.judge.databases();
+        let databases: Vec<String> = databases.into_iter().map(|(name, _)| name).collect();
+        let Some((database, ask, timeout)) = self.workload.call(&databases) else { return };
+        let told = perform(&self.cluster, node, &database, ask.clone(), timeout).await;
+        self.workload.learn(database, ask, told);
+    }
+}
