@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::types::{GroupId, Hlc, Lsn, Member, Term};
+use crate::types::{Boot, GroupId, Hlc, Lsn, Member, Term};
 
 /// What an entry's payload means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +104,33 @@ pub enum Record {
         group: GroupId,
         /// Up to here.
         lsn: Lsn,
+    },
+    /// The last start of a member's data directory that this node has met. The latest one counts.
+    Boot {
+        /// Whose.
+        member: Member,
+        /// Which.
+        boot: Boot,
+    },
+    /// The highest term, and the highest LSN in it, that a member has acknowledged to this node in a
+    /// group, by a vote or a confirmation. The latest one counts.
+    Acked {
+        /// In which group.
+        group: GroupId,
+        /// Who.
+        member: Member,
+        /// The term in which it did.
+        term: Term,
+        /// Up to here; 0 for a vote alone.
+        lsn: Lsn,
+    },
+    /// A group that was in doubt holds again everything that this node may ever have acknowledged in
+    /// it. Of the system group: only groups up to this LSN can be in doubt.
+    Sound {
+        /// Which.
+        group: GroupId,
+        /// Its commit mark then.
+        committed: Lsn,
     },
 }
 

@@ -9,7 +9,7 @@ use crate::{
     entry::{Entry, Formation, Outcome, Record},
     message::Message,
     types::{
-        Boot, ClusterId, GroupId, Instant, LoadId, Lsn, Member, NodeId, Peer, RequestId, Term,
+        Boot, ClusterId, GroupId, Hlc, Instant, LoadId, Lsn, Member, NodeId, Peer, RequestId, Term,
         WriteId,
     },
 };
@@ -60,6 +60,15 @@ pub enum Input {
         load: LoadId,
         /// For the operator.
         reason: String,
+    },
+    /// Entries of a group that the oplog holds can't be read: they are to be had from a peer.
+    Damaged {
+        /// Whose.
+        group: GroupId,
+        /// The first one.
+        from: Lsn,
+        /// The last one.
+        to: Lsn,
     },
     /// A [`Effect::Apply`] is done.
     Applied {
@@ -214,6 +223,14 @@ pub enum Effect {
         /// About how many bytes; at least one entry comes whatever its size.
         max_bytes: usize,
     },
+    /// Good copies of entries that the oplog could not read: it puts them in place of the damage. No
+    /// answer.
+    Mend {
+        /// Whose.
+        group: GroupId,
+        /// Contiguous, committed.
+        entries: Vec<Entry>,
+    },
     /// Apply a run of committed, durable entries; answer [`Input::Applied`] or
     /// [`Input::StateFailed`]. At most one per group is in flight. Entries that the state holds
     /// already (after a restart) are to be skipped, with default outcomes.
@@ -260,6 +277,12 @@ pub enum Effect {
     },
     /// Something for the operator's log; changes nothing.
     Notice(Notice),
+    /// This data directory has lost votes or acknowledgements: stop, give it a new incarnation
+    /// (durably), and start anew; the node then follows without a vote. Nothing comes after it.
+    Fence {
+        /// For the operator.
+        reason: String,
+    },
     /// Stop using this node: nothing it says can be relied on any more.
     Halt {
         /// For the operator.
@@ -282,6 +305,20 @@ pub enum Notice {
         group: GroupId,
         /// Why.
         reason: String,
+    },
+    /// A group whose log had lost its end holds everything again: it votes as before.
+    Sound {
+        /// Which.
+        group: GroupId,
+    },
+    /// Entries that could not be read were had from a peer.
+    Mended {
+        /// Whose.
+        group: GroupId,
+        /// The first one.
+        from: Lsn,
+        /// The last one.
+        to: Lsn,
     },
     /// A peer sent something that no correct node sends; it was dropped.
     PeerFault {
@@ -306,6 +343,18 @@ pub struct Recovered {
     pub system_applied: Lsn,
     /// How many bytes the oplog can take for certain.
     pub room: u64,
+    /// The last start of each member's data directory that this node has met.
+    pub boots: Vec<(Member, Boot)>,
+    /// The oplog lost entries that may have been acknowledged, at this start or an earlier one.
+    pub doubt: Option<Doubt>,
+}
+
+/// Every group may lack entries that this node has acknowledged, unless it is
+/// [sound](RecoveredGroup::sound) or was created after `bound`. What is in doubt does not vote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Doubt {
+    /// The system group's commit mark when that group was found sound; `None` before.
+    pub bound: Option<Lsn>,
 }
 
 /// One group as the oplog has it.
@@ -323,6 +372,12 @@ pub struct RecoveredGroup {
     pub last: Lsn,
     /// Where each term starts: `(first LSN, term)`, rising in both. Empty for an empty log.
     pub terms: Vec<(Lsn, Term)>,
+    /// Found sound since the oplog last lost entries.
+    pub sound: bool,
+    /// What other members have acknowledged to this node: who, in which term, up to which LSN.
+    pub acked: Vec<(Member, Term, Lsn)>,
+    /// The last entry's stamp; zero where it is not known.
+    pub hlc: Hlc,
 }
 
 /// Who this node is.

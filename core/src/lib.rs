@@ -28,7 +28,9 @@ mod watermarks;
 pub use config::Config;
 pub use context::Reason;
 pub use entry::{Entry, Formation, Kind, Outcome, Position, Record};
-pub use io::{Effect, Identity, Input, Notice, Recovered, RecoveredGroup, Reject, Reply, Request};
+pub use io::{
+    Doubt, Effect, Identity, Input, Notice, Recovered, RecoveredGroup, Reject, Reply, Request,
+};
 pub use message::{GroupMessage, Message};
 pub use node::{Node, RecoverError};
 pub use types::{

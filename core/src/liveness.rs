@@ -49,6 +49,7 @@ impl Node {
             Message::FormProbe => self.on_form_probe(from),
             Message::FormBlank { prober } => self.on_form_blank(from, prober),
             Message::Formed(formation) => self.on_formed(from, formation),
+            Message::Recall { .. } | Message::Recalled { .. } => {}
             Message::Group { group, term, message } => {
                 // A group that is not in the catalog applied here does not exist here, yet.
                 if let Some(g) = self.groups.get_mut(&group) {

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::{
     entry::{Entry, Formation, Position},
-    types::{GroupId, Incarnation, Instant, Lsn, Term},
+    types::{Boot, GroupId, Incarnation, Instant, Lsn, Term},
 };
 
 /// A message between two nodes.
@@ -43,6 +43,22 @@ pub enum Message {
     },
     /// From a formed node, in answer to a probe.
     Formed(Formation),
+    /// "What do you remember of me?", at the start of a process, until it is answered: a data
+    /// directory that was rolled back is found by what others remember.
+    Recall {
+        /// From this group on.
+        from: GroupId,
+    },
+    /// The answer. Bounded by [`Config::confirm_groups_max`](crate::Config::confirm_groups_max).
+    Recalled {
+        /// The asker's last boot that the sender has met, this one included.
+        boot: Boot,
+        /// The highest term, and the highest LSN in it, that the asker has acknowledged to the
+        /// sender, by group, in order.
+        groups: Vec<(GroupId, Term, Lsn)>,
+        /// Where to ask on; `None` at the end.
+        next: Option<GroupId>,
+    },
     /// Of one group.
     Group {
         /// Which.
@@ -119,6 +135,20 @@ pub enum GroupMessage {
     },
     /// The leader asks the receiver to campaign at once (§3.10).
     TimeoutNow,
+    /// Asks for entries that the sender holds, but can't read. Changes no state, of any term.
+    Fetch {
+        /// The first one.
+        from: Lsn,
+        /// The last one; fewer is fine.
+        to: Lsn,
+    },
+    /// The answer: committed entries from `from` on; none where the receiver has none to give.
+    Fetched {
+        /// As asked.
+        from: Lsn,
+        /// Contiguous.
+        entries: Vec<Entry>,
+    },
 }
 
 impl GroupMessage {
@@ -135,6 +165,8 @@ impl GroupMessage {
             GroupMessage::ReadIndex { .. } => 7,
             GroupMessage::ReadIndexReply { .. } => 8,
             GroupMessage::TimeoutNow => 9,
+            GroupMessage::Fetch { .. } => 10,
+            GroupMessage::Fetched { .. } => 11,
         }
     }
 }

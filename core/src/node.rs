@@ -169,6 +169,7 @@ impl Node {
             Input::Room { bytes } => self.ctx.room = bytes,
             Input::Loaded { load, entries } => self.on_loaded(load, Ok(entries)),
             Input::LoadFailed { load, reason } => self.on_loaded(load, Err(reason)),
+            Input::Damaged { .. } => {}
             Input::Applied { group, upto, outcomes } => {
                 if let Some(g) = self.groups.get_mut(&group) {
                     g.on_applied(&mut self.ctx, upto, outcomes);

@@ -268,6 +268,7 @@ impl Group {
             GroupMessage::ReadIndex { id } => self.on_read_index(ctx, node, id),
             GroupMessage::ReadIndexReply { id, lsn } => self.on_read_index_reply(ctx, id, lsn),
             GroupMessage::TimeoutNow => self.on_timeout_now(ctx, node),
+            GroupMessage::Fetch { .. } | GroupMessage::Fetched { .. } => {}
         }
     }
 

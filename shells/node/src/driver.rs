@@ -77,6 +77,9 @@ pub enum Exit {
     Drained,
     /// The node can't go on; the reason is for the operator.
     Halted(String),
+    /// The data directory has lost votes or acknowledgements: it must get a new incarnation before
+    /// the node starts anew. The reason is for the operator.
+    Fenced(String),
 }
 
 /// Who waits for a request of this node's core.
@@ -118,6 +121,8 @@ pub(crate) struct Driver<C, T> {
     /// The latest start of each node that has spoken.
     peers: BTreeMap<NodeId, Peer>,
     outgoing: Vec<(NodeId, PeerMessage)>,
+    /// Why this data directory needs a new incarnation.
+    fenced: Option<String>,
 }
 
 /// What the driver listens to.
@@ -153,6 +158,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             due: BTreeSet::new(),
             peers: BTreeMap::new(),
             outgoing: Vec::new(),
+            fenced: None,
         }
     }
 
@@ -163,6 +169,9 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         let mut alarm = Alarm::default();
         loop {
             self.step(&mut inputs, &mut effects);
+            if let Some(reason) = self.fenced.take() {
+                return Exit::Fenced(reason);
+            }
             if let Some(reason) = self.hands.node.halted() {
                 let reason = reason.to_owned();
                 self.hands.shared.update(|routes| routes.halted = Some(reason.clone()));
@@ -238,6 +247,9 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             Effect::Reply { request, reply } => self.answer(request, Some(reply)),
             Effect::Leader { group, term, leader } => self.on_leader(group, term, leader),
             Effect::Notice(notice) => log_notice(&notice),
+            // The oplog's own copy stays damaged until it can be mended in place.
+            Effect::Mend { .. } => {}
+            Effect::Fence { reason } => self.fenced = Some(reason),
             Effect::Halt { reason } => tracing::error!(%reason, "this node halts"),
         }
     }
@@ -494,6 +506,12 @@ fn log_notice(notice: &Notice) {
             "a database is quarantined on this node: it is not served from here; others are not \
              affected"
         ),
+        Notice::Sound { group } => {
+            tracing::warn!(%group, "a group that had lost the end of its log holds it again: it votes");
+        }
+        Notice::Mended { group, from, to } => {
+            tracing::warn!(%group, %from, %to, "damaged entries were fetched from a peer");
+        }
         Notice::PeerFault { node, reason } => {
             tracing::warn!(%node, reason, "a peer sent what no correct node sends; dropped");
         }

@@ -104,6 +104,8 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         system_control,
         system_applied,
         room: recovered.room,
+        boots: recovered.boots,
+        doubt: recovered.doubt,
     };
     let node = Node::recover(core, identity.clone(), seed, parts.clock.now(), found)?;
     let shared = Arc::new(shared::Shared::new());

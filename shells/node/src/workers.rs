@@ -74,9 +74,12 @@ pub(crate) async fn write_log<D: Disk>(
 fn weight(record: &Record) -> usize {
     match record {
         Record::Append { entry, .. } => entry.weight(),
-        Record::Formation(_) | Record::HardState { .. } | Record::Checkpointed { .. } => {
-            Entry::OVERHEAD
-        }
+        Record::Formation(_)
+        | Record::HardState { .. }
+        | Record::Checkpointed { .. }
+        | Record::Boot { .. }
+        | Record::Acked { .. }
+        | Record::Sound { .. } => Entry::OVERHEAD,
     }
 }
 

@@ -135,6 +135,16 @@ fn describe_record(record: &Record) -> String {
             format!("group {group}: lsn {lsn}, term {term}, {kind:?}{}", describe_payload(entry))
         }
         Record::Checkpointed { group, lsn } => format!("group {group}: checkpointed up to {lsn}"),
+        Record::Boot { member, boot } => {
+            let node = member.node;
+            format!("node {node} ({}): met in its start {}", member.incarnation, boot.counter)
+        }
+        Record::Acked { group, member, term, lsn } => {
+            format!("group {group}: node {} acknowledged lsn {lsn} in term {term}", member.node)
+        }
+        Record::Sound { group, committed } => {
+            format!("group {group}: sound again, committed up to {committed}")
+        }
     }
 }
 

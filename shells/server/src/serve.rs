@@ -196,6 +196,7 @@ async fn node(
             info!("the node has stopped");
             Ok(())
         }
+        Exit::Fenced(reason) => Err(Failure::runtime(format!("the node is fenced: {reason}"))),
         Exit::Halted(reason) => Err(Failure::runtime(format!(
             "the node halted: {reason}. What it acknowledged is durable; mend the cause and start \
              it again"

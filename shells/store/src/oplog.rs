@@ -39,7 +39,7 @@
 
 use std::{fmt, io};
 
-use highwater_core::{Formation, Incarnation, Lsn, RecoveredGroup};
+use highwater_core::{Boot, Doubt, Formation, Incarnation, Lsn, Member, RecoveredGroup};
 use highwater_wire::entry::ENTRY_MAX;
 
 use crate::{disk::Disk, identity::IdentityError};
@@ -154,6 +154,10 @@ pub struct RecoveredLog {
     pub formation: Option<Formation>,
     /// Every group that the log knows, in order of id.
     pub groups: Vec<RecoveredGroup>,
+    /// The last start of each member's data directory that this node has met.
+    pub boots: Vec<(Member, Boot)>,
+    /// Entries were lost that may have been acknowledged.
+    pub doubt: Option<Doubt>,
     /// [`LogWriter::room`].
     pub room: u64,
     /// How much of a torn tail was cut, in bytes (whole sectors).

@@ -41,6 +41,9 @@ pub(crate) enum FrameType {
     StatusQuery = 7,
     StatusReply = 8,
     Hello = 9,
+    Fetched = 10,
+    Recall = 11,
+    Recalled = 12,
 }
 
 impl FrameType {
@@ -55,14 +58,16 @@ impl FrameType {
             7 => Some(FrameType::StatusQuery),
             8 => Some(FrameType::StatusReply),
             9 => Some(FrameType::Hello),
+            10 => Some(FrameType::Fetched),
+            11 => Some(FrameType::Recall),
+            12 => Some(FrameType::Recalled),
             _ => None,
         }
     }
 
-    /// Whether the checksum covers the tail. An append's tail is made of entry frames, which carry
-    /// their own.
+    /// Whether the checksum covers the tail. One that is made of entry frames carries their own.
     fn covers_tail(self) -> bool {
-        self != FrameType::Append
+        !matches!(self, FrameType::Append | FrameType::Fetched)
     }
 }
 

@@ -8,8 +8,8 @@ use crate::{
     frame::{Frame, FrameType, put},
     peer::{ForwardRequest, Hello, PeerMessage},
     v1::{
-        AppendV1, ForwardReplyV1, ForwardRequestV1, ForwardV1, GroupBodyV1, GroupV1, HeartbeatV1,
-        HelloV1, NodesV1, StatusQueryV1, StatusV1,
+        AppendV1, FetchedV1, ForwardReplyV1, ForwardRequestV1, ForwardV1, GroupBodyV1, GroupV1,
+        HeartbeatV1, HelloV1, NodesV1, RecallV1, RecalledV1, StatusQueryV1, StatusV1,
     },
 };
 
@@ -61,8 +61,10 @@ pub fn encode(message: &PeerMessage, out: &mut BytesMut) {
 /// Where it is damaged, malformed, of a later release, or a hello.
 pub fn decode(frame: Bytes) -> Result<PeerMessage, DecodeError> {
     let frame = Frame::open(frame)?;
-    if frame.kind == FrameType::Append {
-        return decode_append(frame);
+    match frame.kind {
+        FrameType::Append => return decode_append(frame),
+        FrameType::Fetched => return decode_fetched(frame),
+        _ => {}
     }
     if frame.kind != FrameType::Forward {
         frame.no_tail()?;
@@ -71,6 +73,11 @@ pub fn decode(frame: Bytes) -> Result<PeerMessage, DecodeError> {
         FrameType::Heartbeat => PeerMessage::Core(frame.control::<HeartbeatV1>()?.into()),
         FrameType::Nodes => PeerMessage::Core(frame.control::<NodesV1>()?.into()),
         FrameType::Group => PeerMessage::Core(frame.control::<GroupV1>()?.into()),
+        FrameType::Recall => {
+            let from = GroupId(frame.control::<RecallV1>()?.from);
+            PeerMessage::Core(Message::Recall { from })
+        }
+        FrameType::Recalled => PeerMessage::Core(frame.control::<RecalledV1>()?.into()),
         FrameType::Forward => {
             let ForwardV1 { id, budget_us, request } = frame.control()?;
             if !matches!(request, ForwardRequestV1::Propose { .. }) {
@@ -100,7 +107,9 @@ pub fn decode(frame: Bytes) -> Result<PeerMessage, DecodeError> {
             let status = frame.control::<StatusV1>()?;
             PeerMessage::StatusReply { id: status.id, status: status.into() }
         }
-        FrameType::Hello | FrameType::Append => return Err(DecodeError::Type(frame.kind as u8)),
+        FrameType::Hello | FrameType::Append | FrameType::Fetched => {
+            return Err(DecodeError::Type(frame.kind as u8));
+        }
     })
 }
 
@@ -150,6 +159,13 @@ fn encode_core(message: &Message, out: &mut BytesMut) {
         Message::FormProbe => NodesV1::FormProbe,
         Message::FormBlank { prober } => NodesV1::FormBlank { prober: prober.0 },
         Message::Formed(formation) => NodesV1::formed(formation),
+        Message::Recall { from } => {
+            return put(FrameType::Recall, &RecallV1 { from: from.0 }, out, no_tail);
+        }
+        Message::Recalled { boot, groups, next } => {
+            let control = RecalledV1::new(*boot, groups, *next);
+            return put(FrameType::Recalled, &control, out, no_tail);
+        }
     };
     put(FrameType::Nodes, &nodes, out, no_tail);
 }
@@ -165,12 +181,16 @@ fn encode_group(group: GroupId, term: Term, message: &GroupMessage, out: &mut By
                 round: *round,
                 entries: entries.len() as u32,
             };
-            out.reserve(entries.iter().map(Entry::weight).sum());
-            return put(FrameType::Append, &control, out, |out| {
-                for entry in entries {
-                    encode_entry(group, entry, out);
-                }
-            });
+            return put(FrameType::Append, &control, out, |out| put_entries(group, entries, out));
+        }
+        GroupMessage::Fetched { from, entries } => {
+            let control = FetchedV1 {
+                group: group.0,
+                term: term.0,
+                from: from.0,
+                entries: entries.len() as u32,
+            };
+            return put(FrameType::Fetched, &control, out, |out| put_entries(group, entries, out));
         }
         GroupMessage::PreVote { last } => GroupBodyV1::PreVote { last: (*last).into() },
         GroupMessage::PreVoteReply { granted } => GroupBodyV1::PreVoteReply { granted: *granted },
@@ -189,41 +209,55 @@ fn encode_group(group: GroupId, term: Term, message: &GroupMessage, out: &mut By
             GroupBodyV1::ReadIndexReply { id: *id, lsn: lsn.map(|l| l.0) }
         }
         GroupMessage::TimeoutNow => GroupBodyV1::TimeoutNow,
+        GroupMessage::Fetch { from, to } => GroupBodyV1::Fetch { from: from.0, to: to.0 },
     };
     put(FrameType::Group, &GroupV1 { group: group.0, term: term.0, body }, out, no_tail);
 }
 
-fn decode_append(frame: Frame) -> Result<PeerMessage, DecodeError> {
-    let append: AppendV1 = frame.control()?;
-    let group = GroupId(append.group);
-    let mut tail = frame.tail;
-    let count = append.entries as usize;
+fn put_entries(group: GroupId, entries: &[Entry], out: &mut BytesMut) {
+    out.reserve(entries.iter().map(Entry::weight).sum());
+    for entry in entries {
+        encode_entry(group, entry, out);
+    }
+}
+
+/// A tail that is `count` entries of a group.
+fn take_entries(group: GroupId, count: u32, mut tail: Bytes) -> Result<Vec<Entry>, DecodeError> {
+    let count = count as usize;
     // Each entry takes a header, so the count cannot ask for more memory than the frame justifies.
     if tail.len() / ENTRY_HEADER < count {
-        return Err(DecodeError::Malformed("an append lacks entries"));
+        return Err(DecodeError::Malformed("a message lacks entries"));
     }
     let mut entries = Vec::with_capacity(count);
     for _ in 0..count {
         let (of, entry) = decode_entry(&mut tail)?;
         if of != group {
-            return Err(DecodeError::Malformed("an append has an entry of another group"));
+            return Err(DecodeError::Malformed("a message has an entry of another group"));
         }
         entries.push(entry);
     }
     if !tail.is_empty() {
-        return Err(DecodeError::Malformed("there are bytes after an append's entries"));
+        return Err(DecodeError::Malformed("there are bytes after a message's entries"));
     }
+    Ok(entries)
+}
+
+fn decode_append(frame: Frame) -> Result<PeerMessage, DecodeError> {
+    let append: AppendV1 = frame.control()?;
+    let group = GroupId(append.group);
+    let entries = take_entries(group, append.entries, frame.tail)?;
     let prev: Position = append.prev.into();
-    Ok(PeerMessage::Core(Message::Group {
-        group,
-        term: Term(append.term),
-        message: GroupMessage::Append {
-            prev,
-            entries,
-            committed: Lsn(append.committed),
-            round: append.round,
-        },
-    }))
+    let (committed, round) = (Lsn(append.committed), append.round);
+    let message = GroupMessage::Append { prev, entries, committed, round };
+    Ok(PeerMessage::Core(Message::Group { group, term: Term(append.term), message }))
+}
+
+fn decode_fetched(frame: Frame) -> Result<PeerMessage, DecodeError> {
+    let fetched: FetchedV1 = frame.control()?;
+    let group = GroupId(fetched.group);
+    let entries = take_entries(group, fetched.entries, frame.tail)?;
+    let message = GroupMessage::Fetched { from: Lsn(fetched.from), entries };
+    Ok(PeerMessage::Core(Message::Group { group, term: Term(fetched.term), message }))
 }
 
 #[cfg(test)]

@@ -99,6 +99,55 @@ impl From<NodesV1> for Message {
     }
 }
 
+/// [`Message::Recall`].
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct RecallV1 {
+    pub(crate) from: u64,
+}
+
+/// [`Message::Recalled`].
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct RecalledV1 {
+    counter: u64,
+    nonce: u64,
+    groups: Vec<AckedV1>,
+    next: Option<u64>,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+struct AckedV1 {
+    group: u64,
+    term: u64,
+    lsn: u64,
+}
+
+impl RecalledV1 {
+    pub(crate) fn new(
+        boot: Boot,
+        groups: &[(GroupId, Term, Lsn)],
+        next: Option<GroupId>,
+    ) -> RecalledV1 {
+        let acked = |(g, t, l): &(GroupId, Term, Lsn)| AckedV1 { group: g.0, term: t.0, lsn: l.0 };
+        RecalledV1 {
+            counter: boot.counter,
+            nonce: boot.nonce,
+            groups: groups.iter().map(acked).collect(),
+            next: next.map(|g| g.0),
+        }
+    }
+}
+
+impl From<RecalledV1> for Message {
+    fn from(v: RecalledV1) -> Message {
+        let acked = |v: AckedV1| (GroupId(v.group), Term(v.term), Lsn(v.lsn));
+        Message::Recalled {
+            boot: Boot { counter: v.counter, nonce: v.nonce },
+            groups: v.groups.into_iter().map(acked).collect(),
+            next: v.next.map(GroupId),
+        }
+    }
+}
+
 #[derive(Archive, Serialize, Deserialize)]
 pub(crate) struct PositionV1 {
     term: u64,
@@ -117,7 +166,7 @@ impl From<PositionV1> for Position {
     }
 }
 
-/// A message within a group, but for [`GroupMessage::Append`].
+/// A message within a group, but for those that carry entries.
 #[derive(Archive, Serialize, Deserialize)]
 pub(crate) struct GroupV1 {
     pub(crate) group: u64,
@@ -136,6 +185,7 @@ pub(crate) enum GroupBodyV1 {
     ReadIndex { id: u64 },
     ReadIndexReply { id: u64, lsn: Option<u64> },
     TimeoutNow,
+    Fetch { from: u64, to: u64 },
 }
 
 impl From<GroupV1> for Message {
@@ -158,6 +208,7 @@ impl From<GroupV1> for Message {
                 GroupMessage::ReadIndexReply { id, lsn: lsn.map(Lsn) }
             }
             GroupBodyV1::TimeoutNow => GroupMessage::TimeoutNow,
+            GroupBodyV1::Fetch { from, to } => GroupMessage::Fetch { from: Lsn(from), to: Lsn(to) },
         };
         Message::Group { group: GroupId(v.group), term: Term(v.term), message }
     }
@@ -171,6 +222,15 @@ pub(crate) struct AppendV1 {
     pub(crate) prev: PositionV1,
     pub(crate) committed: u64,
     pub(crate) round: u64,
+    pub(crate) entries: u32,
+}
+
+/// [`GroupMessage::Fetched`] without its entries, which are the frame's tail.
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct FetchedV1 {
+    pub(crate) group: u64,
+    pub(crate) term: u64,
+    pub(crate) from: u64,
     pub(crate) entries: u32,
 }
 

@@ -96,7 +96,10 @@ impl DurableLog {
                     truncated |= self.log(*group).is_some_and(|log| log.last().lsn >= entry.lsn);
                     Written::Append(*group, entry.lsn, Mark::of(entry))
                 }
-                Record::Checkpointed { .. } => continue,
+                Record::Checkpointed { .. }
+                | Record::Boot { .. }
+                | Record::Acked { .. }
+                | Record::Sound { .. } => continue,
             };
             self.written.apply(&written)?;
             self.between.push_back(written);
@@ -205,6 +208,7 @@ mod tests {
             checkpointed: Lsn(0),
             last: Lsn(last),
             terms: terms.iter().map(|(l, t)| (Lsn(*l), Term(*t))).collect(),
+            ..RecoveredGroup::default()
         }
     }
 

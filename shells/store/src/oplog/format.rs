@@ -55,9 +55,12 @@
 //! | 129 vote state | group (8), term (8), 1 with a vote or 0 (8), node (8), incarnation (16) |
 //! | 130 formation | members (8), for each: node (8), incarnation (16) |
 //! | 131 checkpointed | group (8), LSN (8) |
+//! | 132 boot | node (8), incarnation (16), boot counter (8), nonce (8) |
+//! | 133 acknowledged | group (8), node (8), incarnation (16), term (8), LSN (8) |
+//! | 134 sound | group (8), commit mark (8) |
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use highwater_core::{Formation, GroupId, Incarnation, Lsn, Member, NodeId, Record, Term};
+use highwater_core::{Boot, Formation, GroupId, Incarnation, Lsn, Member, NodeId, Record, Term};
 use highwater_wire::entry::{self, EntryError};
 
 /// What every block and header is aligned to, in bytes.
@@ -82,6 +85,9 @@ const FORMED: u32 = 2;
 const HARD_STATE: u8 = 129;
 const FORMATION: u8 = 130;
 const CHECKPOINTED: u8 = 131;
+const BOOT: u8 = 132;
+const ACKED: u8 = 133;
+const SOUND: u8 = 134;
 /// Founding members at most; a segment header then still takes one sector without its rows.
 const MEMBERS_MAX: usize = 128;
 
@@ -425,7 +431,9 @@ pub(crate) fn frame_len(record: &Record) -> usize {
         Record::Append { entry, .. } => entry::ENTRY_HEADER + entry.payload.len(),
         Record::HardState { .. } => CONTROL_HEADER + 24 + MEMBER,
         Record::Formation(formation) => CONTROL_HEADER + 8 + formation.members.len() * MEMBER,
-        Record::Checkpointed { .. } => CONTROL_HEADER + 16,
+        Record::Checkpointed { .. } | Record::Sound { .. } => CONTROL_HEADER + 16,
+        Record::Boot { .. } => CONTROL_HEADER + MEMBER + 16,
+        Record::Acked { .. } => CONTROL_HEADER + MEMBER + 24,
     }
 }
 
@@ -449,6 +457,21 @@ pub(crate) fn encode_record(record: &Record, out: &mut BytesMut) {
         Record::Checkpointed { group, lsn } => control(CHECKPOINTED, record, out, |out| {
             out.put_u64_le(group.0);
             out.put_u64_le(lsn.0);
+        }),
+        Record::Boot { member, boot } => control(BOOT, record, out, |out| {
+            put_member(out, *member);
+            out.put_u64_le(boot.counter);
+            out.put_u64_le(boot.nonce);
+        }),
+        Record::Acked { group, member, term, lsn } => control(ACKED, record, out, |out| {
+            out.put_u64_le(group.0);
+            put_member(out, *member);
+            out.put_u64_le(term.0);
+            out.put_u64_le(lsn.0);
+        }),
+        Record::Sound { group, committed } => control(SOUND, record, out, |out| {
+            out.put_u64_le(group.0);
+            out.put_u64_le(committed.0);
         }),
     }
 }
@@ -501,7 +524,10 @@ pub(crate) fn decode_record(body: &mut Bytes) -> Result<Record, FrameError> {
     match kind {
         HARD_STATE => hard_state(body),
         FORMATION => formation(body),
-        CHECKPOINTED => checkpointed(body),
+        CHECKPOINTED => group_lsn(body).map(|(group, lsn)| Record::Checkpointed { group, lsn }),
+        BOOT => boot(body),
+        ACKED => acked(body),
+        SOUND => group_lsn(body).map(|(group, committed)| Record::Sound { group, committed }),
         _ => return Err(FrameError::Kind(kind)),
     }
     .ok_or(FrameError::Content)
@@ -523,9 +549,25 @@ fn formation(mut at: &[u8]) -> Option<Record> {
     at.is_empty().then_some(Record::Formation(Formation { members }))
 }
 
-fn checkpointed(mut at: &[u8]) -> Option<Record> {
-    if at.len() != 16 {
+fn group_lsn(mut at: &[u8]) -> Option<(GroupId, Lsn)> {
+    (at.len() == 16).then(|| (GroupId(at.get_u64_le()), Lsn(at.get_u64_le())))
+}
+
+fn boot(mut at: &[u8]) -> Option<Record> {
+    if at.len() != MEMBER + 16 {
         return None;
     }
-    Some(Record::Checkpointed { group: GroupId(at.get_u64_le()), lsn: Lsn(at.get_u64_le()) })
+    let member = get_member(&mut at);
+    let boot = Boot { counter: at.get_u64_le(), nonce: at.get_u64_le() };
+    Some(Record::Boot { member, boot })
+}
+
+fn acked(mut at: &[u8]) -> Option<Record> {
+    if at.len() != MEMBER + 24 {
+        return None;
+    }
+    let group = GroupId(at.get_u64_le());
+    let member = get_member(&mut at);
+    let (term, lsn) = (Term(at.get_u64_le()), Lsn(at.get_u64_le()));
+    Some(Record::Acked { group, member, term, lsn })
 }

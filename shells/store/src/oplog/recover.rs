@@ -98,15 +98,22 @@ pub async fn open<D: Disk>(
 
 fn opened<D: Disk>(shared: Arc<Shared<D>>, writer: LogWriter<D>, cut_bytes: u64) -> Opened<D> {
     let room = writer.room();
-    let (formation, groups) = {
-        let state = shared.lock();
-        (state.table.formation.clone(), state.table.recovered())
+    let recovered = {
+        let table = &shared.lock().table;
+        RecoveredLog {
+            formation: table.formation.clone(),
+            groups: table.recovered(),
+            boots: table.boots.iter().map(|(member, boot)| (*member, *boot)).collect(),
+            doubt: table.doubt,
+            room,
+            cut_bytes,
+        }
     };
     Opened {
         writer,
         reader: LogReader { shared: shared.clone() },
         preparer: Preparer { shared },
-        recovered: RecoveredLog { formation, groups, room, cut_bytes },
+        recovered,
     }
 }
 

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use highwater_core::{Formation, GroupId, Lsn, Member, Record, RecoveredGroup, Term};
+use highwater_core::{
+    Boot, Doubt, Formation, GroupId, Hlc, Lsn, Member, Record, RecoveredGroup, Term,
+};
 
 use super::format::{ROW, ROW_TERM, Row, frame_len, header_bound};
 
@@ -26,6 +28,10 @@ pub(crate) struct Group {
     pub(crate) spans: Vec<Span>,
     /// How often entries were replaced, so that a concurrent load notices.
     pub(crate) truncations: u64,
+    /// Found sound since the log last lost entries.
+    pub(crate) sound: bool,
+    /// What other members acknowledged.
+    pub(crate) acked: BTreeMap<Member, (Term, Lsn)>,
 }
 
 impl Group {
@@ -68,6 +74,10 @@ impl Group {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Table {
     pub(crate) formation: Option<Formation>,
+    /// The last start met of each member's data directory.
+    pub(crate) boots: BTreeMap<Member, Boot>,
+    /// The log lost entries that may have been acknowledged.
+    pub(crate) doubt: Option<Doubt>,
     groups: BTreeMap<GroupId, Group>,
     /// Groups touched since the last segment header.
     dirty: BTreeSet<GroupId>,
@@ -101,6 +111,20 @@ impl Table {
             Record::Checkpointed { group, lsn } => {
                 let group = self.touch(*group);
                 group.checkpointed = group.checkpointed.max(*lsn);
+            }
+            Record::Boot { member, boot } => {
+                self.boots.insert(*member, *boot);
+            }
+            Record::Acked { group, member, term, lsn } => {
+                self.touch(*group).acked.insert(*member, (*term, *lsn));
+            }
+            Record::Sound { group, committed } => {
+                self.touch(*group).sound = true;
+                if *group == GroupId::SYSTEM
+                    && let Some(doubt) = &mut self.doubt
+                {
+                    doubt.bound = Some(*committed);
+                }
             }
             Record::Append { group, entry } => {
                 let group = self.touch(*group);
@@ -208,6 +232,9 @@ impl Table {
             checkpointed: group.checkpointed,
             last: group.last,
             terms: group.terms.clone(),
+            sound: group.sound,
+            acked: group.acked.iter().map(|(m, (term, lsn))| (*m, *term, *lsn)).collect(),
+            hlc: Hlc(0),
         };
         self.groups().map(one).collect()
     }

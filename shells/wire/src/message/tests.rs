@@ -52,6 +52,13 @@ fn nodes() -> Vec<Message> {
                 Member { node: NodeId(2), incarnation: Incarnation(8) },
             ],
         }),
+        Message::Recall { from: GroupId(7) },
+        Message::Recalled {
+            boot: Boot { counter: 2, nonce: 3 },
+            groups: vec![(GroupId(7), Term(4), Lsn(5)), (GroupId(9), Term(6), Lsn(0))],
+            next: Some(GroupId(10)),
+        },
+        Message::Recalled { boot: Boot { counter: 2, nonce: 3 }, groups: vec![], next: None },
     ]
 }
 
@@ -260,12 +267,12 @@ fn an_append_is_only_what_it_says() {
     };
     let mut bytes = encoded(&append(two.clone())).to_vec();
     bytes.truncate(bytes.len() - ENTRY_HEADER - 1);
-    assert_eq!(resized(&mut bytes), DecodeError::Malformed("an append lacks entries"));
+    assert_eq!(resized(&mut bytes), DecodeError::Malformed("a message lacks entries"));
     let mut more = encoded(&append(two.clone())).to_vec();
     more.push(0);
     assert_eq!(
         resized(&mut more),
-        DecodeError::Malformed("there are bytes after an append's entries")
+        DecodeError::Malformed("there are bytes after a message's entries")
     );
     let mut other = encoded(&append(two.clone())).to_vec();
     let mut foreign = BytesMut::new();
@@ -274,7 +281,7 @@ fn an_append_is_only_what_it_says() {
     other.extend_from_slice(&foreign);
     assert_eq!(
         resized(&mut other),
-        DecodeError::Malformed("an append has an entry of another group")
+        DecodeError::Malformed("a message has an entry of another group")
     );
     let mut flipped = encoded(&append(two)).to_vec();
     *flipped.last_mut().expect("not empty") ^= 1;

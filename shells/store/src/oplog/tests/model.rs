@@ -95,6 +95,7 @@ impl Model {
                     checkpointed: group.checkpointed,
                     last: Lsn(group.entries.len() as u64),
                     terms,
+                    ..RecoveredGroup::default()
                 }
             })
             .collect();
