@@ -3,6 +3,7 @@
 /// Periods in microseconds, bounds in bytes or counts. Everything the core holds is bounded by one
 /// of these.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct Config {
     /// Between two heartbeats of a pair of nodes.
     pub heartbeat_us: u64,

@@ -34,4 +34,6 @@ mod net;
 #[cfg(madsim)]
 mod run;
 #[cfg(madsim)]
+mod script;
+#[cfg(madsim)]
 mod timer;

@@ -3,11 +3,12 @@
 
 use highwater_core::{Config, NodeId};
 use highwater_store::{oplog::OplogOptions, state::StateOptions};
+use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
 
 /// A set of promises about what is simulated and how hard.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Profile {
     /// Three or five nodes under everything that they claim to survive.
     #[default]
@@ -22,7 +23,7 @@ impl Profile {
 }
 
 /// Whom a fault strikes; resolved when it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Target {
     /// This one.
     Node(NodeId),
@@ -33,7 +34,7 @@ pub(crate) enum Target {
 }
 
 /// When exactly a process ends, once its time has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Moment {
     /// Between two steps.
     Now,
@@ -44,7 +45,7 @@ pub(crate) enum Moment {
 }
 
 /// Which way a node is cut off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Side {
     /// Both ways.
     Both,
@@ -55,7 +56,7 @@ pub(crate) enum Side {
 }
 
 /// How a process ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Crash {
     /// Like kill -9: the page cache stays.
     Kill,
@@ -64,7 +65,7 @@ pub(crate) enum Crash {
 }
 
 /// At which call to the disk a machine dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Fuse {
     /// The n-th sync, in the middle of it.
     Sync(u64),
@@ -75,7 +76,7 @@ pub(crate) enum Fuse {
 }
 
 /// How the network behaves at present, for every link alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Weather {
     /// Messages lost in a million.
     pub(crate) loss_ppm: u64,
@@ -104,7 +105,7 @@ impl Weather {
 }
 
 /// Something that goes wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Fault {
     /// A process ends, and starts again later; perhaps to end while it starts.
     Crash { target: Target, crash: Crash, moment: Moment, down_ms: u64, again: Option<Fuse> },
@@ -130,16 +131,34 @@ pub(crate) enum Fault {
     Damage { target: Target, down_ms: u64 },
 }
 
+/// [`OplogOptions`] in a script.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "OplogOptions")]
+struct OplogSizes {
+    segment_bytes: u64,
+    spare_segments: usize,
+}
+
+/// [`StateOptions`] in a script.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "StateOptions")]
+struct StateBounds {
+    open_max: usize,
+    cache_bytes: usize,
+}
+
 /// The whole course of a run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     /// In order.
     pub(crate) nodes: Vec<NodeId>,
     /// The core's bounds.
     pub(crate) core: Config,
     /// The oplog's sizes.
+    #[serde(with = "OplogSizes")]
     pub(crate) oplog: OplogOptions,
     /// The state's bounds.
+    #[serde(with = "StateBounds")]
     pub(crate) state: StateOptions,
     /// Between the nodes, when nothing special happens.
     pub(crate) weather: Weather,

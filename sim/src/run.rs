@@ -88,12 +88,17 @@ fn catch_panics() {
     });
 }
 
-/// Runs one seed, on a thread of its own: what a thread remembers must not pass from one run to
-/// the next.
+/// Runs one seed.
 pub(crate) fn run_seed(seed: u64, settings: Settings) -> Report {
+    run_plan(seed, Plan::draw(settings.profile, seed), settings)
+}
+
+/// Runs a plan, on a thread of its own: what a thread remembers must not pass from one run to the
+/// next. `seed` is that of every stream of randomness.
+pub(crate) fn run_plan(seed: u64, plan: Plan, settings: Settings) -> Report {
     catch_panics();
     let thread = std::thread::Builder::new().name(format!("seed {seed}")).stack_size(16 << 20);
-    let run = thread.spawn(move || run_here(seed, settings));
+    let run = thread.spawn(move || run_here(seed, plan, settings));
     run.ok().and_then(|run| run.join().ok()).unwrap_or_else(|| {
         let what = "the run's thread failed outside of the run".to_owned();
         let finding = Some(Finding { oracle: "harness", what, at_ns: 0 });
@@ -101,10 +106,10 @@ pub(crate) fn run_seed(seed: u64, settings: Settings) -> Report {
     })
 }
 
-fn run_here(seed: u64, settings: Settings) -> Report {
+fn run_here(seed: u64, plan: Plan, settings: Settings) -> Report {
     let runtime = Runtime::with_seed_and_config(seed, madsim::Config::default());
     let world = Arc::new(World::new(seed, settings.keep, crate::timer::now_ns));
-    let plan = Arc::new(Plan::draw(settings.profile, seed));
+    let plan = Arc::new(plan);
     let slot: Arc<Mutex<Option<Arc<Cluster>>>> = Arc::default();
     let simulated = Arc::new(Mutex::new(0));
     let result = panic::catch_unwind(AssertUnwindSafe(|| {
