@@ -61,6 +61,15 @@ fn the_simulation_passes() {
     let (text, code) = sim(&[&["replay"], &words[..]].concat());
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("FOUND"), "{text}");
+    // What is left of it after shrinking replays by itself.
+    let script = std::env::temp_dir().join(format!("gate-{}.json", std::process::id()));
+    let script = script.to_str().expect("a path of text");
+    let (text, code) = sim(&["shrink", "1", "--planted", "old-term-commit", "--out", script]);
+    assert_eq!(code, Some(0), "{text}");
+    let (text, code) = sim(&["replay", script]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("by commit rule"), "{text}");
+    std::fs::remove_file(script).expect("the script is there");
     for wrong in [&["run", "--profile", "none"][..], &["fly"], &[]] {
         assert_eq!(sim(wrong).1, Some(2), "{wrong:?}");
     }

@@ -9,13 +9,15 @@ use crate::{plan::Profile, trace::Level};
 pub(super) const HELP: &str = "\
 usage: cargo sim run     [--seeds A..B] [--profile P] [--jobs N] [--json] [--planted FAULT]
        cargo sim check   [--seeds A..B] [--profile P] [--planted FAULT]
-       cargo sim replay  SEED [--profile P] [--log info|debug|trace] [--until SECONDS]
+       cargo sim replay  SEED|FILE [--profile P] [--log info|debug|trace] [--until SECONDS]
                          [--planted FAULT]
+       cargo sim shrink  SEED [--profile P] [--planted FAULT] [--out FILE] [--runs N]
        cargo sim planted [--seeds A..B] [--profile P] [--jobs N]
 
 run      runs each seed (0..100); prints findings, and what took effect how often
 check    runs each seed (0..50) in two processes and compares every event
-replay   runs one seed again and prints what happens
+replay   runs one seed, or a script, again and prints what happens
+shrink   finds the smallest schedule and workload that still fail, and writes it as a script
 planted  switches each planted fault on and counts the seeds (of 0..300) until an oracle sees it
 
 profiles: default";
@@ -25,8 +27,16 @@ pub(super) enum Command {
     Help,
     Run,
     Check,
-    Replay(u64),
+    Replay(Replayed),
+    Shrink(u64),
     Planted,
+}
+
+/// What is to be run again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Replayed {
+    Seed(u64),
+    Script(PathBuf),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +51,10 @@ pub(super) struct Args {
     pub(super) planted: Option<Planted>,
     /// Where each seed's trace goes; used by `check`.
     pub(super) traces: Option<PathBuf>,
+    /// Where `shrink` writes its script.
+    pub(super) out: Option<PathBuf>,
+    /// How many runs `shrink` makes at most.
+    pub(super) runs: u64,
 }
 
 /// Every planted fault by its name.
@@ -62,6 +76,13 @@ pub(super) fn planted_name(planted: Planted) -> &'static str {
     PLANTED.iter().find(|(_, p)| *p == planted).map_or("?", |(name, _)| name)
 }
 
+/// The planted fault of a name.
+pub(super) fn planted_named(name: &str) -> Result<Planted, String> {
+    let names: Vec<_> = PLANTED.iter().map(|(name, _)| *name).collect();
+    let found = PLANTED.iter().find(|(known, _)| *known == name);
+    found.map(|(_, planted)| *planted).ok_or_else(|| format!("planted faults: {}", names.join(" ")))
+}
+
 fn default_jobs() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -76,8 +97,16 @@ impl Args {
             Some("check") => Command::Check,
             Some("planted") => Command::Planted,
             Some("replay") => {
-                let seed = words.next().ok_or("replay needs a seed")?;
-                Command::Replay(seed.parse().map_err(|_| format!("{seed} is no seed"))?)
+                let what = words.next().ok_or("replay needs a seed or a script")?;
+                Command::Replay(match what.parse() {
+                    Ok(seed) => Replayed::Seed(seed),
+                    Err(_) if what.ends_with(".json") => Replayed::Script(what.into()),
+                    Err(_) => return Err(format!("{what} is no seed and no script (.json)")),
+                })
+            }
+            Some("shrink") => {
+                let seed = words.next().ok_or("shrink needs a seed")?;
+                Command::Shrink(seed.parse().map_err(|_| format!("{seed} is no seed"))?)
             }
             Some(other) => return Err(format!("there is no command {other}")),
         };
@@ -96,6 +125,8 @@ impl Args {
             until_ns: None,
             planted: None,
             traces: None,
+            out: None,
+            runs: 300,
         };
         while let Some(word) = words.next() {
             if word == "--json" && args.command == Command::Run {
@@ -113,23 +144,25 @@ impl Args {
         let (run, check) = (self.command == Command::Run, self.command == Command::Check);
         let (planted, replay) =
             (self.command == Command::Planted, matches!(self.command, Command::Replay(_)));
+        let shrink = matches!(self.command, Command::Shrink(_));
         match word {
             "--profile" => {
                 self.profile =
                     Profile::named(value).ok_or_else(|| format!("there is no profile {value}"))?;
             }
-            "--seeds" if !replay => {
+            "--out" if shrink => self.out = Some(PathBuf::from(value)),
+            "--runs" if shrink => {
+                self.runs = value.parse().ok().filter(|n| *n > 0).ok_or("--runs needs a number")?;
+            }
+            "--seeds" if !replay && !shrink => {
                 self.seeds =
                     parse_range(value).ok_or_else(|| format!("{value} is no range A..B"))?;
             }
             "--jobs" if run || planted => {
                 self.jobs = value.parse().ok().filter(|n| *n > 0).ok_or("--jobs needs a number")?;
             }
-            "--planted" if run || check || replay => {
-                let found = PLANTED.iter().find(|(name, _)| *name == value);
-                let names: Vec<_> = PLANTED.iter().map(|(name, _)| *name).collect();
-                self.planted =
-                    Some(found.ok_or_else(|| format!("planted faults: {}", names.join(" ")))?.1);
+            "--planted" if run || check || replay || shrink => {
+                self.planted = Some(planted_named(value)?);
             }
             "--log" if replay => {
                 self.log = match value {
@@ -172,7 +205,11 @@ mod tests {
         let run = parse("run --seeds 3..9 --profile default --jobs 2 --json").unwrap();
         assert_eq!((run.seeds, run.jobs, run.json), (3..9, 2, true));
         let replay = parse("replay 77 --log debug --until 1.5 --planted blind-vote").unwrap();
-        assert_eq!(replay.command, Command::Replay(77));
+        assert_eq!(replay.command, Command::Replay(Replayed::Seed(77)));
+        let script = parse("replay a/b.json").unwrap().command;
+        assert_eq!(script, Command::Replay(Replayed::Script("a/b.json".into())));
+        let shrink = parse("shrink 5 --out x.json --runs 9").unwrap();
+        assert_eq!((shrink.command, shrink.runs), (Command::Shrink(5), 9));
         assert_eq!(replay.until_ns, Some(1_500_000_000));
         assert_eq!(replay.planted, Some(Planted::BlindVote));
         assert_eq!(parse("check").unwrap().seeds, 0..50);
@@ -193,6 +230,9 @@ mod tests {
             "check --json",
             "replay",
             "replay x",
+            "shrink",
+            "shrink x.json",
+            "shrink 1 --log info",
             "replay 1 --until never",
             "run --planted nothing",
         ] {

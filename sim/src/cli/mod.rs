@@ -1,4 +1,4 @@
-//! The command line: `cargo sim run|check|replay|planted`. Exit codes: 0 all is well, 1 something
+//! The command line: `cargo sim run|check|replay|shrink|planted`. Exit codes: 0 all is well, 1 something
 //! was found, 2 it was asked for wrongly.
 
 mod args;
@@ -7,6 +7,7 @@ mod planted;
 mod pool;
 mod replay;
 mod run;
+mod shrink;
 
 use std::process::ExitCode;
 
@@ -34,7 +35,8 @@ pub fn main() -> ExitCode {
         }
         Command::Run => run::run(&args),
         Command::Check => check::check(&args),
-        Command::Replay(seed) => replay::replay(&args, *seed),
+        Command::Replay(what) => replay::replay(&args, what),
+        Command::Shrink(seed) => shrink::shrink(&args, *seed),
         Command::Planted => planted::planted(&args),
     };
     if good { ExitCode::SUCCESS } else { ExitCode::from(FOUND) }

@@ -1,15 +1,17 @@
 //! `cargo sim replay`: one seed again, with a log to read.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
-use highwater_core::planted;
+use highwater_core::planted::{self, Planted};
 use madsim::time::TimeHandle;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
 
-use super::args::Args;
+use super::args::{Args, Replayed, planted_named};
 use crate::{
-    run::{Settings, run_seed},
+    plan::Plan,
+    run::{Settings, run_plan},
+    script,
     stats::Seen,
     trace::{Keep, Level},
 };
@@ -24,18 +26,28 @@ impl FormatTime for SimulatedTime {
     }
 }
 
-/// Runs the seed again and shows it. Whether nothing is found.
-pub(super) fn replay(args: &Args, seed: u64) -> bool {
+/// Runs a seed or a script again and shows it. Whether nothing is found.
+pub(super) fn replay(args: &Args, what: &Replayed) -> bool {
+    let (seed, plan, fault) = match what {
+        Replayed::Seed(seed) => (*seed, Plan::draw(args.profile, *seed), args.planted),
+        Replayed::Script(path) => match load(path) {
+            Ok((seed, plan, fault)) => (seed, plan, fault.or(args.planted)),
+            Err(what) => {
+                eprintln!("{what}");
+                return false;
+            }
+        },
+    };
     let filter = match args.log {
         Level::Info => LevelFilter::WARN,
         Level::Debug => LevelFilter::INFO,
         Level::Trace => LevelFilter::DEBUG,
     };
     tracing_subscriber::fmt().with_max_level(filter).with_timer(SimulatedTime).init();
-    planted::set(args.planted);
+    planted::set(fault);
     let keep = Keep { events: false, log: Some(args.log) };
     let settings = Settings { profile: args.profile, keep, until_ns: args.until_ns };
-    let report = run_seed(seed, settings);
+    let report = run_plan(seed, plan, settings);
     println!("took effect:");
     for seen in Seen::ALL {
         let times = report.stats.get(*seen);
@@ -58,4 +70,11 @@ pub(super) fn replay(args: &Args, seed: u64) -> bool {
         ),
     }
     report.finding.is_none()
+}
+
+/// A script's run, and the fault that is planted in it.
+fn load(path: &Path) -> Result<(u64, Plan, Option<Planted>), String> {
+    let script = script::read(path)?;
+    let fault = script.planted.as_deref().map(planted_named).transpose()?;
+    Ok((script.seed, script.plan, fault))
 }
