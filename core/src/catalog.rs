@@ -116,15 +116,19 @@ impl Catalog {
         if let Some(found) = self.databases.get(&create.name) {
             return (found.group, true);
         }
-        let mut key = BytesMut::from(KEY_PREFIX);
-        key.put_slice(create.name.as_bytes());
-        let mut value = BytesMut::new();
-        value.put_u64_le(lsn_as_group.0);
-        value.put_slice(&create.encode());
-        self.dirty.push((key.freeze(), value.freeze()));
+        self.dirty.push(control_write(lsn_as_group, &create));
         let CreateDatabase { name, voters } = create;
         self.databases.insert(name, Database { group: lsn_as_group, voters });
         (lsn_as_group, false)
+    }
+
+    /// What was checkpointed is lost: all of it is due again.
+    pub(crate) fn dirty_all(&mut self) {
+        let write = |(name, database): (&String, &Database)| {
+            let create = CreateDatabase { name: name.clone(), voters: database.voters.clone() };
+            control_write(database.group, &create)
+        };
+        self.dirty = self.databases.iter().map(write).collect();
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
@@ -134,4 +138,13 @@ impl Catalog {
     pub(crate) fn take_dirty(&mut self) -> Vec<(Bytes, Bytes)> {
         core::mem::take(&mut self.dirty)
     }
+}
+
+fn control_write(group: GroupId, create: &CreateDatabase) -> (Bytes, Bytes) {
+    let mut key = BytesMut::from(KEY_PREFIX);
+    key.put_slice(create.name.as_bytes());
+    let mut value = BytesMut::new();
+    value.put_u64_le(group.0);
+    value.put_slice(&create.encode());
+    (key.freeze(), value.freeze())
 }

@@ -86,6 +86,15 @@ pub enum Input {
         /// For the operator.
         reason: String,
     },
+    /// A group's state was damaged, and is gone: nothing of it is left, on disk or in memory, and no
+    /// [`Effect::Apply`] or [`Effect::Checkpoint`] for it is carried out before its
+    /// [`Effect::Reopen`]. None of those before is answered.
+    StateLost {
+        /// Whose.
+        group: GroupId,
+        /// For the operator.
+        reason: String,
+    },
     /// A [`Effect::Checkpoint`] is durable.
     Checkpointed {
         /// Whose.
@@ -240,6 +249,14 @@ pub enum Effect {
         /// Contiguous.
         entries: Vec<Entry>,
     },
+    /// A group's state begins anew, from nothing: what follows for it counts. Not to be read from
+    /// before it is applied up to here again.
+    Reopen {
+        /// Whose.
+        group: GroupId,
+        /// What was applied before.
+        upto: Lsn,
+    },
     /// Make the state durable at exactly what is applied now (`lsn`), with these control writes in
     /// the same transaction; answer [`Input::Checkpointed`] or [`Input::StateFailed`]. Later
     /// [`Effect::Apply`]s may come before that.
@@ -305,6 +322,19 @@ pub enum Notice {
         group: GroupId,
         /// Why.
         reason: String,
+    },
+    /// A group's state was damaged, and is rebuilt from the oplog: until that is done the group is
+    /// quarantined.
+    Rebuilding {
+        /// Which.
+        group: GroupId,
+        /// Why.
+        reason: String,
+    },
+    /// ... which is done.
+    Rebuilt {
+        /// Which.
+        group: GroupId,
     },
     /// A group whose log had lost its end holds everything again: it votes as before.
     Sound {

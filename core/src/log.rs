@@ -155,6 +155,11 @@ impl GroupLog {
         self.marks.apply(lsn);
     }
 
+    /// The state is lost but for what is `applied`.
+    pub(crate) fn lose_state(&mut self, applied: Lsn) {
+        self.marks.lose_state(applied);
+    }
+
     pub(crate) fn checkpointed(&mut self, lsn: Lsn) {
         self.marks.checkpoint(lsn);
     }

@@ -182,6 +182,7 @@ impl Node {
                     self.ctx.touched.insert(group);
                 }
             }
+            Input::StateLost { group, reason } => self.on_state_lost(group, reason),
             Input::Checkpointed { group, lsn } => {
                 if let Some(g) = self.groups.get_mut(&group) {
                     g.on_checkpointed(&mut self.ctx, lsn);
@@ -192,6 +193,18 @@ impl Node {
                 self.ctx.emit(Effect::Halt { reason: reason.clone() });
                 self.halted = Some(reason);
             }
+        }
+    }
+
+    /// The catalog is in memory in full, so that the system group's state is there again with the next
+    /// checkpoint.
+    fn on_state_lost(&mut self, id: GroupId, reason: String) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        group.on_state_lost(&mut self.ctx, reason);
+        self.ctx.touched.insert(id);
+        if id == GroupId::SYSTEM {
+            self.catalog.dirty_all();
+            self.checkpoint_catalog();
         }
     }
 

@@ -4,7 +4,8 @@ use crate::types::Lsn;
 
 /// How far a replica is, in LSNs. Always `checkpointed ≤ applied ≤ min(committed, durable)`,
 /// `committed ≤ appended` and `durable ≤ appended`; every change asserts it, in release too.
-/// Nothing falls but `appended` and `durable`, and those only through truncation.
+/// Nothing falls but `appended` and `durable`, and those only through truncation; and what concerns
+/// the state, where the state itself is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Watermarks {
     appended: Lsn,
@@ -102,6 +103,13 @@ impl Watermarks {
         assert!(lsn >= self.checkpointed, "checkpointed never falls");
         assert!(lsn <= self.applied, "what is checkpointed was applied");
         self.checkpointed = lsn;
+    }
+
+    /// The state is lost: it holds nothing durably, and only what was `applied` elsewhere.
+    pub(crate) fn lose_state(&mut self, applied: Lsn) {
+        assert!(applied <= self.applied, "a loss gains nothing");
+        self.applied = applied;
+        self.checkpointed = Lsn(0);
     }
 
     /// Asserts the order.

@@ -31,6 +31,14 @@ pub(crate) struct Applying {
     refused: Vec<(Bytes, Bytes)>,
 }
 
+impl Applying {
+    /// Begins anew with nothing applied. A load under way stays so: its answer is still to come, and
+    /// does not fit.
+    pub(super) fn restart(&mut self) {
+        *self = Applying { loading: self.loading, ..Applying::default() };
+    }
+}
+
 struct Run {
     upto: Lsn,
     /// Position of each op of the run.
@@ -69,8 +77,7 @@ impl Group {
 
     /// Starts the next checkpoint and the next run, where there is one to start.
     pub(super) fn advance_apply(&mut self, ctx: &mut Context, consequences: &mut Consequences) {
-        if self.quarantined.is_some() || self.applying.under_way.is_some() || self.applying.loading
-        {
+        if !self.applies() || self.applying.under_way.is_some() || self.applying.loading {
             return;
         }
         self.maybe_checkpoint(ctx);
@@ -102,12 +109,16 @@ impl Group {
         consequences: &mut Consequences,
     ) {
         self.applying.loading = false;
-        if self.quarantined.is_some() {
+        if !self.applies() {
             return;
         }
         let marks = self.log.marks();
+        let next = marks.applied().next();
+        if self.rebuilding.is_some() && entries.first().is_some_and(|e| e.lsn != next) {
+            return; // Asked for before the state was lost.
+        }
         entries.retain(|e| e.lsn <= marks.applicable());
-        let agree = entries.first().is_some_and(|e| e.lsn == marks.applied().next())
+        let agree = entries.first().is_some_and(|e| e.lsn == next)
             && entries.iter().all(|e| self.log.term_at(e.lsn) == Some(e.term));
         if agree {
             self.apply_run(ctx, entries, consequences);
@@ -163,7 +174,7 @@ impl Group {
         assert_eq!(run.upto, upto, "a run is applied whole");
         assert_eq!(run.ops.len(), outcomes.len(), "every op has an outcome");
         self.log.applied(upto);
-        if self.quarantined.is_none() {
+        if self.applies() {
             self.applying.dirty_bytes += run.bytes;
             ctx.dirty_bytes += run.bytes;
         }
@@ -197,7 +208,7 @@ impl Group {
 
     /// What a checkpoint that begins now would make durable.
     pub(crate) fn dirty_bytes(&self) -> usize {
-        let idle = !self.applying.checkpointing && self.quarantined.is_none();
+        let idle = !self.applying.checkpointing && self.applies();
         if idle { self.applying.dirty_bytes } else { 0 }
     }
 
@@ -237,7 +248,7 @@ impl Group {
     }
 
     pub(crate) fn on_checkpointed(&mut self, ctx: &mut Context, lsn: Lsn) {
-        if self.quarantined.is_some() {
+        if !self.applies() {
             return;
         }
         assert!(self.applying.checkpointing, "the shell completes only what it was asked for");

@@ -20,7 +20,7 @@ use crate::{
     catalog::CreateDatabase,
     context::{Context, Reason},
     entry::Record,
-    io::{Notice, RecoveredGroup, Reject, Reply},
+    io::{Effect, Notice, RecoveredGroup, Reject, Reply},
     log::GroupLog,
     message::GroupMessage,
     planted::{self, Planted},
@@ -95,6 +95,8 @@ pub(crate) struct Group {
     /// Since when less than that is applied here.
     behind_since: Option<Instant>,
     quarantined: Option<String>,
+    /// The state is rebuilt: quarantined until this is applied.
+    rebuilding: Option<Lsn>,
 }
 
 /// Everything a group does beyond itself, for the node to carry out after the step.
@@ -129,6 +131,7 @@ impl Group {
             known_committed: applied,
             behind_since: None,
             quarantined: None,
+            rebuilding: None,
         }
     }
 
@@ -301,6 +304,7 @@ impl Group {
         }
         self.resolve_superseded(ctx);
         self.advance_apply(ctx, consequences);
+        self.end_rebuilding(ctx);
         self.answer_reads(ctx);
         self.shrink_tail(ctx.config.tail_bytes_max);
         self.note_lag(ctx.now.mono);
@@ -341,16 +345,55 @@ impl Group {
     }
 
     pub(crate) fn quarantine(&mut self, ctx: &mut Context, reason: String) {
-        if self.quarantined.is_some() {
+        if !self.applies() {
             return;
         }
         ctx.notice(Notice::Quarantined { group: self.id, reason: reason.clone() });
+        self.rebuilding = None;
+        self.withdraw(ctx, reason);
+    }
+
+    /// Takes the group out of service.
+    fn withdraw(&mut self, ctx: &mut Context, reason: String) {
         self.quarantined = Some(reason);
         self.abandon_state(ctx);
         self.reject_reads(ctx, Reject::Quarantined);
         self.stop_campaigning(ctx);
         if self.is_leader() {
             self.become_follower(ctx, self.term, None);
+        }
+    }
+
+    /// Whether committed entries reach the state.
+    fn applies(&self) -> bool {
+        self.quarantined.is_none() || self.rebuilding.is_some()
+    }
+
+    /// The state is gone: it is applied anew, from the first entry. The system group's own state is
+    /// in the core, and in service.
+    pub(crate) fn on_state_lost(&mut self, ctx: &mut Context, reason: String) {
+        if !self.applies() {
+            return;
+        }
+        ctx.notice(Notice::Rebuilding { group: self.id, reason });
+        let applied = self.log.marks().applied();
+        let upto = applied.max(self.rebuilding.unwrap_or_default());
+        ctx.emit(Effect::Reopen { group: self.id, upto });
+        if self.id == GroupId::SYSTEM {
+            self.abandon_state(ctx);
+            return self.log.lose_state(applied);
+        }
+        self.rebuilding = Some(upto);
+        self.withdraw(ctx, String::from("its state was damaged, and is rebuilt from the oplog"));
+        self.applying.restart();
+        self.log.lose_state(Lsn(0));
+    }
+
+    /// Back in service, once the state is what it was.
+    fn end_rebuilding(&mut self, ctx: &mut Context) {
+        if self.rebuilding.is_some_and(|upto| self.log.marks().applied() >= upto) {
+            (self.rebuilding, self.quarantined) = (None, None);
+            ctx.notice(Notice::Rebuilt { group: self.id });
         }
     }
 

@@ -58,6 +58,16 @@ impl StateFiles for SimStateFiles {
         Ok(())
     }
 
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.named("remove state", name);
+        let file = format!("{DIR}/{name}");
+        if self.enter(Call::State)?.image.find(&file).is_some() {
+            self.enter(Call::State)?.image.remove(&file)?;
+        }
+        self.enter(Call::StateSync)?.image.sync_dir(DIR);
+        Ok(())
+    }
+
     fn remove_temps(&self) -> io::Result<()> {
         let names = self.enter(Call::State)?.image.list(DIR);
         for name in names.iter().filter(|name| name.ends_with(TEMP)) {

@@ -14,9 +14,8 @@ pub enum StateError {
     /// The run to apply does not begin where the state ends.
     #[error(
         "the oplog of group {group} goes on at LSN {first}, but its state stands at {applied}: \
-         what lies between is missing, and nothing was applied. If {file} was lost or replaced by \
-         an older copy, put the right one back while the node is down; else give the node an \
-         empty data directory, so that it copies everything from its peers"
+         what lies between is missing, and nothing was applied; {file} was lost or replaced by an \
+         older copy"
     )]
     Gap {
         /// Whose state.
@@ -44,10 +43,7 @@ pub enum StateError {
         source: OpError,
     },
     /// The state's file holds something that this engine did not write.
-    #[error(
-        "{file}, the state of group {group}, is damaged: {what}. Nothing is served from it. Put an intact copy back while the node is down, or give the node an \
-         empty data directory, so that it copies everything from its peers"
-    )]
+    #[error("{file}, the state of group {group}, is damaged: {what}. Nothing is served from it")]
     Damaged {
         /// Whose.
         group: GroupId,
@@ -55,6 +51,16 @@ pub enum StateError {
         file: String,
         /// What was found.
         what: String,
+    },
+    /// The state is being rebuilt from the oplog.
+    #[error(
+        "the state of group {group} is being rebuilt from the oplog, up to LSN {applied} so far"
+    )]
+    Rebuilding {
+        /// Whose.
+        group: GroupId,
+        /// Where it stands.
+        applied: Lsn,
     },
     /// The state's file is of a format that this version does not know.
     #[error(
@@ -107,6 +113,8 @@ pub enum StateError {
         group: GroupId,
         /// The first failure.
         reason: String,
+        /// That was damage, or a gap.
+        loss: bool,
     },
     /// A bug in the caller: a freeze at another LSN than the applied one.
     #[error(
@@ -132,4 +140,17 @@ pub enum StateError {
         /// What waits.
         frozen: Lsn,
     },
+}
+
+impl StateError {
+    /// Whether the state is damaged or gone, so that it is to be applied again from the oplog.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        match self {
+            StateError::Damaged { .. } => true,
+            StateError::OutOfService { loss, .. } => *loss,
+            StateError::Gap { applied, first, .. } => *first > applied.next(),
+            _ => false,
+        }
+    }
 }

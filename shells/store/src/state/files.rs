@@ -26,6 +26,12 @@ pub trait StateFiles: Send + Sync + 'static {
     /// When either fails; the file may then be found under either name.
     fn publish(&self, name: &str) -> io::Result<()>;
 
+    /// Removes a published file, if it is there, durably. Whoever has it open keeps it.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
     /// Removes what a crash left of temporary files.
     ///
     /// # Errors
@@ -94,6 +100,14 @@ mod real {
 
         fn publish(&self, name: &str) -> io::Result<()> {
             fs::rename(self.temp(name), self.dir.join(name))?;
+            sync_dir(&self.dir)
+        }
+
+        fn remove(&self, name: &str) -> io::Result<()> {
+            match fs::remove_file(self.dir.join(name)) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
+            }
             sync_dir(&self.dir)
         }
 

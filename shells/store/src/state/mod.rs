@@ -282,10 +282,33 @@ impl States {
         Ok(frozen.lsn)
     }
 
+    /// Drops a group's state, in memory and durably on disk: what was damaged is applied again, from
+    /// the first entry. Until [`States::reopen`] says how far, and that is applied, reads are refused.
+    ///
+    /// # Errors
+    /// When the file cannot be removed; the group stays out of service.
+    pub fn reset(&self, group: GroupId) -> Result<(), StateError> {
+        let old = self.slot(group);
+        let _turn = old.turn();
+        let _flushing = old.flushing();
+        let _opening = old.opening();
+        old.fail("its state is being rebuilt".into(), false);
+        let name = layout::file_name(group);
+        self.files.remove(&name).map_err(|source| open::io_error(group, "removing", source))?;
+        self.release(group);
+        unpoison(self.groups.lock()).insert(group, Arc::new(Slot::blank(group)));
+        Ok(())
+    }
+
+    /// A state that was [reset](States::reset) may be read once it stands at `upto`.
+    pub fn reopen(&self, group: GroupId, upto: Lsn) {
+        self.slot(group).set_whole_from(upto);
+    }
+
     /// What is applied, and the record of a key at exactly that prefix.
     ///
     /// # Errors
-    /// When the file cannot be read, or the record in it is damaged.
+    /// When the file cannot be read, the record in it is damaged, or the state is being rebuilt.
     pub fn get(
         &self,
         group: GroupId,
@@ -302,6 +325,7 @@ impl States {
             (Some(Cell::Gone), _) | (None, None) => None,
             (None, Some(reader)) => guarded(&slot, "reading", || reader.get(key))?,
         };
+        slot.check_whole(applied)?;
         Ok((applied, record))
     }
 
@@ -311,7 +335,7 @@ impl States {
     /// at least one record comes.
     ///
     /// # Errors
-    /// When the file cannot be read, or a record in it is damaged.
+    /// When the file cannot be read, a record in it is damaged, or the state is being rebuilt.
     pub fn list(
         &self,
         group: GroupId,
@@ -329,6 +353,7 @@ impl States {
         let (records, more) = guarded(&slot, "reading", || {
             table::merge(layer, reader.as_ref(), &range, limit, values)
         })?;
+        slot.check_whole(applied)?;
         Ok((applied, records, more))
     }
 

@@ -156,7 +156,7 @@ impl States {
         others
     }
 
-    fn release(&self, group: GroupId) {
+    pub(super) fn release(&self, group: GroupId) {
         unpoison(self.open.lock()).remove(&group);
     }
 }
@@ -173,7 +173,7 @@ fn cache_share(options: &StateOptions, open: usize, granted: usize) -> usize {
 
 /// Takes a group out of service.
 fn fail(slot: &Slot, error: StateError) -> StateError {
-    slot.fail(error.to_string());
+    slot.fail(error.to_string(), error.is_loss());
     error
 }
 
@@ -215,6 +215,6 @@ fn damaged(group: GroupId, what: String) -> StateError {
     StateError::Damaged { group, file: layout::file_name(group), what }
 }
 
-fn io_error(group: GroupId, doing: &'static str, source: io::Error) -> StateError {
+pub(super) fn io_error(group: GroupId, doing: &'static str, source: io::Error) -> StateError {
     StateError::Io { group, file: layout::file_name(group), doing, source }
 }

@@ -21,13 +21,16 @@ pub(super) struct Slot {
     opening: Mutex<()>,
     memory: RwLock<Memory>,
     used: AtomicU64,
+    /// What must be applied before it is read.
+    whole_from: AtomicU64,
 }
 
 /// What is in memory of a group.
 #[derive(Debug)]
 pub(super) struct Memory {
     /// Why it is out of service, if it is.
-    failed: Option<String>,
+    /// Why, and whether that was a loss.
+    failed: Option<(String, bool)>,
     pub(super) file: File,
     /// Whether the file may hold records.
     pub(super) has_records: bool,
@@ -67,7 +70,30 @@ impl Slot {
                 overlays: Overlays::default(),
             }),
             used: AtomicU64::new(0),
+            whole_from: AtomicU64::new(0),
         }
+    }
+
+    /// One whose state is being rebuilt, from nothing.
+    pub(super) fn blank(group: GroupId) -> Slot {
+        let slot = Slot::new(group);
+        unpoison(slot.memory.write()).file = File::Absent;
+        slot.set_whole_from(Lsn(u64::MAX));
+        slot
+    }
+
+    /// Reads are refused until this is applied.
+    pub(super) fn set_whole_from(&self, lsn: Lsn) {
+        self.whole_from.store(lsn.0, Ordering::Relaxed);
+    }
+
+    /// Whether what is applied may be read.
+    pub(super) fn check_whole(&self, applied: Lsn) -> Result<(), StateError> {
+        let upto = Lsn(self.whole_from.load(Ordering::Relaxed));
+        if applied >= upto {
+            return Ok(());
+        }
+        Err(StateError::Rebuilding { group: self.group, applied })
     }
 
     pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
@@ -91,7 +117,7 @@ impl Slot {
         let memory = self.memory.read().map_err(|_| self.panicked())?;
         match &memory.failed {
             None => Ok(memory),
-            Some(reason) => Err(self.out_of_service(reason.clone())),
+            Some((reason, loss)) => Err(self.out_of_service(reason.clone(), *loss)),
         }
     }
 
@@ -100,14 +126,14 @@ impl Slot {
         let memory = self.memory.write().map_err(|_| self.panicked())?;
         match &memory.failed {
             None => Ok(memory),
-            Some(reason) => Err(self.out_of_service(reason.clone())),
+            Some((reason, loss)) => Err(self.out_of_service(reason.clone(), *loss)),
         }
     }
 
     /// Takes the group out of service, for the first reason given.
-    pub(super) fn fail(&self, reason: String) {
+    pub(super) fn fail(&self, reason: String, loss: bool) {
         let mut memory = unpoison(self.memory.write());
-        memory.failed.get_or_insert(reason);
+        memory.failed.get_or_insert((reason, loss));
     }
 
     /// Notes that the file is used, so that it is not the next one to be closed.
@@ -145,17 +171,18 @@ impl Slot {
             }
         };
         if table.close() {
-            self.fail("its file could not be closed: a write or fsync failed".into());
+            self.fail("its file could not be closed: a write or fsync failed".into(), false);
         }
         closed();
     }
 
     fn panicked(&self) -> StateError {
-        self.out_of_service("a call panicked while it changed the state, which is a bug".into())
+        let reason = "a call panicked while it changed the state, which is a bug";
+        self.out_of_service(reason.into(), false)
     }
 
-    fn out_of_service(&self, reason: String) -> StateError {
-        StateError::OutOfService { group: self.group, reason }
+    fn out_of_service(&self, reason: String, loss: bool) -> StateError {
+        StateError::OutOfService { group: self.group, reason, loss }
     }
 }
 

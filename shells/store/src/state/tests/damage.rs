@@ -144,3 +144,28 @@ fn a_flipped_bit_is_told_or_harmless() {
     }
     assert!(told > 100 && harmless > 10, "{told} told, {harmless} harmless");
 }
+
+/// What is damaged is dropped, applied again, and readable only once it stands where it stood.
+#[test]
+fn a_reset_state_is_read_once_it_is_whole() {
+    let disk = flushed();
+    disk.tamper(FILE, |bytes| bytes.fill(0x5a));
+    let now = states(&disk, 4);
+    assert!(now.get(GROUP, b"key 001").unwrap_err().is_loss());
+    // The first one to see it may not be the one that mends it.
+    assert!(now.apply(GROUP, &[op_entry(2, vec![put("x", b"2")])]).unwrap_err().is_loss());
+    now.reset(GROUP).unwrap();
+    now.reopen(GROUP, Lsn(2));
+    now.apply(GROUP, &[op_entry(1, vec![put("x", b"1")])]).unwrap();
+    let early = now.get(GROUP, b"x").unwrap_err();
+    assert!(matches!(early, StateError::Rebuilding { applied: Lsn(1), .. }), "{early:?}");
+    now.apply(GROUP, &[op_entry(2, vec![put("x", b"2")])]).unwrap();
+    assert_eq!(now.get(GROUP, b"x").unwrap().1.unwrap().version, Lsn(2));
+    flush_at(&now, GROUP, 2);
+    drop(now);
+    let later = states(&disk, 4);
+    assert_eq!(later.applied(GROUP).unwrap(), Lsn(2));
+    // A file that is gone leaves a gap behind it.
+    later.reset(GROUP).unwrap();
+    assert!(later.apply(GROUP, &[op_entry(3, vec![put("x", b"3")])]).unwrap_err().is_loss());
+}

@@ -202,6 +202,13 @@ impl StateFiles for MemDisk {
         Ok(())
     }
 
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut world = self.call()?;
+        world.names.remove(name);
+        world.durable_names = world.names.clone();
+        Ok(())
+    }
+
     fn remove_temps(&self) -> io::Result<()> {
         self.call()?.names.retain(|name, _| !name.ends_with(".tmp"));
         Ok(())
