@@ -223,7 +223,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            // A worker that is gone has said why, or the node is ending.
+            // A worker that is gone has said so, which halts the node.
             Effect::Persist { write, records } => drop(self.hands.log.send((write, records))),
             Effect::Load { load, group, from, to, max_bytes } => {
                 drop(self.hands.loads.send(LoadJob { load, group, from, to, max_bytes }));

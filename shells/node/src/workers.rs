@@ -1,16 +1,20 @@
 //! The driver's hands: the oplog's writer, its reader, and the state's two workers (apply, flush).
 //! Each takes jobs in order and reports completions; none decides anything.
 
-use std::sync::{Arc, atomic::Ordering};
 #[cfg(madsim)]
 use std::time::Duration;
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use highwater_core::{Entry, GroupId, Input, LoadId, Lsn, Record, WriteId};
 use highwater_store::{
     disk::Disk,
     oplog::{LogReader, LogWriter},
-    state::States,
+    state::{StateError, States},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -20,6 +24,20 @@ use crate::shared::Shared;
 
 /// Completions go to the driver. Unbounded, but each answers an effect, and the core bounds those.
 pub(crate) type Completions = UnboundedSender<Input>;
+
+/// Tells the driver when a worker ends, by a panic or not, while the driver goes on: without it,
+/// the node would lead and complete nothing. The driver halts, as on a failed disk.
+struct Vital {
+    worker: &'static str,
+    done: Completions,
+}
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        let reason = format!("{} has ended: this is a bug, unless the disk failed", self.worker);
+        let _ = self.done.send(Input::StorageFailed { reason });
+    }
+}
 
 /// How many queued writes one fsync covers at most.
 const GROUP_COMMIT_MAX: usize = 1024;
@@ -33,6 +51,7 @@ pub(crate) async fn write_log<D: Disk>(
     done: Completions,
     shared: Arc<Shared>,
 ) {
+    let _vital = Vital { worker: "the oplog's writer", done: done.clone() };
     let mut queue = Vec::new();
     let mut room = 0;
     loop {
@@ -103,6 +122,7 @@ pub(crate) async fn read_log<D: Disk>(
     mut jobs: UnboundedReceiver<LoadJob>,
     done: Completions,
 ) {
+    let _vital = Vital { worker: "the oplog's reader", done: done.clone() };
     while let Some(LoadJob { load, group, from, to, max_bytes }) = jobs.recv().await {
         let input = match reader.load(group, from, to, max_bytes).await {
             Ok(entries) => Input::Loaded { load, entries },
@@ -133,7 +153,7 @@ impl StateWorker {
     fn apply(&self, group: GroupId, entries: &[Entry]) {
         let Some(last) = entries.last() else { return };
         let upto = last.lsn;
-        let input = match self.states.apply(group, entries) {
+        let input = match guarded(|| self.states.apply(group, entries)) {
             Ok(outcomes) => {
                 #[cfg(madsim)]
                 if let Some(observer) = &self.observer {
@@ -141,38 +161,44 @@ impl StateWorker {
                 }
                 Input::Applied { group, upto, outcomes }
             }
-            Err(error) => self.failed(group, &error),
+            Err(reason) => self.failed(group, reason),
         };
         let _ = self.done.send(input);
     }
 
     /// Freezes what a checkpoint is to hold; whether there is something to flush.
     fn freeze(&self, group: GroupId, lsn: Lsn, control: Vec<(Bytes, Bytes)>) -> bool {
-        // After a restart the state may be ahead of what the core has replayed: durable already.
-        if group != GroupId::SYSTEM && self.states.applied(group).is_ok_and(|at| at > lsn) {
-            let _ = self.done.send(Input::Checkpointed { group, lsn });
-            return false;
-        }
-        match self.states.freeze(group, lsn, control) {
-            Ok(()) => true,
-            Err(error) => {
-                let _ = self.done.send(self.failed(group, &error));
-                false
+        let frozen = guarded(|| {
+            // After a restart the state may be ahead of what the core has replayed: durable already.
+            if group != GroupId::SYSTEM && self.states.applied(group)? > lsn {
+                return Ok(false);
             }
-        }
+            self.states.freeze(group, lsn, control).map(|()| true)
+        });
+        let input = match frozen {
+            Ok(true) => return true,
+            Ok(false) => Input::Checkpointed { group, lsn },
+            Err(reason) => self.failed(group, reason),
+        };
+        let _ = self.done.send(input);
+        false
     }
 
     fn flush(&self, group: GroupId) {
-        let input = match self.states.flush(group) {
+        let input = match guarded(|| self.states.flush(group)) {
             Ok(lsn) => Input::Checkpointed { group, lsn },
-            Err(error) => self.failed(group, &error),
+            Err(reason) => self.failed(group, reason),
         };
         let _ = self.done.send(input);
     }
 
-    fn failed(&self, group: GroupId, error: &dyn std::error::Error) -> Input {
+    fn failed(&self, group: GroupId, reason: String) -> Input {
         self.shared.apply_errors.fetch_add(1, Ordering::Relaxed);
-        Input::StateFailed { group, reason: error.to_string() }
+        Input::StateFailed { group, reason }
+    }
+
+    fn vital(&self, worker: &'static str) -> Vital {
+        Vital { worker, done: self.done.clone() }
     }
 
     /// Starts both workers; they end with their queue.
@@ -197,6 +223,21 @@ impl StateWorker {
     }
 }
 
+/// Does something with one group's state; why it failed, where it did. A panic is such a failure:
+/// it leaves that group's memory poisoned, and the others' untouched.
+fn guarded<T>(act: impl FnOnce() -> Result<T, StateError>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(act)) {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(panic) => Err(format!("a bug, please report it: {}", said(panic.as_ref()))),
+    }
+}
+
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
+}
+
 /// In production each worker has a thread of its own: redb blocks.
 #[cfg(not(madsim))]
 fn spawn_applier(
@@ -205,6 +246,7 @@ fn spawn_applier(
     flushes: UnboundedSender<GroupId>,
 ) {
     std::thread::spawn(move || {
+        let _vital = worker.vital("the applier of operations");
         while let Some(job) = jobs.blocking_recv() {
             worker.run(job, &flushes);
         }
@@ -214,6 +256,7 @@ fn spawn_applier(
 #[cfg(not(madsim))]
 fn spawn_flusher(worker: Arc<StateWorker>, mut jobs: UnboundedReceiver<GroupId>) {
     std::thread::spawn(move || {
+        let _vital = worker.vital("the flusher of states");
         while let Some(group) = jobs.blocking_recv() {
             worker.flush(group);
         }
@@ -228,6 +271,7 @@ fn spawn_applier(
     flushes: UnboundedSender<GroupId>,
 ) {
     tokio::spawn(async move {
+        let _vital = worker.vital("the applier of operations");
         while let Some(job) = jobs.recv().await {
             tokio::time::sleep(Duration::from_micros(20)).await;
             worker.run(job, &flushes);
@@ -238,9 +282,13 @@ fn spawn_applier(
 #[cfg(madsim)]
 fn spawn_flusher(worker: Arc<StateWorker>, mut jobs: UnboundedReceiver<GroupId>) {
     tokio::spawn(async move {
+        let _vital = worker.vital("the flusher of states");
         while let Some(group) = jobs.recv().await {
             tokio::time::sleep(Duration::from_millis(3)).await;
             worker.flush(group);
         }
     });
 }
+
+#[cfg(all(test, not(madsim)))]
+mod tests;
