@@ -347,7 +347,6 @@ impl Handle {
         deadline: Deadline,
     ) -> Result<ForwardReply, Error> {
         let mut changes = self.shared.watch();
-        let mut moment = None;
         loop {
             self.refuse_when_ending()?;
             let Some(left) = deadline.left() else {
@@ -377,10 +376,8 @@ impl Handle {
                 None | Some(ForwardReply::Unknown) => return Err(Error::Unknown),
                 Some(ForwardReply::Rejected(reject)) => match next_after(reject, leader) {
                     Next::Fail(error) => return Err(error),
-                    Next::TryAgain => {
-                        self.wait(&mut changes, deadline, moment).await?;
-                        moment = Some(RETRY_PERIOD);
-                    }
+                    // What was refused may pass without a change of routes.
+                    Next::TryAgain => self.wait(&mut changes, deadline, Some(RETRY_PERIOD)).await?,
                 },
                 Some(reply) => return Ok(reply),
             }
@@ -423,6 +420,7 @@ impl Handle {
                 Err(Error::Recreated)
             }
             Consistency::Local(Some(bookmark)) => loop {
+                self.refuse_when_ending()?;
                 let applied = self.states.applied(group).map_err(state_error)?;
                 if applied >= bookmark.lsn {
                     return Ok(());
@@ -473,3 +471,6 @@ fn listed_of(listed: StoredListed) -> Listed {
     let StoredListed { key, size, record } = listed;
     Listed { key, size, record: record_of(record) }
 }
+
+#[cfg(all(test, not(madsim)))]
+mod tests;
