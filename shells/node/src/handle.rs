@@ -12,16 +12,14 @@ use highwater_wire::{
     op::{Answer, Op},
     peer::{ForwardReply, ForwardRequest},
 };
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     api::{
         Bookmark, ClusterView, Consistency, DatabaseInfo, Error, Got, ListQuery, Listed, Metrics,
         Page, Readiness, Receipt, Record,
     },
+    deadline::Deadline,
     driver::{Ask, Command, forward_reply_of},
     shared::{Changes, Shared},
 };
@@ -29,6 +27,7 @@ use crate::{
 /// How long a definite refusal that will pass soon (no leader, a transfer) is waited out at most
 /// before the next try.
 const RETRY_PERIOD: Duration = Duration::from_millis(20);
+
 /// How long other nodes may take for the cluster view.
 const CLUSTER_BUDGET: Duration = Duration::from_millis(500);
 
@@ -41,21 +40,6 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     states: Arc<States>,
-}
-
-/// A deadline, and what is left of it.
-#[derive(Clone, Copy)]
-struct Deadline(Instant);
-
-impl Deadline {
-    fn after(timeout: Duration) -> Deadline {
-        Deadline(Instant::now() + timeout)
-    }
-
-    fn left(self) -> Option<Duration> {
-        let left = self.0.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then_some(left)
-    }
 }
 
 /// What a definite refusal means for the caller.
@@ -256,10 +240,11 @@ impl Handle {
         answer.await.unwrap_or_default()
     }
 
-    /// Hands every leadership over, and refuses new requests. Then the driver ends.
+    /// Hands every leadership over, and refuses new requests. Then the driver ends, once what is
+    /// under way is answered or a second has passed.
     pub async fn drain(&self, timeout: Duration) {
         self.shared.set_draining();
-        let _ = self.ask(Ask::Drain, timeout).await;
+        let _ = self.ask(Ask::Drain, Deadline::after(timeout)).await;
         let _ = self.commands.send(Command::Stop).await;
     }
 
@@ -319,22 +304,21 @@ impl Handle {
         self.refuse_when_ending()
     }
 
-    /// Asks this node's core; `None` where the budget is spent or the driver has gone.
-    async fn ask(&self, request: Ask, budget: Duration) -> Option<Reply> {
+    /// Asks this node's core; `None` where the deadline passes or the driver has gone.
+    async fn ask(&self, request: Ask, deadline: Deadline) -> Option<Reply> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Request { request, budget, reply }).await.ok()?;
+        self.commands.send(Command::Request { request, deadline, reply }).await.ok()?;
         answer.await.ok()?
     }
 
     async fn forward(
         &self,
         to: NodeId,
-        group: GroupId,
         request: ForwardRequest,
-        budget: Duration,
+        deadline: Deadline,
     ) -> Option<ForwardReply> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Forward { to, group, request, budget, reply }).await.ok()?;
+        self.commands.send(Command::Forward { to, request, deadline, reply }).await.ok()?;
         answer.await.ok()?
     }
 
@@ -349,28 +333,28 @@ impl Handle {
         let mut changes = self.shared.watch();
         loop {
             self.refuse_when_ending()?;
-            let Some(left) = deadline.left() else {
-                return Err(Error::NoLeader { leader: self.leader(group) });
-            };
             let leader = self.leader(group);
+            if deadline.left().is_none() {
+                return Err(Error::NoLeader { leader });
+            }
             let reply = match leader {
                 None => {
                     self.wait(&mut changes, deadline, None).await?;
                     continue;
                 }
                 Some(leader) if leader == self.me => self
-                    .ask(Ask::Forwardable(request.clone()), left)
+                    .ask(Ask::Forwardable(request.clone()), deadline)
                     .await
                     .map(|reply| forward_reply_of(Some(reply))),
                 Some(leader) if planted::is(planted::Planted::ResendAfterAppend) => {
-                    let budget = left.min(Duration::from_millis(100));
-                    let reply = self.forward(leader, group, request.clone(), budget).await;
+                    let patience = deadline.min(Duration::from_millis(100));
+                    let reply = self.forward(leader, request.clone(), patience).await;
                     if matches!(reply, None | Some(ForwardReply::Unknown)) {
                         continue;
                     }
                     reply
                 }
-                Some(leader) => self.forward(leader, group, request.clone(), left).await,
+                Some(leader) => self.forward(leader, request.clone(), deadline).await,
             };
             match reply {
                 None | Some(ForwardReply::Unknown) => return Err(Error::Unknown),
@@ -390,12 +374,14 @@ impl Handle {
         loop {
             self.refuse_when_ending()?;
             let leader = self.leader(group);
-            let Some(left) = deadline.left() else { return Err(Error::NoLeader { leader }) };
+            if deadline.left().is_none() {
+                return Err(Error::NoLeader { leader });
+            }
             if leader.is_none() {
                 self.wait(&mut changes, deadline, None).await?;
                 continue;
             }
-            match self.ask(Ask::Read { group }, left).await {
+            match self.ask(Ask::Read { group }, deadline).await {
                 Some(Reply::Readable { lsn }) => return Ok(lsn),
                 Some(Reply::Rejected(reject)) => match next_after(reject, leader) {
                     Next::Fail(error) => return Err(error),

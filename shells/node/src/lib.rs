@@ -2,6 +2,7 @@
 //! the classification of outcomes. What the machine provides comes in through [`mod@env`].
 
 pub mod api;
+mod deadline;
 mod driver;
 pub mod env;
 mod handle;
