@@ -13,7 +13,7 @@ use highwater_core::{
     Effect, GroupId, Input, Instant, Node, NodeId, Notice, Peer, Reject, Reply, Request, RequestId,
     Term,
 };
-use highwater_wire::peer::{ForwardReply, ForwardRequest, PeerMessage};
+use highwater_wire::peer::{ForwardReply, ForwardRequest, NodeStatus, PeerMessage};
 use tokio::sync::{
     mpsc::{Receiver, UnboundedReceiver, UnboundedSender},
     oneshot,
@@ -36,6 +36,10 @@ const REQUESTS_MAX: usize = 65_536;
 const PEER_BUDGET_MAX: Duration = Duration::from_secs(60);
 /// How long a node that is to end waits for the answers under way.
 const STOP_GRACE: Duration = Duration::from_secs(1);
+/// How long other nodes may take for the cluster view.
+const CLUSTER_BUDGET: Duration = Duration::from_millis(500);
+/// How old this node's own word on how it stands may be: to gather it walks every group.
+const STATUS_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// What handles ask of the driver.
 pub(crate) enum Command {
@@ -54,8 +58,7 @@ pub(crate) enum Command {
     },
     /// How every node stands; those that are silent have no status.
     Cluster {
-        budget: Duration,
-        reply: oneshot::Sender<Vec<NodeView>>,
+        reply: ViewReply,
     },
     Readiness {
         reply: oneshot::Sender<Readiness>,
@@ -66,6 +69,8 @@ pub(crate) enum Command {
     /// End the loop.
     Stop,
 }
+
+type ViewReply = oneshot::Sender<Arc<Vec<NodeView>>>;
 
 /// A [`Request`] without its deadline.
 #[derive(Clone, Debug)]
@@ -124,9 +129,11 @@ struct Forwarded {
 
 /// A cluster view that is being gathered.
 struct Gathering {
+    id: u64,
+    expires: Instant,
     missing: BTreeSet<NodeId>,
     views: BTreeMap<NodeId, NodeView>,
-    reply: oneshot::Sender<Vec<NodeView>>,
+    replies: Vec<ViewReply>,
 }
 
 /// What a deadline of the driver is for.
@@ -134,7 +141,7 @@ struct Gathering {
 enum Due {
     Request(RequestId),
     Forward(NodeId, u64),
-    Gathering(u64),
+    Gathering,
     Stop,
 }
 
@@ -147,7 +154,11 @@ pub(crate) struct Driver<C, T> {
     forwarded: BTreeMap<NodeId, BTreeMap<u64, Forwarded>>,
     /// When abandoned calls were looked for.
     evicted: Instant,
-    gathering: BTreeMap<u64, Gathering>,
+    gathering: Option<Gathering>,
+    /// Who wants the next view: it must not be older than the question.
+    view_wanted: Vec<ViewReply>,
+    /// This node's own, and when it was true.
+    status: Option<(Instant, NodeStatus)>,
     due: BTreeSet<(Instant, Due)>,
     /// The latest start of each node that has spoken.
     peers: BTreeMap<NodeId, Peer>,
@@ -207,7 +218,9 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             waiting: BTreeMap::new(),
             forwarded: BTreeMap::new(),
             evicted: now,
-            gathering: BTreeMap::new(),
+            gathering: None,
+            view_wanted: Vec::new(),
+            status: None,
             due: BTreeSet::new(),
             peers: BTreeMap::new(),
             outgoing: Vec::new(),
@@ -370,6 +383,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         if leaders.is_empty() {
             return;
         }
+        self.status = None;
         let node = &self.hands.node;
         self.hands.shared.update(|routes| {
             routes.leaders.extend(leaders);
@@ -465,7 +479,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             match due {
                 Due::Request(id) => self.cancel(id, inputs),
                 Due::Forward(to, id) => self.answer_forwarded(to, id, None),
-                Due::Gathering(id) => self.finish_gathering(id),
+                Due::Gathering => self.finish_gathering(),
                 Due::Stop => self.stopping = Stopping::Now,
             }
         }
@@ -564,21 +578,10 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 self.answer_forwarded(node, id, Some(reply));
             }
             PeerMessage::StatusQuery { id } => {
-                let status =
-                    self.hands.about.node_status(&self.hands.node, self.hands.shared.is_draining());
+                let status = self.own_status();
                 self.outgoing.push((node, PeerMessage::StatusReply { id, status }));
             }
-            PeerMessage::StatusReply { id, status } => {
-                let Some(gathering) = self.gathering.get_mut(&id) else { return };
-                if gathering.missing.remove(&node) {
-                    if let Some(view) = gathering.views.get_mut(&node) {
-                        view.status = Some(status);
-                    }
-                    if gathering.missing.is_empty() {
-                        self.finish_gathering(id);
-                    }
-                }
-            }
+            PeerMessage::StatusReply { id, status } => self.on_status(node, id, status),
         }
     }
 
@@ -594,7 +597,10 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 Some(budget) => self.forward(to, request, budget, reply, inputs),
                 None => drop(reply.send(Some(ForwardReply::Rejected(Reject::Expired)))),
             },
-            Command::Cluster { budget, reply } => self.gather(budget, reply),
+            Command::Cluster { reply } => {
+                self.view_wanted.push(reply);
+                self.gather();
+            }
             Command::Readiness { reply } => {
                 let draining = self.hands.shared.is_draining();
                 drop(reply.send(self.hands.about.readiness(&self.hands.node, draining)));
@@ -610,25 +616,66 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         }
     }
 
-    fn gather(&mut self, budget: Duration, reply: oneshot::Sender<Vec<NodeView>>) {
+    // --- the cluster view ---
+
+    /// How this node stands; walks every group, so not for each who asks.
+    fn own_status(&mut self) -> NodeStatus {
+        if let Some((at, status)) = &self.status
+            && self.now.since(*at) < micros(STATUS_AGE_MAX)
+        {
+            return status.clone();
+        }
+        let draining = self.hands.shared.is_draining();
+        let status = self.hands.about.node_status(&self.hands.node, draining);
+        self.status = Some((self.now, status.clone()));
+        status
+    }
+
+    /// Asks every node how it stands, for all who want to know; one view at a time is gathered.
+    fn gather(&mut self) {
+        self.view_wanted.retain(|reply| !reply.is_closed());
+        if self.gathering.is_some() || self.view_wanted.is_empty() {
+            return;
+        }
         let id = self.fresh_id();
-        let views = self.hands.about.views(&self.hands.node, self.hands.shared.is_draining());
+        let own = self.own_status();
+        let views = self.hands.about.views(&self.hands.node, own);
         let missing: BTreeSet<NodeId> =
             views.iter().filter(|(_, v)| v.status.is_none()).map(|(node, _)| *node).collect();
         for node in &missing {
             self.outgoing.push((*node, PeerMessage::StatusQuery { id }));
         }
-        self.gathering.insert(id, Gathering { missing, views, reply });
-        self.due.insert((self.now.plus(micros(budget)), Due::Gathering(id)));
-        if self.gathering.get(&id).is_some_and(|g| g.missing.is_empty()) {
-            self.finish_gathering(id);
+        let expires = self.now.plus(micros(CLUSTER_BUDGET));
+        let replies = std::mem::take(&mut self.view_wanted);
+        let is_whole = missing.is_empty();
+        self.due.insert((expires, Due::Gathering));
+        self.gathering = Some(Gathering { id, expires, missing, views, replies });
+        if is_whole {
+            self.finish_gathering();
         }
     }
 
-    fn finish_gathering(&mut self, id: u64) {
-        if let Some(gathering) = self.gathering.remove(&id) {
-            drop(gathering.reply.send(gathering.views.into_values().collect()));
+    fn on_status(&mut self, from: NodeId, id: u64, status: NodeStatus) {
+        let Some(gathering) = self.gathering.as_mut().filter(|g| g.id == id) else { return };
+        if !gathering.missing.remove(&from) {
+            return;
         }
+        if let Some(view) = gathering.views.get_mut(&from) {
+            view.status = Some(status);
+        }
+        if gathering.missing.is_empty() {
+            self.finish_gathering();
+        }
+    }
+
+    fn finish_gathering(&mut self) {
+        let Some(Gathering { expires, views, replies, .. }) = self.gathering.take() else { return };
+        self.due.remove(&(expires, Due::Gathering));
+        let views = Arc::new(views.into_values().collect());
+        for reply in replies {
+            drop(reply.send(Arc::clone(&views)));
+        }
+        self.gather();
     }
 }
 

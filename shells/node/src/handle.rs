@@ -28,9 +28,6 @@ use crate::{
 /// before the next try.
 const RETRY_PERIOD: Duration = Duration::from_millis(20);
 
-/// How long other nodes may take for the cluster view.
-const CLUSTER_BUDGET: Duration = Duration::from_millis(500);
-
 /// A handle to a running node. Cheap to clone. Every call ends by its `timeout`.
 #[derive(Clone)]
 pub struct Handle {
@@ -202,12 +199,12 @@ impl Handle {
         }
     }
 
-    /// The cluster as seen from here; asks every node, waits at most half a second for them.
+    /// The cluster as seen from here; asks every node, and waits at most half a second for their
+    /// answers. Calls that come meanwhile share the next round of questions.
     pub async fn cluster(&self) -> ClusterView {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Cluster { budget: CLUSTER_BUDGET, reply };
-        let nodes = match self.commands.send(command).await {
-            Ok(()) => answer.await.unwrap_or_default(),
+        let nodes = match self.commands.send(Command::Cluster { reply }).await {
+            Ok(()) => answer.await.map(Arc::unwrap_or_clone).unwrap_or_default(),
             Err(_) => Vec::new(),
         };
         let epochs = nodes.iter().filter_map(|n| n.status.as_ref().map(|s| s.epoch));

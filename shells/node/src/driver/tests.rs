@@ -164,6 +164,12 @@ impl Rig {
         answer
     }
 
+    fn view(&mut self) -> Answer<Arc<Vec<NodeView>>> {
+        let (reply, answer) = oneshot::channel();
+        self.command(Command::Cluster { reply });
+        answer
+    }
+
     fn hear(&mut self, from: Peer, message: PeerMessage) {
         self.driver.on_inbound(Inbound { from, message }, &mut self.inputs);
     }
@@ -184,6 +190,11 @@ impl Rig {
             _ => None,
         };
         self.sent().into_iter().filter_map(|(_, message)| forward(message)).collect()
+    }
+
+    fn sent_queries(&self) -> usize {
+        let is_query = |message: &PeerMessage| matches!(message, PeerMessage::StatusQuery { .. });
+        self.sent().iter().filter(|(_, message)| is_query(message)).count()
     }
 }
 
@@ -343,6 +354,33 @@ async fn a_peer_gets_a_minute_at_most() {
     rig.hear(peer(2, 1), PeerMessage::Forward { id: 1, budget_us: u64::MAX, request });
     let expires: Vec<Instant> = rig.driver.waiting.values().map(|w| w.expires).collect();
     assert_eq!(expires, [rig.driver.now.plus(60_000_000)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_view_is_gathered_at_a_time_and_none_is_older_than_its_question() {
+    let mut rig = Rig::new(2, 1);
+    rig.pass();
+    let first = rig.view();
+    rig.pass();
+    assert_eq!(rig.sent_queries(), 1);
+    let (mut second, mut third) = (rig.view(), rig.view());
+    rig.pass();
+    assert_eq!(rig.sent_queries(), 0, "one is under way");
+
+    let reply = |rig: &Rig| {
+        let id = rig.driver.gathering.as_ref().unwrap().id;
+        PeerMessage::StatusReply { id, status: NodeStatus::default() }
+    };
+    let status = reply(&rig);
+    rig.hear(peer(2, 1), status);
+    assert!(answered(first).iter().all(|view| view.status.is_some()));
+    assert!(is_waiting(&mut second) && is_waiting(&mut third));
+    rig.pass();
+    assert_eq!(rig.sent_queries(), 1, "the next is for all who asked meanwhile");
+    let status = reply(&rig);
+    rig.hear(peer(2, 1), status);
+    assert_eq!(answered(second), answered(third));
+    assert!(rig.driver.gathering.is_none());
 }
 
 #[tokio::test(start_paused = true)]
