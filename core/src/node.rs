@@ -75,7 +75,8 @@ impl Node {
         let mut unclaimed = BTreeMap::new();
         for mut group in recovered.groups {
             if group.group == GroupId::SYSTEM {
-                group.checkpointed = group.checkpointed.max(recovered.system_applied);
+                // Its state was read, and is no hint.
+                group.checkpointed = recovered.system_applied;
             }
             if group.checkpointed > group.last {
                 let (applied, last) = (group.checkpointed, group.last);

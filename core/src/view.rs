@@ -121,6 +121,12 @@ impl Node {
         self.catalog.iter().map(|(name, database)| (name, database.group))
     }
 
+    /// How many databases the catalog applied here has.
+    #[must_use]
+    pub fn database_count(&self) -> usize {
+        self.catalog.len()
+    }
+
     /// The group of a database, as the catalog applied here has it.
     #[must_use]
     pub fn database(&self, name: &str) -> Option<GroupId> {

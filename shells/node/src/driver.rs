@@ -11,8 +11,9 @@ use std::{
 
 use highwater_core::{
     Effect, GroupId, Input, Instant, Node, NodeId, Notice, Peer, Reject, Reply, Request, RequestId,
+    Term,
 };
-use highwater_wire::peer::{ForwardReply, ForwardRequest, PeerMessage};
+use highwater_wire::peer::{ForwardReply, ForwardRequest, NodeStatus, PeerMessage};
 use tokio::sync::{
     mpsc::{Receiver, UnboundedReceiver, UnboundedSender},
     oneshot,
@@ -20,6 +21,7 @@ use tokio::sync::{
 
 use crate::{
     api::{Metrics, NodeView, Readiness},
+    deadline::Deadline,
     env::{Clock, Inbound, Transport},
     shared::Shared,
     status,
@@ -30,27 +32,33 @@ use crate::{
 const INPUTS_MAX: usize = 4096;
 /// Requests under way; beyond: busy.
 const REQUESTS_MAX: usize = 65_536;
+/// What a peer may ask for at most: the longest deadline that a client may set.
+const PEER_BUDGET_MAX: Duration = Duration::from_secs(60);
+/// How long a node that is to end waits for the answers under way.
+const STOP_GRACE: Duration = Duration::from_secs(1);
+/// How long other nodes may take for the cluster view.
+const CLUSTER_BUDGET: Duration = Duration::from_millis(500);
+/// How old this node's own word on how it stands may be: to gather it walks every group.
+const STATUS_AGE_MAX: Duration = Duration::from_millis(100);
 
 /// What handles ask of the driver.
 pub(crate) enum Command {
-    /// A request to the core; `None` is answered when the budget is spent.
+    /// A request to the core; `None` is answered when the deadline has passed.
     Request {
         request: Ask,
-        budget: Duration,
+        deadline: Deadline,
         reply: oneshot::Sender<Option<Reply>>,
     },
     /// A request for another node's core; `None` when its outcome can't be known.
     Forward {
         to: NodeId,
-        group: GroupId,
         request: ForwardRequest,
-        budget: Duration,
+        deadline: Deadline,
         reply: oneshot::Sender<Option<ForwardReply>>,
     },
     /// How every node stands; those that are silent have no status.
     Cluster {
-        budget: Duration,
-        reply: oneshot::Sender<Vec<NodeView>>,
+        reply: ViewReply,
     },
     Readiness {
         reply: oneshot::Sender<Readiness>,
@@ -58,11 +66,18 @@ pub(crate) enum Command {
     Metrics {
         reply: oneshot::Sender<Metrics>,
     },
+    /// A read found a group's state damaged.
+    Damaged {
+        group: GroupId,
+        reason: String,
+    },
     /// End the loop.
     Stop,
 }
 
-/// A [`Request`] whose deadline is still a budget.
+type ViewReply = oneshot::Sender<Arc<Vec<NodeView>>>;
+
+/// A [`Request`] without its deadline.
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
     Forwardable(ForwardRequest),
@@ -82,47 +97,93 @@ pub enum Exit {
     Fenced(String),
 }
 
+impl Ask {
+    /// The group whose oplog it may reach.
+    fn writes_to(&self) -> Option<GroupId> {
+        match self {
+            Ask::Forwardable(ForwardRequest::Propose { group, .. }) => Some(*group),
+            Ask::Forwardable(ForwardRequest::CreateDatabase { .. }) => Some(GroupId::SYSTEM),
+            Ask::Forwardable(ForwardRequest::Transfer { .. }) | Ask::Read { .. } | Ask::Drain => {
+                None
+            }
+        }
+    }
+}
+
 /// Who waits for a request of this node's core.
 enum Waiter {
     Local(oneshot::Sender<Option<Reply>>),
     Peer { peer: Peer, id: u64 },
 }
 
+/// A request that this node's core has.
+struct Waiting {
+    expires: Instant,
+    writes_to: Option<GroupId>,
+    waiter: Waiter,
+}
+
+impl Waiting {
+    fn is_abandoned(&self) -> bool {
+        matches!(&self.waiter, Waiter::Local(sender) if sender.is_closed())
+    }
+}
+
 /// A request that another node carries out for us.
 struct Forwarded {
-    to: NodeId,
-    group: GroupId,
+    expires: Instant,
     reply: oneshot::Sender<Option<ForwardReply>>,
 }
 
 /// A cluster view that is being gathered.
 struct Gathering {
+    id: u64,
+    expires: Instant,
     missing: BTreeSet<NodeId>,
     views: BTreeMap<NodeId, NodeView>,
-    reply: oneshot::Sender<Vec<NodeView>>,
+    replies: Vec<ViewReply>,
 }
 
 /// What a deadline of the driver is for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     Request(RequestId),
-    Forward(u64),
-    Gathering(u64),
+    Forward(NodeId, u64),
+    Gathering,
+    Stop,
 }
 
 pub(crate) struct Driver<C, T> {
     hands: Hands<C, T>,
     now: Instant,
     next_id: u64,
-    waiters: BTreeMap<RequestId, (Instant, Waiter)>,
-    forwarded: BTreeMap<u64, (Instant, Forwarded)>,
-    gathering: BTreeMap<u64, Gathering>,
+    waiting: BTreeMap<RequestId, Waiting>,
+    /// By the node that carries them out.
+    forwarded: BTreeMap<NodeId, BTreeMap<u64, Forwarded>>,
+    /// When abandoned calls were looked for.
+    evicted: Instant,
+    gathering: Option<Gathering>,
+    /// Who wants the next view: it must not be older than the question.
+    view_wanted: Vec<ViewReply>,
+    /// This node's own, and when it was true.
+    status: Option<(Instant, NodeStatus)>,
     due: BTreeSet<(Instant, Due)>,
     /// The latest start of each node that has spoken.
     peers: BTreeMap<NodeId, Peer>,
     outgoing: Vec<(NodeId, PeerMessage)>,
+    stopping: Stopping,
     /// Why this data directory needs a new incarnation.
     fenced: Option<String>,
+}
+
+/// Whether the driver is to end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stopping {
+    No,
+    /// Once what is under way has its answers.
+    Soon,
+    /// They did not come in time.
+    Now,
 }
 
 /// What the driver listens to.
@@ -130,6 +191,16 @@ pub(crate) struct Sources {
     pub(crate) completions: UnboundedReceiver<Input>,
     pub(crate) inbound: Receiver<Inbound>,
     pub(crate) commands: Receiver<Command>,
+}
+
+/// What woke the driver.
+enum Woken {
+    Completed(Input),
+    Arrived(Inbound),
+    Asked(Command),
+    /// No handle is left that could ask.
+    Alone,
+    Alarmed,
 }
 
 /// What the driver is made of.
@@ -148,16 +219,22 @@ pub(crate) struct Hands<C, T> {
 
 impl<C: Clock, T: Transport> Driver<C, T> {
     pub(crate) fn new(hands: Hands<C, T>) -> Driver<C, T> {
+        let now = hands.clock.now().mono;
         Driver {
-            now: hands.clock.now().mono,
+            now,
+            // An answer to a request of an earlier boot must not be taken for one of this boot.
+            next_id: hands.about.identity.boot.nonce,
             hands,
-            next_id: 0,
-            waiters: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             forwarded: BTreeMap::new(),
-            gathering: BTreeMap::new(),
+            evicted: now,
+            gathering: None,
+            view_wanted: Vec::new(),
+            status: None,
             due: BTreeSet::new(),
             peers: BTreeMap::new(),
             outgoing: Vec::new(),
+            stopping: Stopping::No,
             fenced: None,
         }
     }
@@ -167,46 +244,92 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         let mut inputs = Vec::new();
         let mut effects = Vec::new();
         let mut alarm = Alarm::default();
-        loop {
+        let mut alone = false;
+        let exit = loop {
             self.step(&mut inputs, &mut effects);
             if let Some(reason) = self.fenced.take() {
-                return Exit::Fenced(reason);
+                break Exit::Fenced(reason);
             }
             if let Some(reason) = self.hands.node.halted() {
                 let reason = reason.to_owned();
                 self.hands.shared.update(|routes| routes.halted = Some(reason.clone()));
-                return Exit::Halted(reason);
+                break Exit::Halted(reason);
+            }
+            if self.may_end() {
+                break Exit::Drained;
             }
             let at = self.next_deadline();
-            tokio::select! {
+            let woken = tokio::select! {
                 biased;
-                Some(input) = sources.completions.recv() => inputs.push(input),
-                Some(inbound) = sources.inbound.recv() => self.on_inbound(inbound, &mut inputs),
-                command = sources.commands.recv() => match command {
-                    Some(Command::Stop) | None => return Exit::Drained,
-                    Some(command) => self.on_command(command, &mut inputs),
-                },
-                () = alarm.wait(&self.hands.clock, at) => {}
-            }
-            self.now = self.hands.clock.now().mono;
-            for _ in 0..INPUTS_MAX {
-                let Ok(input) = sources.completions.try_recv() else { break };
-                inputs.push(input);
-            }
-            for _ in 0..INPUTS_MAX {
-                let Ok(inbound) = sources.inbound.try_recv() else { break };
-                self.on_inbound(inbound, &mut inputs);
-            }
-            for _ in 0..INPUTS_MAX {
-                match sources.commands.try_recv() {
-                    Ok(Command::Stop) => return Exit::Drained,
-                    Ok(command) => self.on_command(command, &mut inputs),
-                    Err(_) => break,
+                Some(input) = sources.completions.recv() => Woken::Completed(input),
+                Some(inbound) = sources.inbound.recv() => Woken::Arrived(inbound),
+                command = sources.commands.recv(), if !alone => {
+                    command.map_or(Woken::Alone, Woken::Asked)
                 }
+                () = alarm.wait(&self.hands.clock, at) => Woken::Alarmed,
+            };
+            self.now = self.hands.clock.now().mono;
+            match woken {
+                Woken::Completed(input) => inputs.push(input),
+                Woken::Arrived(inbound) => self.on_inbound(inbound, &mut inputs),
+                Woken::Asked(command) => self.on_command(command, &mut inputs),
+                Woken::Alone => {
+                    alone = true;
+                    self.stop();
+                }
+                Woken::Alarmed => {}
             }
+            self.take_queued(&mut sources, &mut inputs);
             self.expire(&mut inputs);
+        };
+        self.give_up_all();
+        exit
+    }
+
+    /// What else has come by now is part of the same step.
+    fn take_queued(&mut self, sources: &mut Sources, inputs: &mut Vec<Input>) {
+        for _ in 0..INPUTS_MAX {
+            let Ok(input) = sources.completions.try_recv() else { break };
+            inputs.push(input);
+        }
+        for _ in 0..INPUTS_MAX {
+            let Ok(inbound) = sources.inbound.try_recv() else { break };
+            self.on_inbound(inbound, inputs);
+        }
+        for _ in 0..INPUTS_MAX {
+            let Ok(command) = sources.commands.try_recv() else { break };
+            self.on_command(command, inputs);
         }
     }
+
+    // --- the end ---
+
+    fn stop(&mut self) {
+        if self.stopping == Stopping::No {
+            self.stopping = Stopping::Soon;
+            self.due.insert((self.now.plus(micros(STOP_GRACE)), Due::Stop));
+        }
+    }
+
+    fn may_end(&self) -> bool {
+        let is_idle = self.waiting.is_empty() && self.forwards() == 0;
+        self.stopping == Stopping::Now || (self.stopping == Stopping::Soon && is_idle)
+    }
+
+    /// The driver ends: who waits still is told that the outcome is not known.
+    fn give_up_all(&mut self) {
+        let requests: Vec<RequestId> = self.waiting.keys().copied().collect();
+        for id in requests {
+            self.answer(id, None);
+        }
+        let nodes: Vec<NodeId> = self.forwarded.keys().copied().collect();
+        for node in nodes {
+            self.give_up_forwards(node);
+        }
+        self.send_outgoing();
+    }
+
+    // --- steps ---
 
     fn next_deadline(&self) -> Option<Instant> {
         let core = self.hands.node.deadline().map(|(at, _)| at);
@@ -222,17 +345,32 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         if let Some(observer) = &self.hands.observer {
             observer.step(&self.hands.node, effects);
         }
-        for effect in effects.drain(..) {
-            self.carry_out(effect);
-        }
+        self.carry_out_all(effects, inputs);
+        self.give_up_on_silent();
+        self.send_outgoing();
+    }
+
+    fn send_outgoing(&mut self) {
         if !self.outgoing.is_empty() {
             self.hands.transport.send(std::mem::take(&mut self.outgoing));
         }
     }
 
+    fn carry_out_all(&mut self, effects: &mut Vec<Effect>, inputs: &mut Vec<Input>) {
+        // Whoever gets an answer finds the routes that it rests on.
+        self.publish_routes(effects);
+        let quarantined: Vec<GroupId> = effects.iter().filter_map(quarantined_by).collect();
+        for effect in effects.drain(..) {
+            self.carry_out(effect);
+        }
+        for group in quarantined {
+            self.give_up_writes(group, inputs);
+        }
+    }
+
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            // A worker that is gone has said why, or the node is ending.
+            // A worker that is gone has said so, which halts the node.
             Effect::Persist { write, records } => drop(self.hands.log.send((write, records))),
             Effect::Load { load, group, from, to, max_bytes } => {
                 drop(self.hands.loads.send(LoadJob { load, group, from, to, max_bytes }));
@@ -245,8 +383,14 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             }
             Effect::Send { to, message } => self.outgoing.push((to, PeerMessage::Core(message))),
             Effect::Reply { request, reply } => self.answer(request, Some(reply)),
-            Effect::Leader { group, term, leader } => self.on_leader(group, term, leader),
+            // Its route is published before all else.
+            Effect::Leader { group, term, leader } => {
+                tracing::debug!(%group, %term, ?leader, "leader");
+            }
             Effect::Notice(notice) => log_notice(&notice),
+            Effect::Reopen { group, upto } => {
+                drop(self.hands.state.send(StateJob::Reopen { group, upto }));
+            }
             // The oplog's own copy stays damaged until it can be mended in place.
             Effect::Mend { .. } => {}
             Effect::Fence { reason } => self.fenced = Some(reason),
@@ -254,44 +398,71 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         }
     }
 
-    fn on_leader(&mut self, group: GroupId, term: highwater_core::Term, leader: Option<NodeId>) {
-        tracing::debug!(%group, %term, ?leader, "leader");
+    fn publish_routes(&mut self, effects: &[Effect]) {
+        let leaders: Vec<_> = effects.iter().filter_map(leader_of).collect();
+        if leaders.is_empty() {
+            return;
+        }
+        self.status = None;
         let node = &self.hands.node;
         self.hands.shared.update(|routes| {
-            routes.leaders.insert(group, (term, leader));
-            if routes.databases.len() < node.databases().count() {
+            routes.leaders.extend(leaders);
+            if routes.databases.len() < node.database_count() {
                 routes.databases = node.databases().map(|(n, g)| (n.to_owned(), g)).collect();
             }
         });
-        // What a silent leader held has an outcome that nobody will tell us.
-        let lost: Vec<u64> = self
-            .forwarded
-            .iter()
-            .filter(|(_, (_, f))| f.group == group && leader != Some(f.to))
-            .filter(|(_, (_, f))| !self.hands.node.is_alive(f.to))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in lost {
-            self.answer_forwarded(id, None);
-        }
     }
 
     // --- requests of this node's core ---
 
     fn admit(&mut self, ask: Ask, budget: Duration, waiter: Waiter, inputs: &mut Vec<Input>) {
-        self.next_id += 1;
-        let id = RequestId(self.next_id);
-        let expires = self.now.plus(micros(budget));
-        if self.waiters.len() >= REQUESTS_MAX {
+        // However busy the node is, it can be told to hand over and end.
+        if !matches!(ask, Ask::Drain) && !self.has_room(inputs) {
             return self.tell(waiter, Some(Reply::Rejected(Reject::Busy)));
         }
-        self.waiters.insert(id, (expires, waiter));
+        let id = RequestId(self.fresh_id());
+        let expires = self.now.plus(micros(budget));
+        self.waiting.insert(id, Waiting { expires, writes_to: ask.writes_to(), waiter });
         self.due.insert((expires, Due::Request(id)));
         inputs.push(Input::Request { id, request: request_of(ask, expires) });
     }
 
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id = self.next_id.wrapping_add(1);
+        self.next_id
+    }
+
+    /// Whether one more request may be under way, of either kind. Calls that were abandoned give
+    /// their places up when there is no other; that walks all of them, so once a pass at most.
+    fn has_room(&mut self, inputs: &mut Vec<Input>) -> bool {
+        let is_full = |driver: &Self| driver.waiting.len() + driver.forwards() >= REQUESTS_MAX;
+        if is_full(self) && self.evicted < self.now {
+            self.evicted = self.now;
+            self.evict_abandoned(inputs);
+        }
+        !is_full(self)
+    }
+
+    fn evict_abandoned(&mut self, inputs: &mut Vec<Input>) {
+        let abandoned = self.waiting.iter().filter(|(_, waiting)| waiting.is_abandoned());
+        for id in abandoned.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.cancel(id, inputs);
+        }
+        let forwarded = self.forwarded.iter().flat_map(|(to, all)| all.iter().map(|f| (*to, f)));
+        let abandoned = forwarded.filter(|(_, (_, forwarded))| forwarded.reply.is_closed());
+        for (to, id) in abandoned.map(|(to, (id, _))| (to, *id)).collect::<Vec<_>>() {
+            self.answer_forwarded(to, id, None);
+        }
+    }
+
+    /// Nobody waits for it any more; what was appended stays.
+    fn cancel(&mut self, id: RequestId, inputs: &mut Vec<Input>) {
+        inputs.push(Input::Cancel { id });
+        self.answer(id, None);
+    }
+
     fn answer(&mut self, id: RequestId, reply: Option<Reply>) {
-        if let Some((expires, waiter)) = self.waiters.remove(&id) {
+        if let Some(Waiting { expires, waiter, .. }) = self.waiting.remove(&id) {
             self.due.remove(&(expires, Due::Request(id)));
             self.tell(waiter, reply);
         }
@@ -311,6 +482,14 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         }
     }
 
+    /// A quarantined group applies nothing here any more: what its writes came to is not known.
+    fn give_up_writes(&mut self, group: GroupId, inputs: &mut Vec<Input>) {
+        let lost = self.waiting.iter().filter(|(_, waiting)| waiting.writes_to == Some(group));
+        for id in lost.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.cancel(id, inputs);
+        }
+    }
+
     fn expire(&mut self, inputs: &mut Vec<Input>) {
         while let Some((at, due)) = self.due.first().copied() {
             if at > self.now {
@@ -318,12 +497,10 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             }
             self.due.remove(&(at, due));
             match due {
-                Due::Request(id) => {
-                    inputs.push(Input::Cancel { id });
-                    self.answer(id, None);
-                }
-                Due::Forward(id) => self.answer_forwarded(id, None),
-                Due::Gathering(id) => self.finish_gathering(id),
+                Due::Request(id) => self.cancel(id, inputs),
+                Due::Forward(to, id) => self.answer_forwarded(to, id, None),
+                Due::Gathering => self.finish_gathering(),
+                Due::Stop => self.stopping = Stopping::Now,
             }
         }
     }
@@ -333,27 +510,56 @@ impl<C: Clock, T: Transport> Driver<C, T> {
     fn forward(
         &mut self,
         to: NodeId,
-        budget: Duration,
         request: ForwardRequest,
-        forwarded: Forwarded,
+        budget: Duration,
+        reply: oneshot::Sender<Option<ForwardReply>>,
+        inputs: &mut Vec<Input>,
     ) {
-        if self.forwarded.len() >= REQUESTS_MAX {
-            let busy = ForwardReply::Rejected(Reject::Busy);
-            return drop(forwarded.reply.send(Some(busy)));
+        let refused = if !self.hands.node.is_alive(to) {
+            // Nobody would answer; nothing was sent.
+            Some(Reject::NotLeader { leader: None })
+        } else if !self.has_room(inputs) {
+            Some(Reject::Busy)
+        } else {
+            None
+        };
+        if let Some(reject) = refused {
+            return drop(reply.send(Some(ForwardReply::Rejected(reject))));
         }
-        self.next_id += 1;
-        let id = self.next_id;
-        let expires = self.now.plus(micros(budget));
-        self.forwarded.insert(id, (expires, forwarded));
-        self.due.insert((expires, Due::Forward(id)));
+        let id = self.fresh_id();
         let budget_us = micros(budget);
+        let expires = self.now.plus(budget_us);
+        self.forwarded.entry(to).or_default().insert(id, Forwarded { expires, reply });
+        self.due.insert((expires, Due::Forward(to, id)));
         self.outgoing.push((to, PeerMessage::Forward { id, budget_us, request }));
     }
 
-    fn answer_forwarded(&mut self, id: u64, reply: Option<ForwardReply>) {
-        if let Some((expires, forwarded)) = self.forwarded.remove(&id) {
-            self.due.remove(&(expires, Due::Forward(id)));
-            drop(forwarded.reply.send(reply));
+    fn forwards(&self) -> usize {
+        self.forwarded.values().map(BTreeMap::len).sum()
+    }
+
+    /// Answers what a node was to carry out for us, if it still waits.
+    fn answer_forwarded(&mut self, to: NodeId, id: u64, reply: Option<ForwardReply>) {
+        let forwarded = self.forwarded.get_mut(&to).and_then(|all| all.remove(&id));
+        if let Some(Forwarded { expires, reply: sender }) = forwarded {
+            self.due.remove(&(expires, Due::Forward(to, id)));
+            drop(sender.send(reply));
+        }
+    }
+
+    /// What a silent node has of ours has an outcome that nobody will tell us.
+    fn give_up_on_silent(&mut self) {
+        let node = &self.hands.node;
+        let silent = self.forwarded.keys().filter(|to| !node.is_alive(**to));
+        for to in silent.copied().collect::<Vec<_>>() {
+            self.give_up_forwards(to);
+        }
+    }
+
+    fn give_up_forwards(&mut self, to: NodeId) {
+        for (id, Forwarded { expires, reply }) in self.forwarded.remove(&to).unwrap_or_default() {
+            self.due.remove(&(expires, Due::Forward(to, id)));
+            drop(reply.send(None));
         }
     }
 
@@ -370,10 +576,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             _ => {}
         }
         if self.peers.insert(node, from).is_some() {
-            let lost = self.forwarded.iter().filter(|(_, (_, f))| f.to == node);
-            for id in lost.map(|(id, _)| *id).collect::<Vec<_>>() {
-                self.answer_forwarded(id, None);
-            }
+            self.give_up_forwards(node);
         }
         true
     }
@@ -388,30 +591,17 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             PeerMessage::Core(message) => inputs.push(Input::Message { from, message }),
             PeerMessage::Forward { id, budget_us, request } => {
                 let waiter = Waiter::Peer { peer: from, id };
-                let budget = Duration::from_micros(budget_us);
+                let budget = Duration::from_micros(budget_us).min(PEER_BUDGET_MAX);
                 self.admit(Ask::Forwardable(request), budget, waiter, inputs);
             }
             PeerMessage::ForwardReply { id, reply } => {
-                if self.forwarded.get(&id).is_some_and(|(_, f)| f.to == node) {
-                    self.answer_forwarded(id, Some(reply));
-                }
+                self.answer_forwarded(node, id, Some(reply));
             }
             PeerMessage::StatusQuery { id } => {
-                let status =
-                    self.hands.about.node_status(&self.hands.node, self.hands.shared.is_draining());
+                let status = self.own_status();
                 self.outgoing.push((node, PeerMessage::StatusReply { id, status }));
             }
-            PeerMessage::StatusReply { id, status } => {
-                let Some(gathering) = self.gathering.get_mut(&id) else { return };
-                if gathering.missing.remove(&node) {
-                    if let Some(view) = gathering.views.get_mut(&node) {
-                        view.status = Some(status);
-                    }
-                    if gathering.missing.is_empty() {
-                        self.finish_gathering(id);
-                    }
-                }
-            }
+            PeerMessage::StatusReply { id, status } => self.on_status(node, id, status),
         }
     }
 
@@ -419,13 +609,18 @@ impl<C: Clock, T: Transport> Driver<C, T> {
 
     fn on_command(&mut self, command: Command, inputs: &mut Vec<Input>) {
         match command {
-            Command::Request { request, budget, reply } => {
-                self.admit(request, budget, Waiter::Local(reply), inputs);
+            Command::Request { request, deadline, reply } => match deadline.left() {
+                Some(budget) => self.admit(request, budget, Waiter::Local(reply), inputs),
+                None => drop(reply.send(Some(Reply::Rejected(Reject::Expired)))),
+            },
+            Command::Forward { to, request, deadline, reply } => match deadline.left() {
+                Some(budget) => self.forward(to, request, budget, reply, inputs),
+                None => drop(reply.send(Some(ForwardReply::Rejected(Reject::Expired)))),
+            },
+            Command::Cluster { reply } => {
+                self.view_wanted.push(reply);
+                self.gather();
             }
-            Command::Forward { to, group, request, budget, reply } => {
-                self.forward(to, budget, request, Forwarded { to, group, reply });
-            }
-            Command::Cluster { budget, reply } => self.gather(budget, reply),
             Command::Readiness { reply } => {
                 let draining = self.hands.shared.is_draining();
                 drop(reply.send(self.hands.about.readiness(&self.hands.node, draining)));
@@ -437,30 +632,73 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 metrics.apply_errors = self.hands.shared.apply_errors.load(Ordering::Relaxed);
                 drop(reply.send(metrics));
             }
-            Command::Stop => {}
+            Command::Damaged { group, reason } => {
+                drop(self.hands.state.send(StateJob::Lost { group, reason }));
+            }
+            Command::Stop => self.stop(),
         }
     }
 
-    fn gather(&mut self, budget: Duration, reply: oneshot::Sender<Vec<NodeView>>) {
-        self.next_id += 1;
-        let id = self.next_id;
-        let views = self.hands.about.views(&self.hands.node, self.hands.shared.is_draining());
+    // --- the cluster view ---
+
+    /// How this node stands; walks every group, so not for each who asks.
+    fn own_status(&mut self) -> NodeStatus {
+        if let Some((at, status)) = &self.status
+            && self.now.since(*at) < micros(STATUS_AGE_MAX)
+        {
+            return status.clone();
+        }
+        let draining = self.hands.shared.is_draining();
+        let status = self.hands.about.node_status(&self.hands.node, draining);
+        self.status = Some((self.now, status.clone()));
+        status
+    }
+
+    /// Asks every node how it stands, for all who want to know; one view at a time is gathered.
+    fn gather(&mut self) {
+        self.view_wanted.retain(|reply| !reply.is_closed());
+        if self.gathering.is_some() || self.view_wanted.is_empty() {
+            return;
+        }
+        let id = self.fresh_id();
+        let own = self.own_status();
+        let views = self.hands.about.views(&self.hands.node, own);
         let missing: BTreeSet<NodeId> =
             views.iter().filter(|(_, v)| v.status.is_none()).map(|(node, _)| *node).collect();
         for node in &missing {
             self.outgoing.push((*node, PeerMessage::StatusQuery { id }));
         }
-        self.gathering.insert(id, Gathering { missing, views, reply });
-        self.due.insert((self.now.plus(micros(budget)), Due::Gathering(id)));
-        if self.gathering.get(&id).is_some_and(|g| g.missing.is_empty()) {
-            self.finish_gathering(id);
+        let expires = self.now.plus(micros(CLUSTER_BUDGET));
+        let replies = std::mem::take(&mut self.view_wanted);
+        let is_whole = missing.is_empty();
+        self.due.insert((expires, Due::Gathering));
+        self.gathering = Some(Gathering { id, expires, missing, views, replies });
+        if is_whole {
+            self.finish_gathering();
         }
     }
 
-    fn finish_gathering(&mut self, id: u64) {
-        if let Some(gathering) = self.gathering.remove(&id) {
-            drop(gathering.reply.send(gathering.views.into_values().collect()));
+    fn on_status(&mut self, from: NodeId, id: u64, status: NodeStatus) {
+        let Some(gathering) = self.gathering.as_mut().filter(|g| g.id == id) else { return };
+        if !gathering.missing.remove(&from) {
+            return;
         }
+        if let Some(view) = gathering.views.get_mut(&from) {
+            view.status = Some(status);
+        }
+        if gathering.missing.is_empty() {
+            self.finish_gathering();
+        }
+    }
+
+    fn finish_gathering(&mut self) {
+        let Some(Gathering { expires, views, replies, .. }) = self.gathering.take() else { return };
+        self.due.remove(&(expires, Due::Gathering));
+        let views = Arc::new(views.into_values().collect());
+        for reply in replies {
+            drop(reply.send(Arc::clone(&views)));
+        }
+        self.gather();
     }
 }
 
@@ -494,6 +732,20 @@ pub(crate) fn forward_reply_of(reply: Option<Reply>) -> ForwardReply {
     }
 }
 
+fn leader_of(effect: &Effect) -> Option<(GroupId, (Term, Option<NodeId>))> {
+    match effect {
+        Effect::Leader { group, term, leader } => Some((*group, (*term, *leader))),
+        _ => None,
+    }
+}
+
+fn quarantined_by(effect: &Effect) -> Option<GroupId> {
+    match effect {
+        Effect::Notice(Notice::Quarantined { group, .. }) => Some(*group),
+        _ => None,
+    }
+}
+
 fn log_notice(notice: &Notice) {
     match notice {
         Notice::Formed { member: true } => tracing::info!("the cluster is formed; this node votes"),
@@ -506,6 +758,14 @@ fn log_notice(notice: &Notice) {
             "a database is quarantined on this node: it is not served from here; others are not \
              affected"
         ),
+        Notice::Rebuilding { group, reason } => tracing::error!(
+            %group, %reason,
+            "a database's state was damaged on this node: it is dropped and rebuilt from the oplog, \
+             and not served from here until then; others are not affected"
+        ),
+        Notice::Rebuilt { group } => {
+            tracing::warn!(%group, "a database's state is rebuilt, and served again");
+        }
         Notice::Sound { group } => {
             tracing::warn!(%group, "a group that had lost the end of its log holds it again: it votes");
         }
@@ -539,3 +799,6 @@ impl Alarm {
         }
     }
 }
+
+#[cfg(all(test, not(madsim)))]
+mod tests;

@@ -7,21 +7,19 @@ use std::{
 };
 
 use highwater_core::{GroupId, Lsn, NodeId, Outcome, Reject, Reply, Term, planted};
-use highwater_store::state::{States, StoredListed, StoredRecord};
+use highwater_store::state::{StateError, States, StoredListed, StoredRecord};
 use highwater_wire::{
     op::{Answer, Op},
     peer::{ForwardReply, ForwardRequest},
 };
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     api::{
         Bookmark, ClusterView, Consistency, DatabaseInfo, Error, Got, ListQuery, Listed, Metrics,
         Page, Readiness, Receipt, Record,
     },
+    deadline::Deadline,
     driver::{Ask, Command, forward_reply_of},
     shared::{Changes, Shared},
 };
@@ -29,8 +27,6 @@ use crate::{
 /// How long a definite refusal that will pass soon (no leader, a transfer) is waited out at most
 /// before the next try.
 const RETRY_PERIOD: Duration = Duration::from_millis(20);
-/// How long other nodes may take for the cluster view.
-const CLUSTER_BUDGET: Duration = Duration::from_millis(500);
 
 /// A handle to a running node. Cheap to clone. Every call ends by its `timeout`.
 #[derive(Clone)]
@@ -41,21 +37,6 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     states: Arc<States>,
-}
-
-/// A deadline, and what is left of it.
-#[derive(Clone, Copy)]
-struct Deadline(Instant);
-
-impl Deadline {
-    fn after(timeout: Duration) -> Deadline {
-        Deadline(Instant::now() + timeout)
-    }
-
-    fn left(self) -> Option<Duration> {
-        let left = self.0.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then_some(left)
-    }
 }
 
 /// What a definite refusal means for the caller.
@@ -111,7 +92,8 @@ impl Handle {
         let deadline = Deadline::after(timeout);
         let group = self.resolve(database, deadline).await?;
         self.await_readable(group, consistency, deadline).await?;
-        let (applied, record) = self.states.get(group, key).map_err(state_error)?;
+        let (applied, record) =
+            self.states.get(group, key).map_err(|error| self.state_error(group, &error))?;
         Ok(Got { group, applied, term: self.term(group), record: record.map(record_of) })
     }
 
@@ -133,7 +115,7 @@ impl Handle {
         let (applied, records, more) = self
             .states
             .list(group, &prefix, after.as_deref(), limit, values)
-            .map_err(state_error)?;
+            .map_err(|error| self.state_error(group, &error))?;
         let records = records.into_iter().map(listed_of).collect();
         Ok(Page { group, applied, term: self.term(group), records, more })
     }
@@ -218,12 +200,12 @@ impl Handle {
         }
     }
 
-    /// The cluster as seen from here; asks every node, waits at most half a second for them.
+    /// The cluster as seen from here; asks every node, and waits at most half a second for their
+    /// answers. Calls that come meanwhile share the next round of questions.
     pub async fn cluster(&self) -> ClusterView {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Cluster { budget: CLUSTER_BUDGET, reply };
-        let nodes = match self.commands.send(command).await {
-            Ok(()) => answer.await.unwrap_or_default(),
+        let nodes = match self.commands.send(Command::Cluster { reply }).await {
+            Ok(()) => answer.await.map(Arc::unwrap_or_clone).unwrap_or_default(),
             Err(_) => Vec::new(),
         };
         let epochs = nodes.iter().filter_map(|n| n.status.as_ref().map(|s| s.epoch));
@@ -256,10 +238,11 @@ impl Handle {
         answer.await.unwrap_or_default()
     }
 
-    /// Hands every leadership over, and refuses new requests. Then the driver ends.
+    /// Hands every leadership over, and refuses new requests. Then the driver ends, once what is
+    /// under way is answered or a second has passed.
     pub async fn drain(&self, timeout: Duration) {
         self.shared.set_draining();
-        let _ = self.ask(Ask::Drain, timeout).await;
+        let _ = self.ask(Ask::Drain, Deadline::after(timeout)).await;
         let _ = self.commands.send(Command::Stop).await;
     }
 
@@ -319,22 +302,21 @@ impl Handle {
         self.refuse_when_ending()
     }
 
-    /// Asks this node's core; `None` where the budget is spent or the driver has gone.
-    async fn ask(&self, request: Ask, budget: Duration) -> Option<Reply> {
+    /// Asks this node's core; `None` where the deadline passes or the driver has gone.
+    async fn ask(&self, request: Ask, deadline: Deadline) -> Option<Reply> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Request { request, budget, reply }).await.ok()?;
+        self.commands.send(Command::Request { request, deadline, reply }).await.ok()?;
         answer.await.ok()?
     }
 
     async fn forward(
         &self,
         to: NodeId,
-        group: GroupId,
         request: ForwardRequest,
-        budget: Duration,
+        deadline: Deadline,
     ) -> Option<ForwardReply> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Forward { to, group, request, budget, reply }).await.ok()?;
+        self.commands.send(Command::Forward { to, request, deadline, reply }).await.ok()?;
         answer.await.ok()?
     }
 
@@ -347,40 +329,37 @@ impl Handle {
         deadline: Deadline,
     ) -> Result<ForwardReply, Error> {
         let mut changes = self.shared.watch();
-        let mut moment = None;
         loop {
             self.refuse_when_ending()?;
-            let Some(left) = deadline.left() else {
-                return Err(Error::NoLeader { leader: self.leader(group) });
-            };
             let leader = self.leader(group);
+            if deadline.left().is_none() {
+                return Err(Error::NoLeader { leader });
+            }
             let reply = match leader {
                 None => {
                     self.wait(&mut changes, deadline, None).await?;
                     continue;
                 }
                 Some(leader) if leader == self.me => self
-                    .ask(Ask::Forwardable(request.clone()), left)
+                    .ask(Ask::Forwardable(request.clone()), deadline)
                     .await
                     .map(|reply| forward_reply_of(Some(reply))),
                 Some(leader) if planted::is(planted::Planted::ResendAfterAppend) => {
-                    let budget = left.min(Duration::from_millis(100));
-                    let reply = self.forward(leader, group, request.clone(), budget).await;
+                    let patience = deadline.min(Duration::from_millis(100));
+                    let reply = self.forward(leader, request.clone(), patience).await;
                     if matches!(reply, None | Some(ForwardReply::Unknown)) {
                         continue;
                     }
                     reply
                 }
-                Some(leader) => self.forward(leader, group, request.clone(), left).await,
+                Some(leader) => self.forward(leader, request.clone(), deadline).await,
             };
             match reply {
                 None | Some(ForwardReply::Unknown) => return Err(Error::Unknown),
                 Some(ForwardReply::Rejected(reject)) => match next_after(reject, leader) {
                     Next::Fail(error) => return Err(error),
-                    Next::TryAgain => {
-                        self.wait(&mut changes, deadline, moment).await?;
-                        moment = Some(RETRY_PERIOD);
-                    }
+                    // What was refused may pass without a change of routes.
+                    Next::TryAgain => self.wait(&mut changes, deadline, Some(RETRY_PERIOD)).await?,
                 },
                 Some(reply) => return Ok(reply),
             }
@@ -393,12 +372,14 @@ impl Handle {
         loop {
             self.refuse_when_ending()?;
             let leader = self.leader(group);
-            let Some(left) = deadline.left() else { return Err(Error::NoLeader { leader }) };
+            if deadline.left().is_none() {
+                return Err(Error::NoLeader { leader });
+            }
             if leader.is_none() {
                 self.wait(&mut changes, deadline, None).await?;
                 continue;
             }
-            match self.ask(Ask::Read { group }, left).await {
+            match self.ask(Ask::Read { group }, deadline).await {
                 Some(Reply::Readable { lsn }) => return Ok(lsn),
                 Some(Reply::Rejected(reject)) => match next_after(reject, leader) {
                     Next::Fail(error) => return Err(error),
@@ -423,7 +404,9 @@ impl Handle {
                 Err(Error::Recreated)
             }
             Consistency::Local(Some(bookmark)) => loop {
-                let applied = self.states.applied(group).map_err(state_error)?;
+                self.refuse_when_ending()?;
+                let applied =
+                    self.states.applied(group).map_err(|e| self.state_error(group, &e))?;
                 if applied >= bookmark.lsn {
                     return Ok(());
                 }
@@ -431,6 +414,17 @@ impl Handle {
                 tokio::time::sleep(left.min(Duration::from_millis(2))).await;
             },
         }
+    }
+}
+
+impl Handle {
+    /// What a read says of a state that can't be read; damage is seen to.
+    fn state_error(&self, group: GroupId, error: &StateError) -> Error {
+        if error.is_loss() {
+            // A full queue is no harm: the next one to see it tells.
+            let _ = self.commands.try_send(Command::Damaged { group, reason: error.to_string() });
+        }
+        Error::NotReady(error.to_string())
     }
 }
 
@@ -460,10 +454,6 @@ fn receipt_of(group: GroupId, lsn: Lsn, term: Term, outcome: &Outcome) -> Result
     }
 }
 
-fn state_error(error: highwater_store::state::StateError) -> Error {
-    Error::NotReady(error.to_string())
-}
-
 fn record_of(record: StoredRecord) -> Record {
     let StoredRecord { version, content_type, value } = record;
     Record { version, content_type, value }
@@ -473,3 +463,6 @@ fn listed_of(listed: StoredListed) -> Listed {
     let StoredListed { key, size, record } = listed;
     Listed { key, size, record: record_of(record) }
 }
+
+#[cfg(all(test, not(madsim)))]
+mod tests;

@@ -2,6 +2,7 @@
 //! the classification of outcomes. What the machine provides comes in through [`mod@env`].
 
 pub mod api;
+mod deadline;
 mod driver;
 pub mod env;
 mod handle;
@@ -11,8 +12,11 @@ mod workers;
 
 use std::{collections::BTreeMap, future::Future, sync::Arc};
 
+use bytes::Bytes;
 use env::{Clock, Inbound, Transport};
-use highwater_core::{Config, Identity, Node, NodeId, RecoverError, Recovered};
+use highwater_core::{
+    Config, GroupId, Identity, Lsn, Node, NodeId, RecoverError, Recovered, RecoveredGroup,
+};
 use highwater_store::{
     disk::Disk,
     oplog::Opened,
@@ -97,10 +101,15 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
 ) -> Result<(Handle, impl Future<Output = Exit> + Send + 'static), StartError> {
     let Options { core, identity, seed, addresses, http, version } = options;
     let Opened { writer, reader, preparer, recovered, .. } = parts.opened;
-    let (system_applied, system_control) = parts.states.system_control()?;
+    let mut groups = recovered.groups;
+    let (system_applied, system_control) =
+        system_control(&parts.states, &groups, recovered.doubt.is_some())?;
+    if recovered.doubt.is_some() {
+        drop_states_ahead(&parts.states, &mut groups)?;
+    }
     let found = Recovered {
         formation: recovered.formation,
-        groups: recovered.groups,
+        groups,
         system_control,
         system_applied,
         room: recovered.room,
@@ -153,4 +162,40 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         exit
     };
     Ok((handle, driver))
+}
+
+/// The system group's control writes and where they stand. Damaged ones, and ones that are ahead of an
+/// oplog that has lost its end, are dropped: the core has them again from the oplog.
+fn system_control(
+    states: &States,
+    groups: &[RecoveredGroup],
+    in_doubt: bool,
+) -> Result<(Lsn, Vec<(Bytes, Bytes)>), StateError> {
+    let system = groups.iter().find(|group| group.group == GroupId::SYSTEM);
+    let last = system.map_or(Lsn(0), |group| group.last);
+    match states.system_control() {
+        Ok((applied, control)) if applied <= last || !in_doubt => return Ok((applied, control)),
+        Ok((applied, _)) => {
+            tracing::warn!(%applied, %last, "the catalog is ahead of the oplog: it is rebuilt");
+        }
+        Err(error) if error.is_loss() => {
+            tracing::error!(%error, "the catalog is damaged: it is rebuilt from the oplog");
+        }
+        Err(error) => return Err(error),
+    }
+    states.reset(GroupId::SYSTEM)?;
+    Ok((Lsn(0), Vec::new()))
+}
+
+/// Drops each state that is ahead of an oplog that has lost its end: it is applied again, as the
+/// oplog is repaired.
+fn drop_states_ahead(states: &States, groups: &mut [RecoveredGroup]) -> Result<(), StateError> {
+    for group in groups.iter_mut().filter(|group| group.checkpointed > group.last) {
+        if group.group != GroupId::SYSTEM {
+            states.reset(group.group)?;
+            states.reopen(group.group, group.checkpointed);
+        }
+        group.checkpointed = Lsn(0);
+    }
+    Ok(())
 }

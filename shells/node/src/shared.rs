@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 /// Read by many handles, written by one driver.
 pub(crate) struct Shared {
     routes: Mutex<Routes>,
-    /// Counts changes of `routes`; handles wait on it.
+    /// Counts changes of `routes` and of `draining`; handles wait on it.
     changed: Arc<Pulse>,
     draining: AtomicBool,
     /// fsyncs of the oplog.
@@ -33,10 +33,17 @@ struct Pulse {
     beat: Notify,
 }
 
-/// Waits for changes of the routes.
+/// Waits for changes of the routes, and for the node's end.
 pub(crate) struct Changes {
     pulse: Arc<Pulse>,
     seen: u64,
+}
+
+impl Pulse {
+    fn beat(&self) {
+        self.count.fetch_add(1, Ordering::Release);
+        self.beat.notify_waiters();
+    }
 }
 
 impl Changes {
@@ -84,8 +91,7 @@ impl Shared {
     /// Changes the routes and wakes whoever waits for that.
     pub(crate) fn update(&self, change: impl FnOnce(&mut Routes)) {
         change(&mut self.routes());
-        self.changed.count.fetch_add(1, Ordering::Release);
-        self.changed.beat.notify_waiters();
+        self.changed.beat();
     }
 
     /// To be taken before looking at the routes, so that no change is missed.
@@ -95,8 +101,10 @@ impl Shared {
         Changes { pulse, seen }
     }
 
+    /// Whoever waits for routes learns of it as well: no leader is coming for them.
     pub(crate) fn set_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.changed.beat();
     }
 
     pub(crate) fn is_draining(&self) -> bool {

@@ -65,7 +65,8 @@ impl About {
     }
 
     /// Every node's row; only this node's own has a status yet.
-    pub(crate) fn views(&self, node: &Node, draining: bool) -> BTreeMap<NodeId, NodeView> {
+    pub(crate) fn views(&self, node: &Node, own: NodeStatus) -> BTreeMap<NodeId, NodeView> {
+        let mut own = Some(own);
         let me = self.identity.member.node;
         self.identity
             .nodes
@@ -73,7 +74,7 @@ impl About {
             .map(|id| {
                 let address = self.addresses.get(id).cloned().unwrap_or_default();
                 let (status, last_contact) = if *id == me {
-                    (Some(self.node_status(node, draining)), None)
+                    (own.take(), None)
                 } else {
                     (None, node.silence_us(*id).map(Duration::from_micros))
                 };

@@ -1,18 +1,25 @@
 //! The driver's hands: the oplog's writer, its reader, and the state's two workers (apply, flush).
 //! Each takes jobs in order and reports completions; none decides anything.
 
-use std::sync::{Arc, atomic::Ordering};
 #[cfg(madsim)]
 use std::time::Duration;
+use std::{
+    any::Any,
+    collections::BTreeSet,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use highwater_core::{Entry, GroupId, Input, LoadId, Lsn, Record, WriteId};
 use highwater_store::{
     disk::Disk,
     oplog::{LogReader, LogWriter},
-    state::States,
+    state::{StateError, States},
 };
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{
+    UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
+};
 
 #[cfg(madsim)]
 use crate::Observer;
@@ -20,6 +27,20 @@ use crate::shared::Shared;
 
 /// Completions go to the driver. Unbounded, but each answers an effect, and the core bounds those.
 pub(crate) type Completions = UnboundedSender<Input>;
+
+/// Tells the driver when a worker ends, by a panic or not, while the driver goes on: without it,
+/// the node would lead and complete nothing. The driver halts, as on a failed disk.
+struct Vital {
+    worker: &'static str,
+    done: Completions,
+}
+
+impl Drop for Vital {
+    fn drop(&mut self) {
+        let reason = format!("{} has ended: this is a bug, unless the disk failed", self.worker);
+        let _ = self.done.send(Input::StorageFailed { reason });
+    }
+}
 
 /// How many queued writes one fsync covers at most.
 const GROUP_COMMIT_MAX: usize = 1024;
@@ -33,6 +54,7 @@ pub(crate) async fn write_log<D: Disk>(
     done: Completions,
     shared: Arc<Shared>,
 ) {
+    let _vital = Vital { worker: "the oplog's writer", done: done.clone() };
     let mut queue = Vec::new();
     let mut room = 0;
     loop {
@@ -106,6 +128,7 @@ pub(crate) async fn read_log<D: Disk>(
     mut jobs: UnboundedReceiver<LoadJob>,
     done: Completions,
 ) {
+    let _vital = Vital { worker: "the oplog's reader", done: done.clone() };
     while let Some(LoadJob { load, group, from, to, max_bytes }) = jobs.recv().await {
         let input = match reader.load(group, from, to, max_bytes).await {
             Ok(entries) => Input::Loaded { load, entries },
@@ -119,11 +142,44 @@ pub(crate) async fn read_log<D: Disk>(
 
 /// What the state is to do.
 pub(crate) enum StateJob {
-    Apply { group: GroupId, entries: Vec<Entry> },
-    Checkpoint { group: GroupId, lsn: Lsn, control: Vec<(Bytes, Bytes)> },
+    Apply {
+        group: GroupId,
+        entries: Vec<Entry>,
+    },
+    Checkpoint {
+        group: GroupId,
+        lsn: Lsn,
+        control: Vec<(Bytes, Bytes)>,
+    },
+    /// Somebody found the state damaged.
+    Lost {
+        group: GroupId,
+        reason: String,
+    },
+    /// It begins anew: see [`highwater_core::Effect::Reopen`].
+    Reopen {
+        group: GroupId,
+        upto: Lsn,
+    },
 }
 
-/// The state's workers.
+/// What the flusher is to do.
+enum FlushJob {
+    Flush(GroupId),
+    /// Drop the state, which is lost.
+    Reset(GroupId, String),
+}
+
+/// Why something could not be done with a group's state.
+struct Failure {
+    reason: String,
+    /// It is damaged or gone: it is applied again.
+    loss: bool,
+}
+
+/// The state's workers. Damage ends in one place, whoever finds it: the applier takes no job for the
+/// group any more, the flusher, after all flushes before, drops the state and tells the core, and the
+/// core's [`StateJob::Reopen`] makes jobs count again. So no completion is told of what is gone.
 pub(crate) struct StateWorker {
     pub(crate) states: Arc<States>,
     pub(crate) done: Completions,
@@ -132,50 +188,105 @@ pub(crate) struct StateWorker {
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
-impl StateWorker {
-    fn apply(&self, group: GroupId, entries: &[Entry]) {
+/// The applier's part.
+struct Applier {
+    worker: Arc<StateWorker>,
+    flushes: UnboundedSender<FlushJob>,
+    /// Groups whose state is lost, until the core reopens them.
+    lost: BTreeSet<GroupId>,
+}
+
+impl Applier {
+    fn run(&mut self, job: StateJob) {
+        match job {
+            StateJob::Apply { group, .. } | StateJob::Checkpoint { group, .. }
+                if self.lost.contains(&group) => {}
+            StateJob::Apply { group, entries } => self.apply(group, &entries),
+            StateJob::Checkpoint { group, lsn, control } => self.checkpoint(group, lsn, control),
+            StateJob::Lost { group, reason } => self.lose(group, reason),
+            StateJob::Reopen { group, upto } => {
+                self.lost.remove(&group);
+                self.worker.states.reopen(group, upto);
+            }
+        }
+    }
+
+    fn apply(&mut self, group: GroupId, entries: &[Entry]) {
         let Some(last) = entries.last() else { return };
         let upto = last.lsn;
-        let input = match self.states.apply(group, entries) {
+        match guarded(|| self.worker.states.apply(group, entries)) {
             Ok(outcomes) => {
                 #[cfg(madsim)]
-                if let Some(observer) = &self.observer {
+                if let Some(observer) = &self.worker.observer {
                     observer.applied(group, entries, &outcomes);
                 }
-                Input::Applied { group, upto, outcomes }
+                let _ = self.worker.done.send(Input::Applied { group, upto, outcomes });
             }
-            Err(error) => self.failed(group, &error),
-        };
-        let _ = self.done.send(input);
-    }
-
-    /// Freezes what a checkpoint is to hold; whether there is something to flush.
-    fn freeze(&self, group: GroupId, lsn: Lsn, control: Vec<(Bytes, Bytes)>) -> bool {
-        // After a restart the state may be ahead of what the core has replayed: durable already.
-        if group != GroupId::SYSTEM && self.states.applied(group).is_ok_and(|at| at > lsn) {
-            let _ = self.done.send(Input::Checkpointed { group, lsn });
-            return false;
-        }
-        match self.states.freeze(group, lsn, control) {
-            Ok(()) => true,
-            Err(error) => {
-                let _ = self.done.send(self.failed(group, &error));
-                false
-            }
+            Err(failure) => self.fail(group, failure),
         }
     }
 
-    fn flush(&self, group: GroupId) {
-        let input = match self.states.flush(group) {
-            Ok(lsn) => Input::Checkpointed { group, lsn },
-            Err(error) => self.failed(group, &error),
-        };
-        let _ = self.done.send(input);
+    /// Freezes what the flusher is to make durable.
+    fn checkpoint(&mut self, group: GroupId, lsn: Lsn, control: Vec<(Bytes, Bytes)>) {
+        let states = &self.worker.states;
+        let frozen = guarded(|| {
+            // After a restart the state may be ahead of what the core has replayed: durable already.
+            if group != GroupId::SYSTEM && states.applied(group)? > lsn {
+                return Ok(false);
+            }
+            states.freeze(group, lsn, control).map(|()| true)
+        });
+        match frozen {
+            Ok(true) => drop(self.flushes.send(FlushJob::Flush(group))),
+            Ok(false) => drop(self.worker.done.send(Input::Checkpointed { group, lsn })),
+            Err(failure) => self.fail(group, failure),
+        }
     }
 
-    fn failed(&self, group: GroupId, error: &dyn std::error::Error) -> Input {
+    fn fail(&mut self, group: GroupId, failure: Failure) {
+        if failure.loss {
+            self.lose(group, failure.reason);
+        } else {
+            self.worker.failed(group, failure.reason);
+        }
+    }
+
+    fn lose(&mut self, group: GroupId, reason: String) {
+        if self.lost.insert(group) {
+            let _ = self.flushes.send(FlushJob::Reset(group, reason));
+        }
+    }
+}
+
+impl StateWorker {
+    fn run_flush(&self, job: FlushJob, jobs: &WeakUnboundedSender<StateJob>) {
+        match job {
+            FlushJob::Flush(group) => match guarded(|| self.states.flush(group)) {
+                Ok(lsn) => drop(self.done.send(Input::Checkpointed { group, lsn })),
+                Err(Failure { reason, loss: true }) => {
+                    if let Some(jobs) = jobs.upgrade() {
+                        let _ = jobs.send(StateJob::Lost { group, reason });
+                    }
+                }
+                Err(failure) => self.failed(group, failure.reason),
+            },
+            FlushJob::Reset(group, reason) => match guarded(|| self.states.reset(group)) {
+                Ok(()) => {
+                    self.shared.apply_errors.fetch_add(1, Ordering::Relaxed);
+                    let _ = self.done.send(Input::StateLost { group, reason });
+                }
+                Err(failure) => self.failed(group, failure.reason),
+            },
+        }
+    }
+
+    fn failed(&self, group: GroupId, reason: String) {
         self.shared.apply_errors.fetch_add(1, Ordering::Relaxed);
-        Input::StateFailed { group, reason: error.to_string() }
+        let _ = self.done.send(Input::StateFailed { group, reason });
+    }
+
+    fn vital(&self, worker: &'static str) -> Vital {
+        Vital { worker, done: self.done.clone() }
     }
 
     /// Starts both workers; they end with their queue.
@@ -183,67 +294,83 @@ impl StateWorker {
         let (jobs, apply_jobs) = unbounded_channel();
         let (flushes, flush_jobs) = unbounded_channel();
         let worker = Arc::new(self);
-        spawn_flusher(worker.clone(), flush_jobs);
-        spawn_applier(worker, apply_jobs, flushes);
+        spawn_flusher(worker.clone(), flush_jobs, jobs.downgrade());
+        spawn_applier(Applier { worker, flushes, lost: BTreeSet::new() }, apply_jobs);
         jobs
     }
+}
 
-    fn run(&self, job: StateJob, flushes: &UnboundedSender<GroupId>) {
-        match job {
-            StateJob::Apply { group, entries } => self.apply(group, &entries),
-            StateJob::Checkpoint { group, lsn, control } => {
-                if self.freeze(group, lsn, control) {
-                    let _ = flushes.send(group);
-                }
-            }
+/// Does something with one group's state; why it failed, where it did. A panic is such a failure:
+/// it leaves that group's memory poisoned, and the others' untouched.
+fn guarded<T>(act: impl FnOnce() -> Result<T, StateError>) -> Result<T, Failure> {
+    match catch_unwind(AssertUnwindSafe(act)) {
+        Ok(done) => {
+            done.map_err(|error| Failure { reason: error.to_string(), loss: error.is_loss() })
+        }
+        Err(panic) => {
+            let reason = format!("a bug, please report it: {}", said(panic.as_ref()));
+            Err(Failure { reason, loss: false })
         }
     }
 }
 
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
+}
+
 /// In production each worker has a thread of its own: redb blocks.
 #[cfg(not(madsim))]
-fn spawn_applier(
-    worker: Arc<StateWorker>,
-    mut jobs: UnboundedReceiver<StateJob>,
-    flushes: UnboundedSender<GroupId>,
-) {
+fn spawn_applier(mut applier: Applier, mut jobs: UnboundedReceiver<StateJob>) {
     std::thread::spawn(move || {
+        let _vital = applier.worker.vital("the applier of operations");
         while let Some(job) = jobs.blocking_recv() {
-            worker.run(job, &flushes);
+            applier.run(job);
         }
     });
 }
 
 #[cfg(not(madsim))]
-fn spawn_flusher(worker: Arc<StateWorker>, mut jobs: UnboundedReceiver<GroupId>) {
+fn spawn_flusher(
+    worker: Arc<StateWorker>,
+    mut flushes: UnboundedReceiver<FlushJob>,
+    jobs: WeakUnboundedSender<StateJob>,
+) {
     std::thread::spawn(move || {
-        while let Some(group) = jobs.blocking_recv() {
-            worker.flush(group);
+        let _vital = worker.vital("the flusher of states");
+        while let Some(job) = flushes.blocking_recv() {
+            worker.run_flush(job, &jobs);
         }
     });
 }
 
 /// In the simulator they are tasks: redb runs inline, and a flush's time is modelled around it.
 #[cfg(madsim)]
-fn spawn_applier(
-    worker: Arc<StateWorker>,
-    mut jobs: UnboundedReceiver<StateJob>,
-    flushes: UnboundedSender<GroupId>,
-) {
+fn spawn_applier(mut applier: Applier, mut jobs: UnboundedReceiver<StateJob>) {
     tokio::spawn(async move {
+        let _vital = applier.worker.vital("the applier of operations");
         while let Some(job) = jobs.recv().await {
             tokio::time::sleep(Duration::from_micros(20)).await;
-            worker.run(job, &flushes);
+            applier.run(job);
         }
     });
 }
 
 #[cfg(madsim)]
-fn spawn_flusher(worker: Arc<StateWorker>, mut jobs: UnboundedReceiver<GroupId>) {
+fn spawn_flusher(
+    worker: Arc<StateWorker>,
+    mut flushes: UnboundedReceiver<FlushJob>,
+    jobs: WeakUnboundedSender<StateJob>,
+) {
     tokio::spawn(async move {
-        while let Some(group) = jobs.recv().await {
+        let _vital = worker.vital("the flusher of states");
+        while let Some(job) = flushes.recv().await {
             tokio::time::sleep(Duration::from_millis(3)).await;
-            worker.flush(group);
+            worker.run_flush(job, &jobs);
         }
     });
 }
+
+#[cfg(all(test, not(madsim)))]
+mod tests;
