@@ -130,6 +130,7 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
     let (done, completions) = mpsc::unbounded_channel();
     let (log, log_jobs) = mpsc::unbounded_channel();
     let (loads, load_jobs) = mpsc::unbounded_channel();
+    let states = parts.states.clone();
     let worker = workers::StateWorker {
         states: parts.states,
         done: done.clone(),
@@ -151,7 +152,8 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         observer: parts.observer,
     };
     let driver = async move {
-        let writing = tokio::spawn(workers::write_log(writer, log_jobs, done.clone(), shared));
+        let writing =
+            tokio::spawn(workers::write_log(writer, log_jobs, done.clone(), shared, states));
         let preparing = tokio::spawn(preparer.run());
         tokio::spawn(workers::read_log(reader, load_jobs, done));
         let sources = driver::Sources { completions, inbound, commands: command_queue };

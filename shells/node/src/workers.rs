@@ -53,6 +53,7 @@ pub(crate) async fn write_log<D: Disk>(
     mut jobs: UnboundedReceiver<(WriteId, Vec<Record>)>,
     done: Completions,
     shared: Arc<Shared>,
+    states: Arc<States>,
 ) {
     let _vital = Vital { worker: "the oplog's writer", done: done.clone() };
     let mut queue = Vec::new();
@@ -62,6 +63,7 @@ pub(crate) async fn write_log<D: Disk>(
             biased;
             n = jobs.recv_many(&mut queue, GROUP_COMMIT_MAX) => Some(n),
             () = writer.room_grew() => None,
+            () = states.room_changed() => None,
         };
         if received == Some(0) {
             return;
@@ -80,10 +82,10 @@ pub(crate) async fn write_log<D: Disk>(
                 return;
             }
             shared.syncs.store(writer.syncs(), Ordering::Relaxed);
-            report_room(&writer, &mut room, &done);
+            report_room(&writer, &states, &mut room, &done);
             let _ = done.send(Input::Persisted { write });
         }
-        report_room(&writer, &mut room, &done);
+        report_room(&writer, &states, &mut room, &done);
         if jobs.is_empty()
             && let Err(error) = writer.close_marker().await
         {
@@ -105,8 +107,14 @@ fn weight(record: &Record) -> usize {
     }
 }
 
-fn report_room<D: Disk>(writer: &LogWriter<D>, known: &mut u64, done: &Completions) {
-    let room = writer.room();
+fn report_room<D: Disk>(
+    writer: &LogWriter<D>,
+    states: &States,
+    known: &mut u64,
+    done: &Completions,
+) {
+    // What the state has no room for must not be taken on: nothing could be applied.
+    let room = if states.lacks_room() { 0 } else { writer.room() };
     if room != *known {
         *known = room;
         let _ = done.send(Input::Room { bytes: room });

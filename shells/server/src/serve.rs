@@ -225,7 +225,10 @@ async fn recover(config: &Config, disk: RealDisk) -> Result<(Options, NodeParts,
     let state_dir = config.data_dir.join("state");
     let files = RealFiles::open(&state_dir)
         .context(|| format!("can't use {}; nothing was changed", state_dir.display()))?;
-    let states = Arc::new(States::new(Box::new(files), StateOptions::default()));
+    let states = States::new(Box::new(files), StateOptions::default());
+    // A node alone waits for room; of several, one that has room takes over.
+    let states = if config.peers.is_empty() { states.waiting_for_room() } else { states };
+    let states = Arc::new(states);
     info!(
         groups = opened.recovered.groups.len(),
         cut_bytes = opened.recovered.cut_bytes,

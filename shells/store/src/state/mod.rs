@@ -44,6 +44,7 @@ mod files;
 mod layout;
 mod open;
 mod overlay;
+mod room;
 mod slot;
 mod table;
 #[cfg(test)]
@@ -68,6 +69,7 @@ use self::{
     layout::RecordRow,
     open::{Place, guarded},
     overlay::{Cell, Frozen, PageRange},
+    room::{Patient, Room},
     slot::{File, Memory, Slot, unpoison},
     table::{LIST_BYTES_MAX, Reader},
 };
@@ -127,6 +129,8 @@ pub struct States {
     groups: Mutex<BTreeMap<GroupId, Arc<Slot>>>,
     open: Mutex<BTreeMap<GroupId, Place>>,
     clock: AtomicU64,
+    /// Where flushes wait for it.
+    room: Option<Arc<Room>>,
 }
 
 impl fmt::Debug for States {
@@ -151,6 +155,35 @@ impl States {
             groups: Mutex::default(),
             open: Mutex::default(),
             clock: AtomicU64::new(0),
+            room: None,
+        }
+    }
+
+    /// Has a flush that finds the disk full wait until there is room, its thread with it. Else it
+    /// fails, and the group is out of service: which is better where another node can take over.
+    #[must_use]
+    pub fn waiting_for_room(self) -> States {
+        States { room: Some(Arc::default()), ..self }
+    }
+
+    /// Whether a flush waits for room.
+    #[must_use]
+    pub fn lacks_room(&self) -> bool {
+        self.room.as_ref().is_some_and(|room| room.is_lacking())
+    }
+
+    /// Returns when [`States::lacks_room`] may have changed, or shortly after. For one listener.
+    pub async fn room_changed(&self) {
+        match &self.room {
+            Some(room) => room.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn backend(&self, inner: Box<dyn StorageBackend>) -> Box<dyn StorageBackend> {
+        match self.room.clone() {
+            Some(room) => Box::new(Patient { inner, room }),
+            None => inner,
         }
     }
 

@@ -72,7 +72,7 @@ impl States {
         let group = slot.group;
         let cache = self.reserve(slot);
         let opened = guarded(slot, "opening", || {
-            let table = Arc::new(Table::open(backend, cache)?);
+            let table = Arc::new(Table::open(self.backend(backend), cache)?);
             let reader = table.begin_read()?.read()?;
             Ok((table, reader.mark()?, reader.has_records()?))
         });
@@ -113,7 +113,7 @@ impl States {
             .map_err(|source| fail(slot, io_error(group, "making", source)))?;
         let cache = self.reserve(slot);
         let made = guarded(slot, "making", || {
-            let table = Table::create(backend, cache)?;
+            let table = Table::create(self.backend(backend), cache)?;
             table.commit(group, frozen)?;
             Ok(Arc::new(table))
         });

@@ -40,6 +40,8 @@ pub(super) struct World {
     pub(super) calls_left: Option<u64>,
     /// The sync after so many fails, and drops what it should have written.
     pub(super) syncs_left: Option<u64>,
+    /// Nothing more can be written.
+    pub(super) full: bool,
     dead: bool,
     /// Rises with each crash: backends of before are inert.
     boot: u64,
@@ -223,6 +225,13 @@ struct MemFile {
 }
 
 impl MemFile {
+    fn grow<T>(&self, act: impl FnOnce(&mut Inode) -> io::Result<T>) -> io::Result<T> {
+        if self.disk.world().full {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.with(act)
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Inode) -> io::Result<T>) -> io::Result<T> {
         let mut world = self.disk.call()?;
         if world.boot != self.boot {
@@ -254,14 +263,14 @@ impl StorageBackend for MemFile {
         })
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.with(|inode| {
+        self.grow(|inode| {
             inode.seen.resize(len as usize, 0);
             inode.pending.push(Change::Len(len as usize));
             Ok(())
         })
     }
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.with(|inode| {
+        self.grow(|inode| {
             let offset = offset as usize;
             let to = inode.seen.get_mut(offset..offset + data.len());
             to.ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);

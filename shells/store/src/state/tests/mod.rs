@@ -6,6 +6,8 @@ mod layout;
 mod model;
 #[cfg(not(madsim))]
 mod real;
+#[cfg(not(madsim))]
+mod room;
 
 use std::collections::BTreeMap;
 
