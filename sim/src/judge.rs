@@ -143,6 +143,13 @@ impl Judge {
                     let what = format!("{node:?} says that {peer:?} misbehaves: {reason}");
                     self.world.fail("peer fault", what);
                 }
+                if let highwater_core::Notice::Rebuilding { group, .. } = notice {
+                    state.machine.begins_anew(node, *group);
+                    state.marks.loses_state(node, *group);
+                }
+                if let highwater_core::Notice::Rebuilt { .. } = notice {
+                    self.world.saw(Seen::StateRebuilt);
+                }
                 if let highwater_core::Notice::Quarantined { group, reason } = notice {
                     let what = format!("{node:?} quarantines {group:?}: {reason}");
                     self.world.fail("quarantine", what);

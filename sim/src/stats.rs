@@ -91,6 +91,8 @@ seen! {
     Checkpointed: "state checkpointed", Some(0);
     /// Recovery cut a torn tail.
     TailCut: "torn tail cut", Some(0);
+    /// A damaged state was dropped and applied again.
+    StateRebuilt: "state rebuilt from the oplog", None;
     /// A segment of the oplog was filled.
     SegmentRolled: "oplog segment rolled", Some(0);
     /// A write was acknowledged.

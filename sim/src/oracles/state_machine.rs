@@ -68,6 +68,11 @@ impl StateMachine {
         }
     }
 
+    /// A node's state of a group was damaged: it is applied again from the first entry.
+    pub(crate) fn begins_anew(&mut self, node: NodeId, group: GroupId) {
+        self.at.remove(&(node, group));
+    }
+
     /// The last LSN that any replica applied.
     pub(crate) fn last(&self, group: GroupId) -> Lsn {
         Lsn(self.groups.get(&group).map_or(0, Vec::len) as u64)

@@ -48,6 +48,15 @@ impl WatermarkOrder {
     }
 }
 
+impl WatermarkOrder {
+    /// A node's state of a group is lost: what is applied and checkpointed there begins anew.
+    pub(crate) fn loses_state(&mut self, node: NodeId, group: GroupId) {
+        if let Some((_, marks)) = self.seen.get_mut(&(node, group)) {
+            (marks.applied, marks.checkpointed) = (Lsn(0), Lsn(0));
+        }
+    }
+}
+
 impl Marks {
     fn falls(&self, now: Marks) -> Option<&'static str> {
         if now.committed < self.committed {
