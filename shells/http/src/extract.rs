@@ -85,7 +85,7 @@ impl Call {
     }
 
     /// The node, once it has recovered.
-    pub(crate) fn node(&self) -> Result<&Handle, Problem> {
+    pub(crate) fn node(&self) -> Result<Handle, Problem> {
         self.app.slot.get().ok_or_else(|| {
             Problem::new(Code::NotReady, "this node is recovering its log; retry shortly")
         })

@@ -18,7 +18,7 @@ mod view;
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -95,17 +95,21 @@ pub struct HttpOptions {
 /// Where the gateway finds its node. It may be empty while the node recovers: until it is filled,
 /// every call but `/healthz` is answered with 503 `not_ready`.
 #[derive(Clone, Default)]
-pub struct Slot(Arc<OnceLock<Handle>>);
+pub struct Slot(Arc<RwLock<Option<Handle>>>);
 
 impl Slot {
-    /// Hands the recovered node over. Only the first one counts.
+    /// Hands the recovered node over.
     pub fn fill(&self, handle: Handle) {
-        // A second one would be a bug of the caller that changes nothing here.
-        let _ = self.0.set(handle);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(handle);
     }
 
-    fn get(&self) -> Option<&Handle> {
-        self.0.get()
+    /// Takes it out again: it recovers once more.
+    pub fn clear(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn get(&self) -> Option<Handle> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -33,7 +33,7 @@ const RETRY_PERIOD: Duration = Duration::from_millis(20);
 pub struct Handle {
     me: NodeId,
     nodes: Arc<[NodeId]>,
-    cluster: String,
+    cluster: Arc<str>,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     states: Arc<States>,
@@ -51,12 +51,12 @@ impl Handle {
     pub(crate) fn new(
         me: NodeId,
         nodes: Arc<[NodeId]>,
-        cluster: String,
+        cluster: &str,
         commands: mpsc::Sender<Command>,
         shared: Arc<Shared>,
         states: Arc<States>,
     ) -> Handle {
-        Handle { me, nodes, cluster, commands, shared, states }
+        Handle { me, nodes, cluster: cluster.into(), commands, shared, states }
     }
 
     /// Writes: on the leader, wherever this node is.
@@ -210,7 +210,7 @@ impl Handle {
         };
         let epochs = nodes.iter().filter_map(|n| n.status.as_ref().map(|s| s.epoch));
         ClusterView {
-            cluster: self.cluster.clone(),
+            cluster: self.cluster.to_string(),
             epoch: epochs.max().unwrap_or(0),
             databases: self.known_databases(),
             nodes,

@@ -122,7 +122,7 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
     let handle = Handle::new(
         identity.member.node,
         identity.nodes.as_slice().into(),
-        identity.cluster.to_string(),
+        &identity.cluster.to_string(),
         commands,
         shared.clone(),
         parts.states.clone(),

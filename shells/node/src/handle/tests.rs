@@ -46,7 +46,7 @@ fn handle(leader: Option<NodeId>) -> (Handle, mpsc::Receiver<Command>) {
     });
     let states = Arc::new(States::new(Box::new(NoFiles), StateOptions::default()));
     let (commands, queue) = mpsc::channel(8);
-    (Handle::new(ME, Arc::new([ME]), String::new(), commands, shared, states), queue)
+    (Handle::new(ME, Arc::new([ME]), "", commands, shared, states), queue)
 }
 
 fn put() -> Op {
