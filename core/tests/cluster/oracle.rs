@@ -74,6 +74,12 @@ impl Oracle {
                     self.record(record);
                 }
             }
+            Effect::Mend { group, entries } => {
+                for entry in entries {
+                    let same = self.entries.get(&(*group, entry.lsn, entry.term));
+                    assert_eq!(same, Some(entry), "R3: what is mended is what was there");
+                }
+            }
             Effect::Send { to, message: Message::Group { group, term, message } } => {
                 self.sent(me, disk, *to, *group, *term, message);
             }
