@@ -238,8 +238,11 @@ impl Group {
         let Some(progress) = leader.progress.get_mut(&node).filter(|p| p.is_held()) else { return };
         let next = progress.next;
         let entries: Vec<Entry> = entries.iter().filter(|e| e.lsn >= next).cloned().collect();
-        if entries.first().is_some_and(|e| e.lsn == next) {
-            progress.probe();
+        if entries.first().is_none_or(|e| e.lsn != next) {
+            return;
+        }
+        progress.probe();
+        if progress.has_window(ctx.config.inflight_messages_max, usize::MAX) {
             let round = leader.reads.round();
             let message = append_message(progress, entries, committed, round, ctx.now.mono);
             self.send(ctx, node, message);
