@@ -48,8 +48,13 @@ pub struct Config {
     pub checkpoints_max: usize,
     /// Databases in the catalog.
     pub databases_max: usize,
-    /// Groups in one [`Message::Confirm`](crate::Message::Confirm).
+    /// Groups in one [`Message::Confirm`](crate::Message::Confirm) or
+    /// [`Message::Recalled`](crate::Message::Recalled).
     pub confirm_groups_max: usize,
+    /// What peers vouched for is made durable after this long, even if nothing else is written.
+    pub acked_us: u64,
+    /// A stamp further ahead of this node's wall clock is not believed beyond that.
+    pub hlc_ahead_ms: u64,
     /// Below this much room in the oplog, operations are refused; votes still find room.
     pub reserve_bytes: u64,
 }
@@ -78,6 +83,8 @@ impl Default for Config {
             checkpoints_max: 4,
             databases_max: 10_000,
             confirm_groups_max: 512,
+            acked_us: 1_000_000,
+            hlc_ahead_ms: 60_000,
             reserve_bytes: 4 << 20,
         }
     }

@@ -9,11 +9,12 @@ use alloc::{
 use crate::{
     config::Config,
     entry::Record,
-    io::{Effect, Identity, Notice, Reject, Reply},
+    io::{Doubt, Effect, Identity, Notice, Reject, Reply},
     message::{GroupMessage, Message},
     peers::Peers,
+    recall::{AcksDue, Recall},
     rng::Rng,
-    types::{GroupId, Instant, LoadId, Lsn, Member, NodeId, Now, RequestId, Term, WriteId},
+    types::{Boot, GroupId, Instant, LoadId, Lsn, Member, NodeId, Now, RequestId, Term, WriteId},
 };
 
 /// What a deadline is for.
@@ -27,13 +28,27 @@ pub enum Reason {
     Election(GroupId),
     /// A group's unanswered messages are to be sent again.
     Retry(GroupId),
+    /// Entries of a group that can't be read are to be asked for again.
+    Repair(GroupId),
 }
 
 /// Why entries were asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LoadFor {
-    Follower { group: GroupId, node: NodeId, term: Term },
-    Apply { group: GroupId },
+    /// It comes next for a follower.
+    Follower(NodeId),
+    Apply,
+    /// A peer can't read its own.
+    Peer(NodeId),
+}
+
+/// A load under way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) purpose: LoadFor,
+    pub(crate) group: GroupId,
+    pub(crate) from: Lsn,
+    pub(crate) to: Lsn,
 }
 
 pub(crate) struct Context {
@@ -42,6 +57,10 @@ pub(crate) struct Context {
     pub(crate) now: Now,
     pub(crate) rng: Rng,
     pub(crate) peers: Peers,
+    /// What the peers have yet to say of this node's past.
+    pub(crate) recall: Recall,
+    /// What they vouched for that is not durable here.
+    pub(crate) acks_due: AcksDue,
     /// Groups by the leader that they follow; under this node's own id: those it leads.
     pub(crate) led_by: BTreeMap<NodeId, BTreeSet<GroupId>>,
     /// Rises whenever this node stops leading any group.
@@ -64,6 +83,8 @@ pub(crate) struct Context {
     pub(crate) checkpoints: usize,
     /// Groups that apply no further until a checkpoint ends.
     pub(crate) paused: BTreeSet<GroupId>,
+    /// The oplog lost entries that may have been acknowledged.
+    pub(crate) doubt: Option<Doubt>,
     /// Groups that campaign on this node at present.
     pub(crate) campaigning: u64,
     /// Elections started.
@@ -71,7 +92,7 @@ pub(crate) struct Context {
     /// Groups to look after at the end of the step.
     pub(crate) touched: BTreeSet<GroupId>,
     pub(crate) requests: BTreeSet<RequestId>,
-    pub(crate) loads: BTreeMap<LoadId, LoadFor>,
+    pub(crate) loads: BTreeMap<LoadId, Load>,
     next_load: LoadId,
     timers: BTreeSet<(Instant, Reason)>,
     deadlines: BTreeMap<Reason, Instant>,
@@ -90,14 +111,23 @@ pub(crate) struct Context {
 type Withheld = BTreeMap<(NodeId, GroupId, u8), (Term, GroupMessage)>;
 
 impl Context {
-    pub(crate) fn new(config: Config, identity: Identity, seed: u64, now: Now) -> Context {
-        let peers = Peers::new(&identity);
+    pub(crate) fn new(
+        config: Config,
+        identity: Identity,
+        seed: u64,
+        now: Now,
+        boots: &[(Member, Boot)],
+    ) -> Context {
+        let peers = Peers::new(&identity, boots);
+        let recall = Recall::new(peers.ids(), now.mono);
         Context {
             config,
             identity,
             now,
             rng: Rng::new(seed),
             peers,
+            recall,
+            acks_due: AcksDue::default(),
             led_by: BTreeMap::new(),
             generation: 1,
             losing: 0,
@@ -110,6 +140,7 @@ impl Context {
             dirty_bytes: 0,
             checkpoints: 0,
             paused: BTreeSet::new(),
+            doubt: None,
             campaigning: 0,
             elections: 0,
             touched: BTreeSet::new(),
@@ -151,7 +182,13 @@ impl Context {
         self.effects.push(Effect::Send { to, message });
     }
 
-    /// Says something of a group once `depends_on` is durable.
+    /// Whether a node is there to be spoken to, and has said what it remembers of this one.
+    pub(crate) fn is_reachable(&self, node: NodeId) -> bool {
+        self.peers.is_alive(node) && self.recall.has_answered(node)
+    }
+
+    /// Says something of a group once `depends_on` is durable. A promise is lost on the way to whom
+    /// it must not be given yet.
     pub(crate) fn send_group(
         &mut self,
         depends_on: WriteId,
@@ -160,6 +197,9 @@ impl Context {
         term: Term,
         message: GroupMessage,
     ) {
+        if message.vouches_for().is_some() && !self.recall.has_answered(to) {
+            return;
+        }
         if depends_on <= self.persisted {
             self.send(to, Message::Group { group, term, message });
         } else {
@@ -205,6 +245,11 @@ impl Context {
     /// Adds a record that nothing waits for.
     pub(crate) fn persist_hint(&mut self, record: Record) {
         self.batch.push(record);
+    }
+
+    /// Whether this step writes anything.
+    pub(crate) fn has_batch(&self) -> bool {
+        !self.batch.is_empty()
     }
 
     /// Ends the step's batch.
@@ -256,17 +301,14 @@ impl Context {
 
     pub(crate) fn load(
         &mut self,
+        group: GroupId,
         purpose: LoadFor,
-        from: Lsn,
-        to: Lsn,
+        (from, to): (Lsn, Lsn),
         max_bytes: usize,
     ) -> LoadId {
         self.next_load = LoadId(self.next_load.0 + 1);
         let load = self.next_load;
-        let group = match purpose {
-            LoadFor::Follower { group, .. } | LoadFor::Apply { group } => group,
-        };
-        self.loads.insert(load, purpose);
+        self.loads.insert(load, Load { purpose, group, from, to });
         self.effects.push(Effect::Load { load, group, from, to, max_bytes });
         load
     }

@@ -98,7 +98,7 @@ pub enum Record {
         entry: Entry,
     },
     /// A hint: the group's materialized state is durable up to here. A lower bound; it spares
-    /// start-up from opening the state.
+    /// start-up from opening the state. The latest one counts: it falls where the state was dropped.
     Checkpointed {
         /// Whose.
         group: GroupId,
@@ -112,8 +112,8 @@ pub enum Record {
         /// Which.
         boot: Boot,
     },
-    /// The highest term, and the highest LSN in it, that a member has acknowledged to this node in a
-    /// group, by a vote or a confirmation. The latest one counts.
+    /// The highest term, and the highest LSN in it, that a member has vouched for to this node in a
+    /// group: by a vote, a confirmation, or a leader's commit mark. The latest one counts.
     Acked {
         /// In which group.
         group: GroupId,

@@ -10,7 +10,7 @@ use crate::{
     io::Notice,
     message::Message,
     node::Node,
-    types::{GroupId, Incarnation, Instant, Member, NodeId, Peer, WriteId},
+    types::{Boot, GroupId, Incarnation, Instant, Member, NodeId, Peer, WriteId},
 };
 
 /// How far formation is.
@@ -38,7 +38,7 @@ impl Forming {
 }
 
 impl Node {
-    fn is_blank(&self) -> bool {
+    pub(crate) fn is_blank(&self) -> bool {
         self.forming.formation.is_none() && self.forming.pending.is_none()
     }
 
@@ -114,6 +114,11 @@ impl Node {
     fn adopt(&mut self, formation: Formation) {
         let write = self.ctx.persist(GroupId::SYSTEM, Record::Formation(formation.clone()));
         self.forming.pending = Some((formation, write));
+        // Nothing is written before the formation.
+        let boots: Vec<(Member, Boot)> = self.ctx.peers.boots().collect();
+        for (member, boot) in boots {
+            self.ctx.persist_hint(Record::Boot { member, boot });
+        }
     }
 
     /// A write is durable: perhaps the one that forms this node.

@@ -54,7 +54,8 @@ pub enum Input {
         /// Contiguous.
         entries: Vec<Entry>,
     },
-    /// A [`Effect::Load`] could not be done.
+    /// A [`Effect::Load`] could not be done: its first entry is damaged, or could not be read just
+    /// now. It is asked for again, of the oplog and of peers.
     LoadFailed {
         /// Which.
         load: LoadId,
@@ -237,7 +238,7 @@ pub enum Effect {
     Mend {
         /// Whose.
         group: GroupId,
-        /// Contiguous, committed.
+        /// Contiguous; each the very entry that the log has there.
         entries: Vec<Entry>,
     },
     /// Apply a run of committed, durable entries; answer [`Input::Applied`] or
@@ -341,6 +342,17 @@ pub enum Notice {
         /// Which.
         group: GroupId,
     },
+    /// Entries can't be read: peers are asked for them.
+    Unreadable {
+        /// Whose.
+        group: GroupId,
+        /// The first one.
+        from: Lsn,
+        /// The last one, or later.
+        to: Lsn,
+        /// Why.
+        reason: String,
+    },
     /// Entries that could not be read were had from a peer.
     Mended {
         /// Whose.
@@ -379,12 +391,51 @@ pub struct Recovered {
     pub doubt: Option<Doubt>,
 }
 
+impl Recovered {
+    /// Whether a group may lack entries that this node has acknowledged.
+    #[must_use]
+    pub fn is_in_doubt(&self, group: &RecoveredGroup) -> bool {
+        self.doubt.is_some_and(|doubt| doubt.covers(group.group, group.sound))
+    }
+
+    /// Groups whose state holds more than what is left of their log. The shell drops these states
+    /// before it starts the node, which applies their logs again, from the first entry on.
+    #[must_use]
+    pub fn lost_states(&self) -> Vec<GroupId> {
+        let lost = self.groups.iter().filter(|group| {
+            let system = group.group == GroupId::SYSTEM;
+            let applied = if system { self.system_applied } else { Lsn(0) };
+            self.is_in_doubt(group) && applied.max(group.checkpointed) > group.last
+        });
+        lost.map(|group| group.group).collect()
+    }
+
+    /// Forgets what the [lost](Self::lost_states) states held.
+    pub(crate) fn take_lost_states(&mut self) -> Vec<GroupId> {
+        let lost = self.lost_states();
+        for group in self.groups.iter_mut().filter(|group| lost.contains(&group.group)) {
+            group.checkpointed = Lsn(0);
+            if group.group == GroupId::SYSTEM {
+                self.system_applied = Lsn(0);
+                self.system_control.clear();
+            }
+        }
+        lost
+    }
+}
+
 /// Every group may lack entries that this node has acknowledged, unless it is
 /// [sound](RecoveredGroup::sound) or was created after `bound`. What is in doubt does not vote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Doubt {
     /// The system group's commit mark when that group was found sound; `None` before.
     pub bound: Option<Lsn>,
+}
+
+impl Doubt {
+    pub(crate) fn covers(&self, group: GroupId, sound: bool) -> bool {
+        !sound && self.bound.is_none_or(|bound| group.0 <= bound.0)
+    }
 }
 
 /// One group as the oplog has it.

@@ -20,6 +20,7 @@ mod message;
 mod node;
 mod peers;
 pub mod planted;
+mod recall;
 mod rng;
 mod types;
 mod view;

@@ -5,6 +5,7 @@ use alloc::{collections::BTreeSet, vec::Vec};
 
 use crate::{
     context::Reason,
+    entry::Record,
     message::Message,
     node::Node,
     peers::Seen,
@@ -31,12 +32,16 @@ impl Node {
 
     pub(crate) fn on_message(&mut self, from: Peer, message: Message) {
         let node = from.member.node;
-        match self.ctx.peers.observe(from, self.ctx.now.mono) {
+        let seen = self.ctx.peers.observe(from, self.ctx.now.mono);
+        if let (Seen::Stale | Seen::Twin, Message::Recall { from: first }) = (seen, &message) {
+            return self.on_recall(from, *first);
+        }
+        match seen {
             Seen::Stale => return,
             Seen::Twin => {
                 return self.ctx.fault(node, "two processes use copies of one data directory");
             }
-            Seen::NewBoot => self.on_new_boot(node),
+            Seen::NewBoot => self.on_new_boot(from),
             Seen::Same => {}
         }
         self.on_heard(node);
@@ -49,7 +54,10 @@ impl Node {
             Message::FormProbe => self.on_form_probe(from),
             Message::FormBlank { prober } => self.on_form_blank(from, prober),
             Message::Formed(formation) => self.on_formed(from, formation),
-            Message::Recall { .. } | Message::Recalled { .. } => {}
+            Message::Recall { from: first } => self.on_recall(from, first),
+            Message::Recalled { boot, groups, next } => {
+                self.on_recalled(node, boot, &groups, next);
+            }
             Message::Group { group, term, message } => {
                 // A group that is not in the catalog applied here does not exist here, yet.
                 if let Some(g) = self.groups.get_mut(&group) {
@@ -62,7 +70,11 @@ impl Node {
 
     /// A peer's process is another one: what it led, it leads no more, and what was on its way to
     /// it is lost.
-    fn on_new_boot(&mut self, node: NodeId) {
+    fn on_new_boot(&mut self, from: Peer) {
+        let node = from.member.node;
+        if !self.is_blank() {
+            self.ctx.persist_hint(Record::Boot { member: from.member, boot: from.boot });
+        }
         self.lose_leader(self.ctx.groups_led_by(node));
         self.contact(node);
     }
@@ -80,7 +92,7 @@ impl Node {
     }
 
     /// The groups led here ask a peer where it stands.
-    fn contact(&mut self, node: NodeId) {
+    pub(crate) fn contact(&mut self, node: NodeId) {
         for id in self.ctx.groups_led_by(self.ctx.me().node) {
             if let Some(group) = self.groups.get_mut(&id) {
                 group.on_contact(&mut self.ctx, node);
@@ -113,6 +125,7 @@ impl Node {
     pub(crate) fn on_heartbeat_due(&mut self) {
         let at = self.ctx.now.mono.plus(self.ctx.config.heartbeat_us);
         self.ctx.set_timer(Reason::Heartbeat, at);
+        self.ask_to_recall();
         let (generation, sent) = (self.ctx.generation, self.ctx.now.mono);
         for node in self.ctx.peers.ids() {
             let echo = self.ctx.peers.get(node).and_then(|peer| peer.sent);

@@ -51,9 +51,10 @@ pub enum Message {
     },
     /// The answer. Bounded by [`Config::confirm_groups_max`](crate::Config::confirm_groups_max).
     Recalled {
-        /// The asker's last boot that the sender has met, this one included.
+        /// The asker's last boot that the sender has met, this one included; of the highest counter
+        /// where it has met another data directory of that node since.
         boot: Boot,
-        /// The highest term, and the highest LSN in it, that the asker has acknowledged to the
+        /// The highest term, and the highest LSN in it, that the asker has vouched for to the
         /// sender, by group, in order.
         groups: Vec<(GroupId, Term, Lsn)>,
         /// Where to ask on; `None` at the end.
@@ -142,7 +143,7 @@ pub enum GroupMessage {
         /// The last one; fewer is fine.
         to: Lsn,
     },
-    /// The answer: committed entries from `from` on; none where the receiver has none to give.
+    /// The answer: entries from `from` on; none where the receiver has none to give.
     Fetched {
         /// As asked.
         from: Lsn,
@@ -152,6 +153,20 @@ pub enum GroupMessage {
 }
 
 impl GroupMessage {
+    /// What the sender vouches for, beside its term: that it holds the group's log durably up to
+    /// here. `None` where it promises nothing. A promise is remembered by whoever takes it, and
+    /// given only to those who have said what they remember ([`Message::Recall`]).
+    pub(crate) fn vouches_for(&self) -> Option<Lsn> {
+        match self {
+            // Its vote, for the receiver or for itself.
+            GroupMessage::Vote { .. } | GroupMessage::VoteReply { granted: true } => Some(Lsn(0)),
+            GroupMessage::AppendAccepted { durable, .. } => Some(*durable),
+            // A leader commits what it has durably itself.
+            GroupMessage::Append { committed, .. } => Some(*committed),
+            _ => None,
+        }
+    }
+
     /// Tells the kinds apart.
     pub(crate) fn kind(&self) -> u8 {
         match self {

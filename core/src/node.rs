@@ -10,8 +10,8 @@ use alloc::{collections::BTreeMap, string::String, vec::Vec};
 use crate::{
     catalog::{Catalog, CreateDatabase, NAME_MAX},
     config::Config,
-    context::{Context, LoadFor, Reason},
-    entry::{Formation, Kind},
+    context::{Context, Load, LoadFor, Reason},
+    entry::{Formation, Kind, Record},
     formation::Forming,
     group::{Consequences, Group},
     io::{Effect, Identity, Input, Recovered, RecoveredGroup, Reject, Reply, Request},
@@ -68,10 +68,19 @@ impl Node {
         now: Now,
         recovered: Recovered,
     ) -> Result<Node, RecoverError> {
-        let catalog = Catalog::recover(&recovered.system_control).ok_or(RecoverError::Catalog)?;
+        let mut recovered = recovered;
         if recovered.formation.is_none() && !recovered.groups.is_empty() {
             return Err(RecoverError::NoFormation);
         }
+        let mut ctx = Context::new(config, identity, seed, now, &recovered.boots);
+        ctx.room = recovered.room;
+        ctx.doubt = recovered.doubt;
+        ctx.recall.found(&recovered);
+        for group in recovered.take_lost_states() {
+            // The hint of an earlier start is wrong from now on.
+            ctx.persist_hint(Record::Checkpointed { group, lsn: Lsn(0) });
+        }
+        let catalog = Catalog::recover(&recovered.system_control).ok_or(RecoverError::Catalog)?;
         let mut unclaimed = BTreeMap::new();
         for mut group in recovered.groups {
             if group.group == GroupId::SYSTEM {
@@ -84,8 +93,6 @@ impl Node {
             }
             unclaimed.insert(group.group, group);
         }
-        let mut ctx = Context::new(config, identity, seed, now);
-        ctx.room = recovered.room;
         let mut node = Node {
             ctx,
             groups: BTreeMap::new(),
@@ -119,7 +126,7 @@ impl Node {
     fn open_group(&mut self, id: GroupId, voters: Vec<crate::types::Member>, together_with: u64) {
         let found = self.unclaimed.remove(&id).unwrap_or_default();
         let applied = found.checkpointed;
-        let mut group = Group::new(id, voters, &found, applied);
+        let mut group = Group::new(id, voters, &found, applied, &self.ctx);
         group.arm_first_election(&mut self.ctx, together_with);
         self.ctx.emit(Effect::Leader { group: id, term: group.term(), leader: None });
         self.groups.insert(id, group);
@@ -170,7 +177,12 @@ impl Node {
             Input::Room { bytes } => self.ctx.room = bytes,
             Input::Loaded { load, entries } => self.on_loaded(load, Ok(entries)),
             Input::LoadFailed { load, reason } => self.on_loaded(load, Err(reason)),
-            Input::Damaged { .. } => {}
+            Input::Damaged { group, from, to } => {
+                if let Some(g) = self.groups.get_mut(&group) {
+                    let reason = String::from("a block of the oplog is damaged");
+                    g.on_unreadable(&mut self.ctx, (from, to), true, reason);
+                }
+            }
             Input::Applied { group, upto, outcomes } => {
                 if let Some(g) = self.groups.get_mut(&group) {
                     g.on_applied(&mut self.ctx, upto, outcomes);
@@ -209,6 +221,12 @@ impl Node {
         }
     }
 
+    /// This data directory has lost what it promised: the node stops, to come back without a vote.
+    pub(crate) fn fence(&mut self, reason: String) {
+        self.ctx.emit(Effect::Fence { reason: reason.clone() });
+        self.halted = Some(reason);
+    }
+
     /// A halted node answers requests with a refusal, and nothing else.
     fn refuse(&mut self, input: Input) {
         if let Input::Request { id, .. } = input {
@@ -231,26 +249,29 @@ impl Node {
     }
 
     fn on_loaded(&mut self, load: LoadId, result: Result<Vec<crate::Entry>, String>) {
-        let Some(purpose) = self.ctx.loads.remove(&load) else {
+        let Some(Load { purpose, group: id, from, to }) = self.ctx.loads.remove(&load) else {
             panic!("the shell completes only what it was asked for");
         };
-        let (LoadFor::Follower { group: id, .. } | LoadFor::Apply { group: id }) = purpose;
         let Some(group) = self.groups.get_mut(&id) else { return };
         self.ctx.touched.insert(id);
+        let ctx = &mut self.ctx;
         let mut consequences = Consequences::default();
-        match (purpose, result) {
-            (LoadFor::Follower { node, term, .. }, Ok(entries)) if term == group.term() => {
-                group.on_loaded_for(&mut self.ctx, node, load, entries);
+        match result {
+            Ok(entries) => {
+                group.on_readable(&entries);
+                match purpose {
+                    LoadFor::Follower(node) => group.on_loaded_for(ctx, node, load, entries),
+                    LoadFor::Apply => group.on_loaded_for_apply(ctx, entries, &mut consequences),
+                    LoadFor::Peer(node) => group.on_loaded_for_peer(ctx, node, from, entries),
+                }
             }
-            (LoadFor::Follower { node, term, .. }, Err(_)) if term == group.term() => {
-                group.on_load_failed_for(&mut self.ctx, node, load);
-            }
-            (LoadFor::Follower { .. }, _) => {}
-            (LoadFor::Apply { .. }, Ok(entries)) => {
-                group.on_loaded_for_apply(&mut self.ctx, entries, &mut consequences);
-            }
-            (LoadFor::Apply { .. }, Err(reason)) => {
-                group.on_load_for_apply_failed(&mut self.ctx, reason);
+            Err(reason) => {
+                match purpose {
+                    LoadFor::Follower(node) => group.on_load_failed_for(ctx, node, load),
+                    LoadFor::Apply => group.on_load_for_apply_failed(),
+                    LoadFor::Peer(node) => group.on_loaded_for_peer(ctx, node, from, Vec::new()),
+                }
+                group.on_unreadable(ctx, (from, to), false, reason);
             }
         }
         self.carry_out(consequences);
@@ -365,6 +386,12 @@ impl Node {
                     self.ctx.touched.insert(id);
                 }
             }
+            Reason::Repair(id) => {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    group.on_repair_due(&mut self.ctx);
+                    self.ctx.touched.insert(id);
+                }
+            }
             Reason::Retry(id) => {
                 if let Some(group) = self.groups.get_mut(&id) {
                     group.on_retry(&mut self.ctx);
@@ -394,6 +421,7 @@ impl Node {
             self.drain_request = None;
             self.ctx.reply(request, Reply::Transferred { term: Term(0) });
         }
+        self.persist_acks();
         self.ctx.flush_batch();
     }
 

@@ -50,10 +50,20 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    pub(crate) fn new(identity: &Identity) -> Peers {
+    /// `boots`: the starts that were met before this one.
+    pub(crate) fn new(identity: &Identity, boots: &[(Member, Boot)]) -> Peers {
         let me = identity.member.node;
         let others = identity.nodes.iter().filter(|node| **node != me);
-        Peers { states: others.map(|node| (*node, PeerState::default())).collect() }
+        let mut states: BTreeMap<NodeId, PeerState> =
+            others.map(|node| (*node, PeerState::default())).collect();
+        for (Member { node, incarnation }, boot) in boots {
+            if let Some(state) = states.get_mut(node)
+                && (*incarnation, boot.counter) > (state.incarnation, state.boot.counter)
+            {
+                (state.incarnation, state.boot) = (*incarnation, *boot);
+            }
+        }
+        Peers { states }
     }
 
     pub(crate) fn get(&self, node: NodeId) -> Option<&PeerState> {
@@ -96,6 +106,15 @@ impl Peers {
         {
             state.echoed = state.echoed.max(Some(now));
         }
+    }
+
+    /// The last start of every peer that was met.
+    pub(crate) fn boots(&self) -> impl Iterator<Item = (Member, Boot)> {
+        let met =
+            self.states.iter().filter(|(_, state)| state.incarnation != Incarnation::default());
+        met.map(|(node, state)| {
+            (Member { node: *node, incarnation: state.incarnation }, state.boot)
+        })
     }
 
     /// Every member that echoed us within `window` before `now`.

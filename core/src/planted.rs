@@ -27,6 +27,28 @@ pub enum Planted {
     AckUnverified = 10,
     /// A process-wide counter leaks into the schedule: the same seed does not replay.
     Nondeterminism = 11,
+    /// A leader keeps what an earlier start of a follower confirmed.
+    MatchedSurvivesBoot = 20,
+    /// A group whose log has lost its end votes before it holds everything again.
+    DoubtVotes = 21,
+    /// What peers remember of this node is not compared with its disk.
+    FenceIgnored = 22,
+    /// A follower takes the leader's commit mark for all it has, agreed on or not.
+    CommitBeyondAgreed = 23,
+    /// A follower serves a read at its own commit mark, without asking the leader.
+    StaleReadIndex = 24,
+    /// A quorum is counted among the nodes that were heard lately.
+    QuorumOfReachable = 25,
+    /// What a wiped node confirms counts as if it were the member.
+    LearnerCounts = 26,
+    /// A follower confirms entries that it had no room for.
+    AppendResultIgnored = 27,
+    /// A successor is told to campaign before it has everything.
+    TransferWithoutCatchUp = 28,
+    /// Reads are served before a leader has committed an entry of its term.
+    TermStartSkipped = 29,
+    /// A vote is answered before it is fsynced.
+    ReplyBeforeHardState = 30,
 }
 
 impl Planted {

@@ -91,13 +91,19 @@ impl Hlc {
     /// The first stamp of a wall millisecond.
     #[must_use]
     pub fn at(wall_ms: u64) -> Hlc {
-        Hlc(wall_ms << 16)
+        Hlc(wall_ms.min(u64::MAX >> 16) << 16)
     }
 
     /// The stamp after this one. The last one stays.
     #[must_use]
     pub fn next(self) -> Hlc {
         Hlc(self.0.saturating_add(1))
+    }
+
+    /// This stamp, or the highest one that a clock which shows `wall_ms` believes: no other clock is
+    /// more than `ahead_ms` fast.
+    pub(crate) fn believed(self, wall_ms: u64, ahead_ms: u64) -> Hlc {
+        self.min(Hlc::at(wall_ms.saturating_add(ahead_ms)))
     }
 }
 
@@ -155,6 +161,11 @@ pub struct Boot {
     pub counter: u64,
     /// Random, made at each start.
     pub nonce: u64,
+}
+
+impl Boot {
+    /// Later than any start: that of another data directory, which took this one's place.
+    pub(crate) const REPLACED: Boot = Boot { counter: u64::MAX, nonce: 0 };
 }
 
 impl fmt::Debug for Boot {

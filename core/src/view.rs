@@ -43,6 +43,8 @@ pub struct GroupView<'a> {
     pub known_committed: Lsn,
     /// Microseconds for which this replica has not been caught up.
     pub lag_us: u64,
+    /// Its log may lack what this node acknowledged: until it is whole again, it does not vote.
+    pub in_doubt: bool,
     /// Why it is quarantined here, if it is.
     pub quarantined: Option<&'a str>,
     /// On the leader: what each follower has confirmed.
@@ -70,6 +72,10 @@ pub struct Held {
     pub loads: usize,
     /// Groups of which a peer has yet to say whether it leads them.
     pub unconfirmed: usize,
+    /// Peers that have yet to say what they remember of this node.
+    pub recalls: usize,
+    /// Stretches of entries that can't be read.
+    pub unreadable: usize,
 }
 
 fn view<'a>(ctx: &Context, group: &'a Group) -> GroupView<'a> {
@@ -87,6 +93,7 @@ fn view<'a>(ctx: &Context, group: &'a Group) -> GroupView<'a> {
         last_term: group.log().last().term,
         known_committed: group.known_committed(),
         lag_us: group.lag_us(ctx.now.mono),
+        in_doubt: group.is_in_doubt(),
         quarantined: group.quarantined(),
         matched: group.matched(),
     }
@@ -164,6 +171,8 @@ impl Node {
             proposals: self.groups.values().map(Group::proposals).sum(),
             loads: self.ctx.loads.len(),
             unconfirmed: self.ctx.peers.iter().map(|(_, peer)| peer.unconfirmed.len()).sum(),
+            recalls: self.ctx.recall.open(),
+            unreadable: self.groups.values().map(Group::unreadable).sum(),
         }
     }
 

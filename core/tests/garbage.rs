@@ -87,8 +87,20 @@ impl Liar<'_> {
         (0..self.below(5)).map(|_| (GroupId(self.below(5)), self.term())).collect()
     }
 
+    fn remembered(&mut self) -> Vec<(GroupId, Term, Lsn)> {
+        let some = self.groups();
+        some.into_iter().map(|(group, term)| (group, Term(term.0 / 2), self.lsn())).collect()
+    }
+
     fn group_message(&mut self) -> GroupMessage {
-        match self.below(10) {
+        match self.below(12) {
+            10 => GroupMessage::Fetch { from: self.lsn(), to: self.lsn() },
+            11 => {
+                let prev = self.position();
+                let entries = self.entries(prev);
+                let from = if self.maybe() { prev.lsn.next() } else { self.lsn() };
+                GroupMessage::Fetched { from, entries }
+            }
             0 => GroupMessage::PreVote { last: self.position() },
             1 => GroupMessage::PreVoteReply { granted: self.maybe() },
             2 => GroupMessage::Vote { last: self.position(), transfer: self.maybe() },
@@ -129,7 +141,14 @@ impl Liar<'_> {
                 };
                 Message::Formed(Formation { members: (0..count).map(member).collect() })
             }
-            6 => {
+            6 => Message::Recall { from: GroupId(self.edge()) },
+            7 => Message::Recalled {
+                // Mostly what fences nobody.
+                boot: Boot { counter: self.below(2), nonce: self.edge() },
+                groups: self.remembered(),
+                next: self.maybe().then(|| GroupId(self.edge())),
+            },
+            8 => {
                 let group = GroupId(self.edge());
                 Message::Group { group, term: self.term(), message: self.group_message() }
             }
@@ -189,6 +208,15 @@ fn bombard(seed: u64, formed: bool) {
         } else if rng.permille(100) {
             cluster.propose(to, group, "put k v");
         }
+        if rng.permille(10) {
+            cluster.crash(to, 0);
+            cluster.start(to);
+        }
+        if rng.permille(50) {
+            let (from, upto) = (Lsn(edge(&mut rng)), Lsn(edge(&mut rng)));
+            cluster.host_mut(to).disk.damage(group, from, upto);
+            cluster.input(to, Input::Damaged { group, from, to: upto });
+        }
         cluster.run_for(rng.below(20) * MS);
         for id in cluster.ids() {
             let Some(node) = cluster.node(id) else { continue };
@@ -202,6 +230,8 @@ fn bombard(seed: u64, formed: bool) {
             assert!(held.reads <= count * config.reads_max, "{held:?}");
             assert!(held.loads <= count * 10, "{held:?}");
             assert!(held.unconfirmed <= count * 2, "{held:?}");
+            assert!(held.recalls <= 2, "{held:?}");
+            assert!(held.unreadable <= count * 64, "{held:?}");
         }
     }
 }

@@ -16,7 +16,7 @@ use std::{
     },
 };
 
-use cluster::{Cluster, Delays, MS, Rng};
+use cluster::{Cluster, Delays, Host, MS, Rng};
 #[cfg(madsim)]
 use highwater_core::planted::Planted;
 use highwater_core::{
@@ -33,6 +33,12 @@ struct Faults {
     pauses: bool,
     disks: bool,
     wipes: bool,
+    /// A data directory is restored from an older copy.
+    rollbacks: bool,
+    /// The end of a log is damaged.
+    tears: bool,
+    /// Entries can't be read.
+    damage: bool,
     quarantine: bool,
     bad_loads: bool,
     transfers: bool,
@@ -48,8 +54,10 @@ struct Chaos {
     cluster: Cluster,
     rng: Rng,
     faults: Faults,
-    /// Nodes whose data directory was wiped: they count no more.
-    wiped: Vec<NodeId>,
+    /// Nodes whose data directory was wiped or rolled back: they count no more.
+    lost: Vec<NodeId>,
+    /// Of these, the ones that must find out by themselves.
+    rolled_back: Vec<NodeId>,
     drained: Vec<NodeId>,
     quarantined: Option<NodeId>,
     down: BTreeMap<NodeId, u64>,
@@ -104,6 +112,9 @@ impl Chaos {
             pauses: on(300),
             disks: on(300),
             wipes: on(250),
+            rollbacks: on(300),
+            tears: on(300),
+            damage: on(300),
             quarantine: on(150),
             bad_loads: on(200),
             transfers: on(300),
@@ -117,7 +128,8 @@ impl Chaos {
             cluster,
             rng,
             faults,
-            wiped: Vec::new(),
+            lost: Vec::new(),
+            rolled_back: Vec::new(),
             drained: Vec::new(),
             quarantined: None,
             down: BTreeMap::new(),
@@ -213,7 +225,7 @@ impl Chaos {
     fn fault(&mut self) {
         let id = self.any();
         let other = self.any();
-        match self.rng.below(16) {
+        match self.rng.below(18) {
             0 | 1 if self.faults.crashes => {
                 self.count("crash");
                 self.crash(id);
@@ -274,7 +286,7 @@ impl Chaos {
                 host.disk.stuck = !host.disk.stuck;
                 self.unstick_if_free(id);
             }
-            11 => self.rare_fault(id, other),
+            11 | 16 | 17 => self.rare_fault(id, other),
             12 if self.faults.transfers => {
                 self.count("transfer");
                 let groups: Vec<GroupId> = self.cluster.names.keys().copied().collect();
@@ -314,24 +326,16 @@ impl Chaos {
 
     fn rare_fault(&mut self, id: NodeId, other: NodeId) {
         match self.rng.below(6) {
-            0 if self.faults.wipes
-                && self.quarantined.is_none()
-                && !self.wiped.contains(&id)
-                && self.wiped.len() < self.minority()
-                && self.cluster.node(other).is_some_and(|n| n.is_formed()) =>
-            {
-                // Before it is formed everywhere, a wipe may be of the only copy.
-                let formed =
-                    |c: &Cluster| c.hosts.values().all(|h| h.disk.durable.formation.is_some());
-                if formed(&self.cluster) {
-                    self.count("wipe");
-                    self.crash(id);
-                    self.cluster.wipe(id);
-                    self.wiped.push(id);
-                }
+            // Before it is formed everywhere, a wipe may be of the only copy.
+            0 if self.faults.wipes && self.may_lose(id) && self.is_formed() => {
+                self.count("wipe");
+                self.crash(id);
+                self.cluster.wipe(id);
+                self.lost.push(id);
             }
             1 if self.faults.quarantine
-                && self.wiped.is_empty()
+                && self.lost.is_empty()
+                && self.in_doubt().is_empty()
                 && self.minority() > 0
                 && self.quarantined.is_none_or(|q| q == id) =>
             {
@@ -352,7 +356,104 @@ impl Chaos {
                 self.drained.push(id);
                 self.cluster.request(id, Request::Drain);
             }
+            3 if self.faults.rollbacks && self.may_lose(id) && self.is_remembered(id) => {
+                self.count("rollback");
+                self.crash(id);
+                self.cluster.host_mut(id).restore();
+                self.lost.push(id);
+                self.rolled_back.push(id);
+            }
+            4 if self.faults.tears && self.may_lose(id) && self.has_older_copy(id) => {
+                self.count("tear");
+                self.crash(id);
+                self.cluster.host_mut(id).tear();
+            }
+            5 if self.faults.damage && self.others_whole(id) => self.damage(id, other),
             _ => {}
+        }
+    }
+
+    // --- disks ---
+
+    /// Whether one more data directory may be lost, this one: with those that are lost, or not to be
+    /// relied on at present, it is a minority, and what it holds can be read elsewhere.
+    fn may_lose(&self, id: NodeId) -> bool {
+        let resolved = self.rolled_back.iter().all(|n| self.cluster.fenced.contains(n));
+        let in_doubt = self.in_doubt();
+        self.quarantined.is_none()
+            && resolved
+            && !self.lost.contains(&id)
+            && !in_doubt.contains(&id)
+            && self.lost.len() + in_doubt.len() < self.minority()
+            && self.others_whole(id)
+    }
+
+    fn is_formed(&self) -> bool {
+        self.cluster.hosts.values().all(|h| h.disk.durable.formation.is_some())
+    }
+
+    fn in_doubt(&self) -> Vec<NodeId> {
+        let doubtful = self.cluster.hosts.iter().filter(|(_, host)| host.disk.is_in_doubt());
+        doubtful.map(|(id, _)| *id).filter(|id| !self.lost.contains(id)).collect()
+    }
+
+    fn others_whole(&self, id: NodeId) -> bool {
+        self.cluster.hosts.iter().all(|(other, host)| *other == id || host.disk.is_whole())
+    }
+
+    fn has_older_copy(&self, id: NodeId) -> bool {
+        let host = self.cluster.host(id);
+        let member = host.member();
+        host.copy.as_ref().is_some_and(|copy| {
+            copy.incarnation == member.incarnation && copy.disk.durable.formation.is_some()
+        })
+    }
+
+    /// Whether so many members remember more than a node's copy holds that it meets one of them
+    /// before it votes.
+    fn is_remembered(&self, id: NodeId) -> bool {
+        let host = self.cluster.host(id);
+        let member = host.member();
+        let Some(copy) = host.copy.as_ref().filter(|c| c.incarnation == member.incarnation) else {
+            return false;
+        };
+        let remembers = |(other, peer): &(&NodeId, &Host)| {
+            let log = &peer.disk.durable;
+            let boot = log.boots.get(&member).is_some_and(|b| b.counter > copy.boot.counter);
+            let acked = log.groups.iter().any(|(group, log)| {
+                let held = copy.disk.durable.groups.get(group);
+                let (term, last) = held.map(|h| (h.term, h.last())).unwrap_or_default();
+                log.acked.get(&member).is_some_and(|(t, l)| *t > term || (*t == term && *l > last))
+            });
+            **other != id && !self.lost.contains(other) && (boot || acked)
+        };
+        let count = self.cluster.hosts.len();
+        self.cluster.hosts.iter().filter(remembers).count() >= count - count / 2
+    }
+
+    /// Some committed entries of a node can't be read any more; another one has them.
+    fn damage(&mut self, id: NodeId, other: NodeId) {
+        if id == other || self.lost.contains(&other) || self.in_doubt().contains(&other) {
+            return;
+        }
+        let groups: Vec<GroupId> = self.cluster.names.keys().copied().collect();
+        let group = *self.rng.pick(&groups);
+        let log_end = |id| {
+            let groups = &self.cluster.host(id).disk.durable.groups;
+            groups.get(&group).map_or(0, |log| log.last().0)
+        };
+        let committed = self.cluster.oracle.committed(group).0;
+        let last = committed.min(log_end(id)).min(log_end(other));
+        if last == 0 {
+            return;
+        }
+        self.count("damage");
+        let from = self.rng.between(1, last);
+        let to = self.rng.between(from, last.min(from + 20));
+        self.cluster.host_mut(id).disk.damage(group, Lsn(from), Lsn(to));
+        if self.rng.permille(500) {
+            let to = self.rng.between(from, to);
+            self.cluster.input(id, Input::Damaged { group, from: Lsn(from), to: Lsn(to) });
         }
     }
 
@@ -370,6 +471,10 @@ impl Chaos {
             if self.cluster.time > quiet && self.rng.permille(spread * 10) {
                 self.fault();
             }
+            if self.rng.permille(30) {
+                let id = self.any();
+                self.cluster.host_mut(id).copy();
+            }
             for _ in 0..self.rng.below(4) {
                 self.work();
             }
@@ -383,12 +488,16 @@ impl Chaos {
         self.cluster.poisoned.clear();
         self.cluster.delays = Delays::default();
         let mut broken: Vec<NodeId> = Vec::new();
-        let spare = self.minority() - self.wiped.len().min(self.minority());
-        let lose = if self.quarantined.is_some() { 0 } else { spare };
+        let lost = self.lost.len() + self.in_doubt().len();
+        let spare = self.minority() - lost.min(self.minority());
+        let whole = self.cluster.hosts.values().all(|host| host.disk.is_whole());
+        let lose = if self.quarantined.is_some() || !whole { 0 } else { spare };
+        let in_doubt = self.in_doubt();
         if self.faults.broken {
             while broken.len() < lose {
                 let id = self.any();
-                if !broken.contains(&id) && !self.wiped.contains(&id) {
+                let lost = self.lost.contains(&id) || in_doubt.contains(&id);
+                if !broken.contains(&id) && !lost {
                     broken.push(id);
                 }
             }
@@ -500,13 +609,13 @@ impl Chaos {
         self.demand(&alive, "every group is led", span, |c| c.all_led(&alive));
         // Without another write: what was lost on the way is said again.
         self.demand(&alive, "every replica is equal", span, |c| c.all_equal(&alive));
-        self.cluster.run_for(1000 * MS);
-        let before = self.cluster.group_messages;
+        self.cluster.run_for(2000 * MS);
+        let before = self.cluster.talk + self.cluster.writes;
         self.cluster.run_for(1000 * MS);
         assert!(self.all_led(&alive), "L2: a healthy cluster keeps its leaders\n{}", self.status());
-        let talk = self.cluster.group_messages - before;
+        let talk = self.cluster.talk + self.cluster.writes - before;
         let broken = alive.len() < self.cluster.hosts.len();
-        assert!(broken || talk == 0, "L3: an idle group costs no message: {talk}");
+        assert!(broken || talk == 0, "L3: an idle group costs no message and no write: {talk}");
         let mut wanted: Vec<RequestId> = Vec::new();
         for group in self.cluster.names.keys().copied().collect::<Vec<_>>() {
             let Some(leader) = self.cluster.leader(group) else { continue };
@@ -538,16 +647,25 @@ impl Chaos {
             let node = self.cluster.node(*id);
             node.is_some_and(|n| n.groups().any(|v| v.role == RoleView::Leader))
         };
-        assert!(!self.wiped.iter().any(leads), "F1: a wiped node does not lead");
-        self.cluster.run_for(1000 * MS);
+        assert!(!self.lost.iter().any(leads), "F1: a node that has lost its disk does not lead");
+        for id in &self.rolled_back {
+            assert!(self.cluster.fenced.contains(id), "F5: {id:?} finds that it was rolled back");
+        }
+        for id in &self.cluster.fenced {
+            assert!(self.rolled_back.contains(id), "F5: {id:?} was not rolled back");
+        }
+        assert!(self.in_doubt().is_empty(), "F6: what was in doubt is sound");
+        self.cluster.run_for(2000 * MS);
         for id in &alive {
             let Some(node) = self.cluster.node(*id) else { continue };
             if node.groups().all(|v| v.quarantined.is_none()) {
-                let held = Held { tail_bytes: 0, dirty_bytes: 0, ..node.held() };
+                // Who is broken for good never says what it remembers.
+                let recalls = if broken { 0 } else { node.held().recalls };
+                let held = Held { tail_bytes: 0, dirty_bytes: 0, recalls, ..node.held() };
                 assert_eq!(held, Held::default(), "B1: nothing is forgotten on {id:?}");
             }
         }
-        if !broken && self.wiped.is_empty() && self.quarantined.is_none() {
+        if !broken && self.lost.is_empty() && self.quarantined.is_none() {
             self.star();
         }
     }

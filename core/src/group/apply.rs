@@ -20,6 +20,10 @@ pub(crate) struct Applying {
     /// A run is being applied or loaded.
     under_way: Option<Run>,
     loading: bool,
+    /// What comes next could not be read: it comes from a peer, or is loaded again later.
+    blocked: bool,
+    /// What a peer gave, if that is next.
+    fetched: Vec<Entry>,
     /// Weight of what was applied since the last checkpoint began.
     dirty_bytes: usize,
     /// Weight of what the checkpoint under way makes durable.
@@ -36,6 +40,16 @@ impl Applying {
     /// does not fit.
     pub(super) fn restart(&mut self) {
         *self = Applying { loading: self.loading, ..Applying::default() };
+    }
+
+    pub(super) fn unblock(&mut self) {
+        self.blocked = false;
+    }
+
+    fn take_fetched(&mut self, from: Lsn, to: Lsn) -> Option<Vec<Entry>> {
+        let mut entries = core::mem::take(&mut self.fetched);
+        entries.retain(|e| from <= e.lsn && e.lsn <= to);
+        (entries.first()?.lsn == from).then_some(entries)
     }
 }
 
@@ -91,12 +105,14 @@ impl Group {
             return;
         }
         let config = &ctx.config;
-        match self.log.slice(from, to, config.apply_bytes_max, config.apply_entries_max) {
+        let held = self.log.slice(from, to, config.apply_bytes_max, config.apply_entries_max);
+        match held.or_else(|| self.applying.take_fetched(from, to)) {
             Some(entries) => self.apply_run(ctx, entries, consequences),
+            None if self.applying.blocked => {}
             None => {
                 let max_bytes = config.apply_bytes_max;
                 let to = to.min(Lsn(from.0 + config.apply_entries_max as u64 - 1));
-                ctx.load(LoadFor::Apply { group: self.id }, from, to, max_bytes);
+                ctx.load(self.id, LoadFor::Apply, (from, to), max_bytes);
                 self.applying.loading = true;
             }
         }
@@ -268,14 +284,25 @@ impl Group {
 
     /// A quarantined group's state is out of service: nothing of it counts any more.
     pub(super) fn abandon_state(&mut self, ctx: &mut Context) {
+        self.applying.fetched.clear();
         ctx.dirty_bytes -= core::mem::take(&mut self.applying.dirty_bytes);
         if self.applying.checkpointing {
             self.end_checkpoint(ctx);
         }
     }
 
-    pub(crate) fn on_load_for_apply_failed(&mut self, ctx: &mut Context, reason: String) {
+    /// Applying waits until the entries can be read, or a peer gives them.
+    pub(crate) fn on_load_for_apply_failed(&mut self) {
         self.applying.loading = false;
-        self.quarantine(ctx, reason);
+        self.applying.blocked = true;
+    }
+
+    /// What a peer gave may be what applying waits for.
+    pub(super) fn keep_for_apply(&mut self, entries: Vec<Entry>) {
+        let next = self.log.marks().applied().next();
+        if self.applying.blocked && entries.iter().any(|e| e.lsn == next) {
+            self.applying.blocked = false;
+            self.applying.fetched = entries;
+        }
     }
 }

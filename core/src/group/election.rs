@@ -8,7 +8,7 @@ use crate::{
     entry::Position,
     message::GroupMessage,
     planted::{self, Planted},
-    types::{Lsn, Member, NodeId, Term},
+    types::{Member, NodeId, Term},
 };
 
 impl Group {
@@ -38,8 +38,26 @@ impl Group {
         ctx.set_timer(Reason::Election(self.id), ctx.now.mono.plus(delay_us));
     }
 
+    /// Whether this replica's vote stands for all that it ever acknowledged.
+    fn may_vote(&self, ctx: &Context) -> bool {
+        let holds_all = !self.is_in_doubt() || planted::is(Planted::DoubtVotes);
+        self.is_voter(ctx.me()) && holds_all && !self.is_on_probation(ctx)
+    }
+
     fn may_lead(&self, ctx: &Context) -> bool {
-        self.is_voter(ctx.me()) && self.quarantined.is_none() && !ctx.draining
+        self.may_vote(ctx) && self.quarantined.is_none() && !ctx.draining
+    }
+
+    /// Whether this data directory may turn out to have been rolled back. Where too few members
+    /// answer to end this, nobody could be elected either.
+    fn is_on_probation(&self, ctx: &Context) -> bool {
+        let has_answered = |voter: &&Member| {
+            let incarnation = ctx.peers.get(voter.node).map(|peer| peer.incarnation);
+            incarnation == Some(voter.incarnation) && ctx.recall.has_answered(voter.node)
+        };
+        let answered = self.voters.iter().filter(has_answered).count();
+        let window = ctx.config.election_timeout_us;
+        ctx.recall.is_probation(answered, self.quorum(ctx) - 1, ctx.now.mono, window)
     }
 
     /// The election deadline has come.
@@ -122,7 +140,7 @@ impl Group {
         term: Term,
         last: Position,
     ) {
-        if !self.is_voter(from) || !self.is_voter(ctx.me()) {
+        if !self.is_voter(from) || !self.may_vote(ctx) {
             return self.make_known_to(ctx, from);
         }
         let sticky = self.is_sticky(ctx, from.node);
@@ -154,7 +172,7 @@ impl Group {
         if !self.is_voter(from) {
             return;
         }
-        let quorum = self.quorum();
+        let quorum = self.quorum(ctx);
         if let Role::PreCandidate { granted } = &mut self.role {
             granted.insert(from.node);
             if granted.len() >= quorum {
@@ -178,7 +196,7 @@ impl Group {
     }
 
     pub(super) fn on_vote(&mut self, ctx: &mut Context, from: Member, last: Position) {
-        if !self.is_voter(from) || !self.is_voter(ctx.me()) {
+        if !self.is_voter(from) || !self.may_vote(ctx) || !ctx.recall.has_answered(from.node) {
             return;
         }
         let free = self.vote.is_none_or(|vote| vote == from);
@@ -203,7 +221,7 @@ impl Group {
     }
 
     pub(super) fn count_vote(&mut self, ctx: &mut Context, from: Member) {
-        let quorum = self.quorum();
+        let quorum = self.quorum(ctx);
         if let Role::Candidate { granted, .. } = &mut self.role {
             granted.insert(from.node);
             if granted.len() >= quorum {
@@ -227,7 +245,7 @@ impl Group {
             self.persist_hard_state(ctx);
         }
         ctx.clear_timer(Reason::Retry(self.id));
-        self.set_role(ctx, Role::Follower { leader, verified: Lsn(0), round: 0 });
+        self.set_role(ctx, Role::follower(leader));
         if leader.is_none() && !had_leader {
             // A candidate that met a higher term: wait for who is ahead.
             let jitter = ctx.rng.below(ctx.config.election_jitter_us);
@@ -248,7 +266,7 @@ impl Group {
             return;
         }
         let heard = self.voters.iter().filter(|v| **v == ctx.me() || hearing.contains(v)).count();
-        if heard < self.quorum() {
+        if heard < self.quorum(ctx) {
             self.become_follower(ctx, self.term, None);
         }
     }

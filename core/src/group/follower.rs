@@ -44,6 +44,7 @@ impl Group {
         if let Some(hint) = self.conflict_at(prev) {
             return self.reject_append(ctx, from, hint, round);
         }
+        let claimed = Lsn(prev.lsn.0 + entries.len() as u64);
         let fits = self.has_room_for(ctx, &entries);
         if !fits {
             entries.clear();
@@ -52,15 +53,27 @@ impl Group {
         let Some(appended) = self.take_entries(ctx, entries) else {
             return ctx.fault(from, "it replaces what is committed");
         };
-        if let Role::Follower { verified, round: seen, .. } = &mut self.role {
+        if let Role::Follower { verified, round: seen, told, .. } = &mut self.role {
             *verified = agreed.max(*verified);
             if fits {
                 *seen = round.max(*seen);
             }
+            if ctx.recall.has_answered(from) {
+                *told = committed.max(*told);
+            }
         }
-        self.log.commit(committed.min(agreed));
+        let known = if planted::is(Planted::CommitBeyondAgreed) {
+            self.log.marks().appended()
+        } else {
+            agreed
+        };
+        self.log.commit(committed.min(known));
         if !fits {
             // The same again, later.
+            if planted::is(Planted::AppendResultIgnored) {
+                let durable = claimed;
+                return self.send(ctx, from, GroupMessage::AppendAccepted { durable, round });
+            }
             self.reject_append(ctx, from, prev.lsn, round);
         } else if !appended {
             self.confirm(ctx, from);
@@ -84,7 +97,7 @@ impl Group {
     }
 
     /// Confirms what is durable here and agreed with the leader.
-    pub(super) fn confirm(&mut self, ctx: &mut Context, to: NodeId) {
+    pub(crate) fn confirm(&mut self, ctx: &mut Context, to: NodeId) {
         if let Role::Follower { verified, round, .. } = self.role {
             let durable = self.log.marks().durable();
             let durable =
@@ -115,7 +128,7 @@ impl Group {
             self.drop_entries_from(ctx, first);
         }
         for entry in entries.into_iter().skip(new) {
-            self.hlc = self.hlc.max(entry.hlc);
+            self.hlc = self.hlc.max(entry.hlc.believed(ctx.now.wall_ms, ctx.config.hlc_ahead_ms));
             let record = Record::Append { group: self.id, entry: entry.clone() };
             let write = ctx.persist(self.id, record);
             self.log.append(entry, write);

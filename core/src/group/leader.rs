@@ -25,7 +25,7 @@ impl Group {
         let progress: BTreeMap<NodeId, Progress> = ctx
             .peers
             .iter()
-            .map(|(node, peer)| (node, Progress::new(peer.incarnation, last, now)))
+            .map(|(node, peer)| (node, Progress::new(peer.incarnation, peer.boot, last, now)))
             .collect();
         let leader = Leader {
             progress,
@@ -105,16 +105,15 @@ impl Group {
     /// where it stands.
     pub(crate) fn on_contact(&mut self, ctx: &mut Context, node: NodeId) {
         let last = self.log.last().lsn;
-        let Some(incarnation) = ctx.peers.get(node).map(|p| p.incarnation) else { return };
+        let Some(peer) = ctx.peers.get(node) else { return };
+        let new = || Progress::new(peer.incarnation, peer.boot, last, ctx.now.mono);
         if let Role::Leader(leader) = &mut self.role {
-            let progress = leader
-                .progress
-                .entry(node)
-                .or_insert_with(|| Progress::new(incarnation, last, ctx.now.mono));
-            if progress.incarnation == incarnation {
+            let progress = leader.progress.entry(node).or_insert_with(new);
+            let same_boot = progress.boot == peer.boot || planted::is(Planted::MatchedSurvivesBoot);
+            if progress.incarnation == peer.incarnation && same_boot {
                 progress.probe();
             } else {
-                *progress = Progress::new(incarnation, last, ctx.now.mono);
+                *progress = new();
             }
             ctx.touched.insert(self.id);
         }
@@ -124,9 +123,9 @@ impl Group {
     pub(super) fn replicate(&mut self, ctx: &mut Context) {
         let marks = *self.log.marks();
         let Role::Leader(leader) = &mut self.role else { return };
-        let alive = leader.progress.iter().filter(|(node, _)| ctx.peers.is_alive(**node));
-        let nodes: Vec<NodeId> = alive.clone().map(|(node, _)| *node).collect();
-        if alive.clone().any(|(_, p)| p.is_owed(marks.appended(), marks.committed())) {
+        let there = leader.progress.iter().filter(|(node, _)| ctx.is_reachable(**node));
+        let nodes: Vec<NodeId> = there.clone().map(|(node, _)| *node).collect();
+        if there.clone().any(|(_, p)| p.is_owed(marks.appended(), marks.committed())) {
             // A round of its own: its echo tells that the commit mark has arrived.
             leader.reads.begin_notice();
         }
@@ -157,9 +156,8 @@ impl Group {
             );
             let Some(entries) = found else {
                 let to = marks.durable().min(Lsn(from.0 + config.append_entries_max as u64 - 1));
-                let purpose = LoadFor::Follower { group: self.id, node, term: self.term };
-                let max_bytes = config.append_bytes_max;
-                progress.loading = Some(ctx.load(purpose, from, to, max_bytes));
+                let (purpose, max_bytes) = (LoadFor::Follower(node), config.append_bytes_max);
+                progress.loading = Some(ctx.load(self.id, purpose, (from, to), max_bytes));
                 break;
             };
             messages.push(append_message(
@@ -230,6 +228,24 @@ impl Group {
             progress.loading = None;
             progress.hold(ctx.now.mono);
             ctx.set_timer_by(Reason::Retry(self.id), ctx.now.mono.plus(ctx.config.retry_us));
+        }
+    }
+
+    /// Its next entries could not be read, and came from a peer.
+    pub(super) fn send_held(&mut self, ctx: &mut Context, node: NodeId, entries: &[Entry]) {
+        let committed = self.log.marks().committed();
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(progress) = leader.progress.get_mut(&node).filter(|p| p.is_held()) else { return };
+        let next = progress.next;
+        let entries: Vec<Entry> = entries.iter().filter(|e| e.lsn >= next).cloned().collect();
+        if entries.first().is_none_or(|e| e.lsn != next) {
+            return;
+        }
+        progress.probe();
+        if progress.has_window(ctx.config.inflight_messages_max, usize::MAX) {
+            let round = leader.reads.round();
+            let message = append_message(progress, entries, committed, round, ctx.now.mono);
+            self.send(ctx, node, message);
         }
     }
 
@@ -319,17 +335,22 @@ impl Group {
                     return own;
                 }
                 let progress = leader.progress.get(&voter.node);
-                progress.filter(|p| p.incarnation == voter.incarnation).map_or(0, &of)
+                let counts = |p: &&Progress| {
+                    p.incarnation == voter.incarnation || planted::is(Planted::LearnerCounts)
+                };
+                progress.filter(counts).map_or(0, &of)
             })
             .collect();
         values.sort_unstable_by(|a, b| b.cmp(a));
-        values.get(self.quorum() - 1).copied().unwrap_or(0)
+        values.get(self.quorum(ctx) - 1).copied().unwrap_or(0)
     }
 
-    /// The commit rule (§5.4.2): durable on a majority, and of the leader's own term.
+    /// The commit rule (§5.4.2): durable on a majority, and of the leader's own term. Durable on the
+    /// leader as well, although a majority without it would do: so its commit mark vouches for its
+    /// disk (and nothing waits for that, since it applies only what it has durably).
     pub(super) fn advance_commit(&mut self, ctx: &mut Context) {
-        let own = self.log.marks().durable().0;
-        let lsn = Lsn(self.quorum_at(ctx, |p| p.matched.0, own));
+        let own = self.log.marks().durable();
+        let lsn = Lsn(self.quorum_at(ctx, |p| p.matched.0, own.0)).min(own);
         let own_term =
             self.log.term_at(lsn) == Some(self.term) || planted::is(Planted::OldTermCommit);
         if own_term {
@@ -345,7 +366,10 @@ impl Group {
     /// Whether this leader has committed an entry of its term, so that its commit mark is current.
     pub(super) fn is_established(&self) -> bool {
         match &self.role {
-            Role::Leader(leader) => self.log.marks().committed() >= leader.term_start,
+            Role::Leader(leader) => {
+                self.log.marks().committed() >= leader.term_start
+                    || planted::is(Planted::TermStartSkipped)
+            }
             _ => false,
         }
     }
@@ -419,7 +443,8 @@ impl Group {
             return;
         }
         let to = transfer.to;
-        let caught_up = leader.progress.get(&to).is_some_and(|p| p.matched == last);
+        let caught_up = leader.progress.get(&to).is_some_and(|p| p.matched == last)
+            || planted::is(Planted::TransferWithoutCatchUp);
         if caught_up && !transfer.asked {
             transfer.asked = true;
             self.send(ctx, to, GroupMessage::TimeoutNow);

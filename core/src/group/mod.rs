@@ -1,14 +1,16 @@
 //! One replication group on one node: Raft (Ongaro, 2014) with pre-vote, check-quorum, pipelined
 //! appends, ReadIndex and leadership transfer. The files beside this one are its parts:
 //! `election` (who leads), `leader` (entries go out), `follower` (entries come in), `reads`,
-//! `apply` (what is committed reaches the state).
+//! `apply` (what is committed reaches the state), `doubt` and `repair` (what a damaged disk lost).
 
 mod apply;
+mod doubt;
 mod election;
 mod follower;
 mod leader;
 mod progress;
 mod reads;
+mod repair;
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -24,12 +26,15 @@ use crate::{
     log::GroupLog,
     message::GroupMessage,
     planted::{self, Planted},
+    recall::Acks,
     types::{GroupId, Hlc, Instant, Lsn, Member, NodeId, Peer, RequestId, Term, WriteId},
 };
 
 pub(crate) use apply::Applying;
+use doubt::Soundness;
 use progress::Progress;
 pub(crate) use reads::{FollowerReads, KnownReads, LeaderReads};
+use repair::Repair;
 
 /// What a replica is doing. Each role carries exactly what belongs to it.
 pub(crate) enum Role {
@@ -40,6 +45,8 @@ pub(crate) enum Role {
         verified: Lsn,
         /// The highest round of what was taken from it.
         round: u64,
+        /// The highest commit mark that it told, knowing of this start of the node.
+        told: Lsn,
     },
     /// Asks whether an election could be won.
     PreCandidate { granted: BTreeSet<NodeId> },
@@ -50,6 +57,10 @@ pub(crate) enum Role {
 }
 
 impl Role {
+    fn follower(leader: Option<NodeId>) -> Role {
+        Role::Follower { leader, verified: Lsn(0), round: 0, told: Lsn(0) }
+    }
+
     fn campaigns(&self) -> bool {
         matches!(self, Role::PreCandidate { .. } | Role::Candidate { .. })
     }
@@ -90,6 +101,10 @@ pub(crate) struct Group {
     /// Who waits for a transfer to that node.
     transfer_request: Option<(RequestId, NodeId)>,
     applying: Applying,
+    soundness: Soundness,
+    repair: Repair,
+    /// What other members vouched for.
+    acks: Acks,
     /// The highest commit mark that any leader told, even where the entries are not here yet.
     known_committed: Lsn,
     /// Since when less than that is applied here.
@@ -112,22 +127,27 @@ impl Group {
         voters: Vec<Member>,
         found: &RecoveredGroup,
         applied: Lsn,
+        ctx: &Context,
     ) -> Group {
+        let in_doubt = ctx.doubt.is_some_and(|doubt| doubt.covers(id, found.sound));
         Group {
             id,
             voters,
             term: found.term,
             vote: found.vote,
             hard_write: WriteId(0),
-            role: Role::Follower { leader: None, verified: Lsn(0), round: 0 },
+            role: Role::follower(None),
             log: GroupLog::recover(found, applied),
-            hlc: Hlc(0),
+            hlc: found.hlc.believed(ctx.now.wall_ms, ctx.config.hlc_ahead_ms),
             follower_reads: FollowerReads::default(),
             known_reads: KnownReads::default(),
             proposals: BTreeMap::new(),
             resolved: applied,
             transfer_request: None,
             applying: Applying::default(),
+            soundness: if in_doubt { Soundness::InDoubt } else { Soundness::Sound },
+            repair: Repair::default(),
+            acks: Acks::recover(&found.acked),
             known_committed: applied,
             behind_since: None,
             quarantined: None,
@@ -147,6 +167,12 @@ impl Group {
     pub(crate) fn quarantined(&self) -> Option<&str> {
         self.quarantined.as_deref()
     }
+    pub(crate) fn acks(&self) -> &Acks {
+        &self.acks
+    }
+    pub(crate) fn take_unwritten_acks(&mut self) -> Vec<Record> {
+        self.acks.take_unwritten(self.id)
+    }
     pub(crate) fn is_leader(&self) -> bool {
         matches!(self.role, Role::Leader(_))
     }
@@ -163,12 +189,18 @@ impl Group {
         self.voters.contains(&member)
     }
 
-    fn quorum(&self) -> usize {
+    fn quorum(&self, ctx: &Context) -> usize {
+        if planted::is(Planted::QuorumOfReachable) {
+            let heard = |voter: &&Member| **voter == ctx.me() || ctx.peers.is_alive(voter.node);
+            return self.voters.iter().filter(heard).count() / 2 + 1;
+        }
         self.voters.len() / 2 + 1
     }
 
     fn send(&self, ctx: &mut Context, to: NodeId, message: GroupMessage) {
-        ctx.send_group(self.hard_write, to, self.id, self.term, message);
+        let early = planted::is(Planted::ReplyBeforeHardState);
+        let depends_on = if early { WriteId(0) } else { self.hard_write };
+        ctx.send_group(depends_on, to, self.id, self.term, message);
     }
 
     /// Makes term and vote durable before anything that reveals them goes out.
@@ -226,8 +258,16 @@ impl Group {
         if term > Term::MAX {
             return ctx.fault(node, "it speaks of a term that can't be");
         }
-        if let GroupMessage::PreVote { last } = message {
-            return self.on_pre_vote(ctx, from.member, term, last);
+        // Of any term.
+        match message {
+            GroupMessage::PreVote { last } => {
+                return self.on_pre_vote(ctx, from.member, term, last);
+            }
+            GroupMessage::Fetch { from: first, to } => return self.on_fetch(ctx, node, first, to),
+            GroupMessage::Fetched { from: first, entries } => {
+                return self.on_fetched(ctx, node, first, entries);
+            }
+            _ => {}
         }
         if term > self.term {
             if matches!(message, GroupMessage::Vote { transfer: false, .. })
@@ -252,8 +292,11 @@ impl Group {
             }
             return;
         }
+        self.note_ack(ctx, from.member, &message);
         match message {
-            GroupMessage::PreVote { .. } => unreachable!("handled above"),
+            GroupMessage::PreVote { .. }
+            | GroupMessage::Fetch { .. }
+            | GroupMessage::Fetched { .. } => unreachable!("handled above"),
             GroupMessage::PreVoteReply { granted } => {
                 self.on_pre_vote_reply(ctx, from.member, term, granted);
             }
@@ -271,13 +314,23 @@ impl Group {
             GroupMessage::ReadIndex { id } => self.on_read_index(ctx, node, id),
             GroupMessage::ReadIndexReply { id, lsn } => self.on_read_index_reply(ctx, id, lsn),
             GroupMessage::TimeoutNow => self.on_timeout_now(ctx, node),
-            GroupMessage::Fetch { .. } | GroupMessage::Fetched { .. } => {}
+        }
+    }
+
+    /// Remembers what a member vouches for, lest it forgets.
+    fn note_ack(&mut self, ctx: &mut Context, from: Member, message: &GroupMessage) {
+        if let Some(lsn) = message.vouches_for()
+            && self.is_voter(from)
+            && self.acks.note(from, self.term, lsn)
+        {
+            ctx.acks_due.add(self.id, ctx.now.mono);
         }
     }
 
     /// A write that this group waited for is durable.
     pub(crate) fn on_persisted(&mut self, ctx: &mut Context, write: WriteId) {
         let rose = self.log.persisted(write);
+        self.on_soundness_persisted(ctx);
         match &self.role {
             Role::Candidate { granted, .. }
                 if !granted.contains(&ctx.me().node) && ctx.is_persisted(self.hard_write) =>
@@ -301,6 +354,7 @@ impl Group {
             self.continue_transfer(ctx);
         } else {
             self.ask_read_index(ctx);
+            self.prove_sound(ctx);
         }
         self.resolve_superseded(ctx);
         self.advance_apply(ctx, consequences);
@@ -412,6 +466,7 @@ impl Group {
                 );
             }
         }
+        self.check_repair(ctx);
         if let Role::Follower { verified, .. } = &self.role {
             assert!(*verified <= self.log.marks().appended(), "what is verified was appended");
         }

@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 
-use crate::types::{Incarnation, Instant, LoadId, Lsn};
+use crate::types::{Boot, Incarnation, Instant, LoadId, Lsn};
 
 /// How entries flow to a follower. `matched < next` always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +19,10 @@ pub(crate) enum Flow {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
-    /// The data directory that confirmed `matched`; another one starts again from nothing.
+    /// The data directory that confirmed `matched`, and which start of it. Another one begins with
+    /// nothing confirmed: it may have lost what the one before it held.
     pub(crate) incarnation: Incarnation,
+    pub(crate) boot: Boot,
     /// Durable there and agreed with this leader.
     pub(crate) matched: Lsn,
     /// The next entry to send.
@@ -42,9 +44,10 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(incarnation: Incarnation, last: Lsn, now: Instant) -> Progress {
+    pub(crate) fn new(incarnation: Incarnation, boot: Boot, last: Lsn, now: Instant) -> Progress {
         Progress {
             incarnation,
+            boot,
             matched: Lsn(0),
             next: last.next(),
             flow: Flow::Probe { outstanding: None },
@@ -164,6 +167,11 @@ impl Progress {
     pub(crate) fn hold(&mut self, now: Instant) {
         self.answered = now;
         self.flow = Flow::Probe { outstanding: Some(self.next.prev()) };
+    }
+
+    /// Whether it waits for an answer to a question that `next` may go with as well.
+    pub(crate) fn is_held(&self) -> bool {
+        self.flow == Flow::Probe { outstanding: Some(self.next.prev()) }
     }
 
     pub(crate) fn check(&self, messages_max: usize) {

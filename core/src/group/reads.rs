@@ -126,8 +126,12 @@ impl Group {
         if self.reads_held() >= ctx.config.reads_max {
             return ctx.reject(request, Reject::Busy);
         }
+        let committed = self.log.marks().committed();
         match &mut self.role {
             Role::Leader(leader) => leader.reads.arrived.local.push(request),
+            Role::Follower { leader: Some(_), .. } if planted::is(Planted::StaleReadIndex) => {
+                self.known_reads.add(committed, alloc::vec![request]);
+            }
             Role::Follower { leader: Some(_), .. } => self.follower_reads.arrived.push(request),
             _ => ctx.reject(request, Reject::NotLeader { leader: None }),
         }

@@ -1,11 +1,12 @@
 //! A node's disk: the oplog as a FIFO of writes, of which only what was fsynced survives a crash,
 //! and the engine's durable states.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use highwater_core::{
-    Entry, Formation, GroupId, Lsn, Member, Record, Recovered, RecoveredGroup, Term, WriteId,
+    Boot, Doubt, Entry, Formation, GroupId, Hlc, Lsn, Member, Record, Recovered, RecoveredGroup,
+    Term, WriteId,
 };
 
 use super::state::State;
@@ -17,6 +18,10 @@ pub(crate) struct GroupLog {
     pub(crate) vote: Option<Member>,
     pub(crate) checkpointed: Lsn,
     pub(crate) entries: Vec<Entry>,
+    pub(crate) acked: BTreeMap<Member, (Term, Lsn)>,
+    pub(crate) sound: bool,
+    /// Entries that can't be read.
+    pub(crate) damaged: BTreeSet<Lsn>,
 }
 
 impl GroupLog {
@@ -34,6 +39,8 @@ impl GroupLog {
 pub(crate) struct Oplog {
     pub(crate) formation: Option<Formation>,
     pub(crate) groups: BTreeMap<GroupId, GroupLog>,
+    pub(crate) boots: BTreeMap<Member, Boot>,
+    pub(crate) doubt: Option<Doubt>,
 }
 
 impl Oplog {
@@ -56,13 +63,42 @@ impl Oplog {
                 log.entries.truncate(entry.lsn.0 as usize - 1);
                 let before = log.entries.last().map_or(Term(0), |e| e.term);
                 assert_eq!(entry.prev_term, before, "an entry names the term before it");
+                log.damaged.remove(&entry.lsn);
                 log.entries.push(entry);
             }
             Record::Checkpointed { group, lsn } => {
                 let log = self.groups.entry(group).or_default();
-                log.checkpointed = log.checkpointed.max(lsn);
+                log.checkpointed = lsn;
+            }
+            Record::Boot { member, boot } => {
+                assert!(self.formation.is_some(), "nothing precedes the formation");
+                self.boots.insert(member, boot);
+            }
+            Record::Acked { group, member, term, lsn } => {
+                let acked = self.groups.entry(group).or_default().acked.entry(member).or_default();
+                assert!((term, lsn) > *acked, "what is acknowledged rises: {group:?} {member:?}");
+                *acked = (term, lsn);
+            }
+            Record::Sound { group, committed } => {
+                let log = self.groups.entry(group).or_default();
+                assert!(!log.sound && log.last() >= committed, "it was in doubt: {group:?}");
+                log.sound = true;
+                if group == GroupId::SYSTEM {
+                    self.doubt = Some(Doubt { bound: Some(committed) });
+                }
             }
         }
+    }
+
+    /// The damage ends the log where an earlier image of it ends; of the rest only votes, and what
+    /// others acknowledged, were readable. The states that are ahead of that are lost.
+    pub(crate) fn tear(&mut self, image: &Oplog) {
+        for (group, log) in &mut self.groups {
+            let before = image.groups.get(group).cloned().unwrap_or_default();
+            log.entries = before.entries;
+            log.sound = false;
+        }
+        self.doubt = Some(Doubt::default());
     }
 
     pub(crate) fn load(
@@ -72,12 +108,17 @@ impl Oplog {
         to: Lsn,
         bytes_max: usize,
     ) -> Option<Vec<Entry>> {
+        // None where the first one is damaged.
         assert!(from <= to, "a load asks for something: {from}..={to}");
-        let log = self.groups.get(&group)?;
-        let all = log.entries.get(from.0 as usize - 1..(to.0 as usize).min(log.entries.len()))?;
+        let log = self.groups.get(&group).expect("E4: a load asks for what was written");
+        let all = log.entries.get(from.0 as usize - 1..(to.0 as usize).min(log.entries.len()));
+        let all = all.expect("E4: a load asks for what was written");
         let mut bytes = 0;
         let mut found = Vec::new();
         for entry in all {
+            if log.damaged.contains(&entry.lsn) {
+                break;
+            }
             if !found.is_empty() && bytes + entry.weight() > bytes_max {
                 break;
             }
@@ -88,13 +129,14 @@ impl Oplog {
     }
 }
 
+#[derive(Clone)]
 struct Write {
     id: WriteId,
     records: Vec<Record>,
 }
 
 /// A disk, with what a crash would leave of it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Disk {
     /// What a crash leaves.
     pub(crate) durable: Oplog,
@@ -182,6 +224,9 @@ impl Disk {
                     checkpointed: log.checkpointed,
                     last: log.last(),
                     terms,
+                    sound: log.sound,
+                    acked: log.acked.iter().map(|(m, (term, lsn))| (*m, *term, *lsn)).collect(),
+                    hlc: log.entries.last().map_or(Hlc(0), |e| e.hlc),
                 }
             })
             .collect();
@@ -194,6 +239,51 @@ impl Disk {
                 .unwrap_or_default(),
             system_applied: self.states.get(&GroupId::SYSTEM).map_or(Lsn(0), |s| s.applied),
             room: self.room,
+            boots: self.durable.boots.iter().map(|(member, boot)| (*member, *boot)).collect(),
+            doubt: self.durable.doubt,
+        }
+    }
+
+    /// Good copies of entries.
+    pub(crate) fn mend(&mut self, group: GroupId, entries: &[Entry]) {
+        for entry in entries {
+            for oplog in [&mut self.durable, &mut self.written] {
+                let Some(log) = oplog.groups.get_mut(&group) else { continue };
+                if let Some(held) = log.entries.get(entry.lsn.0 as usize - 1)
+                    && held.term == entry.term
+                {
+                    log.damaged.remove(&entry.lsn);
+                }
+            }
+        }
+    }
+
+    /// Entries can't be read any more.
+    pub(crate) fn damage(&mut self, group: GroupId, from: Lsn, to: Lsn) {
+        for oplog in [&mut self.durable, &mut self.written] {
+            if let Some(log) = oplog.groups.get_mut(&group) {
+                let last = log.last();
+                log.damaged.extend((from.0.max(1)..=to.min(last).0).map(Lsn));
+            }
+        }
+    }
+
+    /// Whether a group may lack what was acknowledged.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        let recovered = self.recover();
+        recovered.groups.iter().any(|group| recovered.is_in_doubt(group))
+    }
+
+    /// Whether all can be read.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.written.groups.values().all(|log| log.damaged.is_empty())
+    }
+
+    /// Drops the states that are ahead of their logs.
+    pub(crate) fn drop_lost_states(&mut self) {
+        for group in self.recover().lost_states() {
+            self.states.remove(&group);
+            self.control.remove(&group);
         }
     }
 }

@@ -39,6 +39,14 @@ impl Clock {
     }
 }
 
+/// A copy of a data directory.
+#[derive(Clone)]
+pub(crate) struct Copy {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) boot: Boot,
+    pub(crate) disk: Disk,
+}
+
 pub(crate) struct Host {
     id: NodeId,
     nodes: Vec<NodeId>,
@@ -48,6 +56,8 @@ pub(crate) struct Host {
     pub(crate) disk: Disk,
     /// Data directories that were lost: their acknowledgements may still be on the way.
     lost: Vec<(Member, Disk)>,
+    /// An earlier copy of the data directory.
+    pub(crate) copy: Option<Copy>,
     /// In memory: what is applied.
     pub(crate) states: BTreeMap<GroupId, State>,
     pub(crate) inbox: Vec<Input>,
@@ -71,6 +81,7 @@ impl Host {
             node: None,
             disk: Disk::new(ROOM),
             lost: Vec::new(),
+            copy: None,
             states: BTreeMap::new(),
             inbox: Vec::new(),
             clock: Clock { started: 0, mono: 0, rate: 1000, wall_ms: 0 },
@@ -90,10 +101,11 @@ impl Host {
         Peer { member: self.member(), boot: self.boot }
     }
 
-    /// What is, or was, durable in this data directory.
-    pub(crate) fn durable(&self, member: Member) -> Option<&Oplog> {
-        let lost = self.lost.iter().find(|(m, _)| *m == member).map(|(_, disk)| &disk.durable);
-        if member == self.member() { Some(&self.disk.durable) } else { lost }
+    /// What is, and what was, durable in a data directory.
+    pub(crate) fn durable(&self, member: Member) -> impl Iterator<Item = &Oplog> {
+        let lost = self.lost.iter().filter(move |(m, _)| *m == member).map(|(_, disk)| disk);
+        let now = (member == self.member()).then_some(&self.disk);
+        lost.chain(now).map(|disk| &disk.durable)
     }
 
     pub(crate) fn start(&mut self, time: u64, mono: u64, rate: u64, seed: u64, config: Config) {
@@ -106,6 +118,7 @@ impl Host {
             boot: self.boot,
             nodes: self.nodes.clone(),
         };
+        self.disk.drop_lost_states();
         self.states = self.disk.states.clone();
         let now = self.clock.now(time);
         let node = Node::recover(config, identity, seed, now, self.disk.recover());
@@ -125,11 +138,48 @@ impl Host {
         self.run += 1;
     }
 
-    pub(crate) fn wipe(&mut self, time: u64) {
+    fn lose(&mut self) {
         assert!(self.node.is_none(), "{:?} runs", self.id);
-        let lost = std::mem::replace(&mut self.disk, Disk::new(ROOM));
-        self.lost.push((self.member(), lost));
-        self.incarnation = Incarnation(u128::from(time + 1) << 80 | u128::from(self.id.0));
+        self.lost.push((self.member(), self.disk.clone()));
+    }
+
+    pub(crate) fn wipe(&mut self, time: u64) {
+        self.lose();
+        self.disk = Disk::new(ROOM);
         self.boot = Boot::default();
+        self.renew(time);
+    }
+
+    /// The data directory stays, and is a member no more.
+    pub(crate) fn fence(&mut self, time: u64) {
+        self.lose();
+        self.renew(time);
+    }
+
+    fn renew(&mut self, time: u64) {
+        let made = Incarnation(u128::from(time + 1) << 80 | u128::from(self.id.0));
+        assert!(made > self.incarnation, "incarnations rise");
+        self.incarnation = made;
+    }
+
+    pub(crate) fn copy(&mut self) {
+        let mut disk = self.disk.clone();
+        disk.crash(0);
+        self.copy = Some(Copy { incarnation: self.incarnation, boot: self.boot, disk });
+    }
+
+    /// The data directory is as it was when it was copied.
+    pub(crate) fn restore(&mut self) {
+        self.lose();
+        let copy = self.copy.clone().expect("there is a copy");
+        (self.incarnation, self.boot, self.disk) = (copy.incarnation, copy.boot, copy.disk);
+    }
+
+    /// The end of the log is damaged, from where the copy ended on.
+    pub(crate) fn tear(&mut self) {
+        self.lose();
+        let copy = self.copy.as_ref().expect("there is a copy");
+        self.disk.durable.tear(&copy.disk.durable);
+        self.disk.crash(0);
     }
 }

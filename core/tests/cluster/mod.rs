@@ -113,9 +113,13 @@ pub(crate) struct Cluster {
     events: BTreeMap<(u64, u64), Event>,
     sequence: u64,
     pub(crate) next_request: u64,
-    /// Messages of groups that were sent.
-    pub(crate) group_messages: u64,
+    /// Messages that were sent, but heartbeats.
+    pub(crate) talk: u64,
+    /// Writes to any disk.
+    pub(crate) writes: u64,
     pub(crate) steps: u64,
+    /// Nodes whose data directories lost their membership.
+    pub(crate) fenced: Vec<NodeId>,
 }
 
 impl Cluster {
@@ -141,8 +145,10 @@ impl Cluster {
             events: BTreeMap::new(),
             sequence: 0,
             next_request: 0,
-            group_messages: 0,
+            talk: 0,
+            writes: 0,
             steps: 0,
+            fenced: Vec::new(),
         }
     }
 
@@ -408,9 +414,9 @@ impl Cluster {
         let hosts = &self.hosts;
         self.oracle.observe(id, node, |group, lsn, term| {
             let has = |member: &&Member| {
-                let log = hosts.get(&member.node).and_then(|h| h.durable(**member));
-                let log = log.and_then(|log| log.groups.get(&group));
-                log.and_then(|l| l.term_at(lsn)) == Some(term)
+                let logs = hosts.get(&member.node).into_iter().flat_map(|h| h.durable(**member));
+                let mut logs = logs.filter_map(|log| log.groups.get(&group));
+                logs.any(|log| log.term_at(lsn) == Some(term))
             };
             members.iter().filter(has).count()
         });
@@ -420,6 +426,7 @@ impl Cluster {
         let run = self.hosts[&id].run;
         match effect {
             Effect::Persist { write, records } => {
+                self.writes += 1;
                 let host = self.host_mut(id);
                 assert_eq!(write.0, host.written + 1, "E1: writes are numbered in order");
                 host.written = write.0;
@@ -428,14 +435,10 @@ impl Cluster {
             }
             Effect::Load { load, group, from, to, max_bytes } => {
                 let found = self.hosts[&id].disk.written.load(group, from, to, max_bytes);
-                let entries = found.expect("E4: a load asks for what was written");
-                // What a run of this node's own needs is found: without it, the group is quarantined.
-                let view = self.node(id).and_then(|n| n.group(group));
-                let own = view.is_some_and(|v| v.watermarks.applied().next() == from);
-                let input = if !own && self.rng.permille(self.load_fails_permille) {
-                    Input::LoadFailed { load, reason: "the disk can't be read".to_owned() }
-                } else {
-                    Input::Loaded { load, entries }
+                let fails = self.rng.permille(self.load_fails_permille);
+                let input = match found.filter(|_| !fails) {
+                    Some(entries) => Input::Loaded { load, entries },
+                    None => Input::LoadFailed { load, reason: "the disk can't be read".to_owned() },
                 };
                 let at = self.time + self.delay(self.delays.load);
                 self.push(at, Event::Input { node: id, run, input });
@@ -455,6 +458,15 @@ impl Cluster {
             Effect::Reply { request, reply } => {
                 self.replies.insert(request, reply);
             }
+            Effect::Mend { group, entries } => self.host_mut(id).disk.mend(group, &entries),
+            Effect::Fence { .. } => {
+                self.crash(id, 0);
+                let time = self.time;
+                self.host_mut(id).fence(time);
+                self.fenced.push(id);
+                self.start(id);
+            }
+            Effect::Reopen { .. } => panic!("no state is lost here"),
             Effect::Leader { .. } | Effect::Notice(_) | Effect::Halt { .. } => {}
         }
     }
@@ -479,7 +491,7 @@ impl Cluster {
 
     fn send(&mut self, from: NodeId, to: NodeId, message: Message) {
         assert_ne!(from, to, "nobody sends to itself: {message:?}");
-        self.group_messages += u64::from(matches!(message, Message::Group { .. }));
+        self.talk += u64::from(!matches!(message, Message::Heartbeat { .. }));
         let run = self.hosts[&to].run;
         let up = self.hosts[&to].node.is_some();
         let delays = self.net.route(&mut self.rng, from, to, &message);

@@ -74,8 +74,18 @@ impl Oracle {
                     self.record(record);
                 }
             }
+            Effect::Mend { group, entries } => {
+                for entry in entries {
+                    let same = self.entries.get(&(*group, entry.lsn, entry.term));
+                    assert_eq!(same, Some(entry), "R3: what is mended is what was there");
+                }
+            }
             Effect::Send { to, message: Message::Group { group, term, message } } => {
                 self.sent(me, disk, *to, *group, *term, message);
+                if let (GroupMessage::TimeoutNow, Some(view)) = (message, node.group(*group)) {
+                    let has_all = view.matched.contains(&(*to, view.watermarks.appended()));
+                    assert!(has_all, "R13: {to:?} is to lead {group:?} and does not have it all");
+                }
             }
             Effect::Reply { request, reply } => self.replied(node, *request, reply),
             _ => {}

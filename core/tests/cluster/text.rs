@@ -16,6 +16,8 @@ pub(crate) fn kind(message: &Message) -> &'static str {
         Message::FormProbe => "FormProbe",
         Message::FormBlank { .. } => "FormBlank",
         Message::Formed(_) => "Formed",
+        Message::Recall { .. } => "Recall",
+        Message::Recalled { .. } => "Recalled",
         Message::Group { message, .. } => match message {
             GroupMessage::PreVote { .. } => "PreVote",
             GroupMessage::PreVoteReply { .. } => "PreVoteReply",
@@ -27,6 +29,8 @@ pub(crate) fn kind(message: &Message) -> &'static str {
             GroupMessage::ReadIndex { .. } => "ReadIndex",
             GroupMessage::ReadIndexReply { .. } => "ReadIndexReply",
             GroupMessage::TimeoutNow => "TimeoutNow",
+            GroupMessage::Fetch { .. } => "Fetch",
+            GroupMessage::Fetched { .. } => "Fetched",
         },
     }
 }
@@ -39,6 +43,8 @@ pub(crate) fn topic(message: &Message) -> &'static str {
         "FormProbe" | "FormBlank" | "Formed" => "formation",
         "Append" | "AppendAccepted" | "AppendRejected" => "appends",
         "ReadIndex" | "ReadIndexReply" => "reads",
+        "Recall" | "Recalled" => "recalls",
+        "Fetch" | "Fetched" => "fetches",
         _ => "votes",
     }
 }
@@ -92,6 +98,15 @@ pub(crate) fn message(name: Name<'_>, message: &Message) -> String {
                 formation.members.iter().map(|m| format!("{:?}", m.node)).collect();
             format!("{what} {}", members.join(" "))
         }
+        Message::Recall { from: GroupId::SYSTEM } => what.to_owned(),
+        Message::Recall { from } => format!("{what} from {}", name(*from)),
+        Message::Recalled { boot, groups, next } => {
+            let all: Vec<_> =
+                groups.iter().map(|(g, t, l)| format!("{} {}", name(*g), at(*l, *t))).collect();
+            let all = if all.is_empty() { "nothing".to_owned() } else { all.join(", ") };
+            let next = next.map_or(String::new(), |next| format!("; more from {}", name(next)));
+            format!("{what} {boot:?}, {all}{next}")
+        }
         Message::Group { group, term, message } => {
             format!("{} t{term} {what}{}", name(*group), group_message(message))
         }
@@ -131,6 +146,11 @@ fn group_message(message: &GroupMessage) -> String {
         GroupMessage::ReadIndexReply { id, lsn: Some(lsn) } => format!(" #{id}: {lsn}"),
         GroupMessage::ReadIndexReply { id, lsn: None } => format!(" #{id}: does not lead"),
         GroupMessage::TimeoutNow => String::new(),
+        GroupMessage::Fetch { from, to } => format!(" {from}..{to}"),
+        GroupMessage::Fetched { from, entries } => match entries.last() {
+            Some(last) => format!(" {from}..{}", last.lsn),
+            None => format!(" {from}: nothing"),
+        },
     }
 }
 
@@ -147,6 +167,11 @@ pub(crate) fn record(name: Name<'_>, record: &Record) -> String {
         }
         Record::Append { group, entry: e } => format!("{} {}", name(*group), entry(e)),
         Record::Checkpointed { group, lsn } => format!("{} checkpointed {lsn}", name(*group)),
+        Record::Boot { member, boot } => format!("{:?} {boot:?}", member.node),
+        Record::Acked { group, member, term, lsn } => {
+            format!("{} {:?} acknowledged {}", name(*group), member.node, at(*lsn, *term))
+        }
+        Record::Sound { group, committed } => format!("{} sound at {committed}", name(*group)),
     }
 }
 
@@ -176,6 +201,15 @@ pub(crate) fn notice(name: Name<'_>, notice: &Notice) -> String {
         Notice::Formed { member: true } => "formed, as a member".to_owned(),
         Notice::Formed { member: false } => "formed, without a vote".to_owned(),
         Notice::Quarantined { group, reason } => format!("{} quarantined: {reason}", name(*group)),
+        Notice::Rebuilding { group, reason } => {
+            format!("{} is rebuilt: {reason}", name(*group))
+        }
+        Notice::Rebuilt { group } => format!("{} was rebuilt", name(*group)),
+        Notice::Sound { group } => format!("{} is sound", name(*group)),
+        Notice::Unreadable { group, from, to, reason } => {
+            format!("{} {from}..{to} can't be read: {reason}", name(*group))
+        }
+        Notice::Mended { group, from, to } => format!("{} {from}..{to} mended", name(*group)),
         Notice::PeerFault { node, reason } => format!("fault of {node:?}: {reason}"),
     }
 }
@@ -204,6 +238,9 @@ pub(crate) fn effect(name: Name<'_>, effect: &Effect) -> Option<(&'static str, S
         Effect::Load { group, from, to, .. } => {
             ("disk", format!("loads {} {from}..{to}", name(*group)))
         }
+        Effect::Reopen { group, upto } => {
+            ("apply", format!("begins {} anew, whole from {upto} on", name(*group)))
+        }
         Effect::Apply { group, entries: run } => {
             ("apply", format!("applies {} {}", name(*group), entries(run)))
         }
@@ -220,6 +257,10 @@ pub(crate) fn effect(name: Name<'_>, effect: &Effect) -> Option<(&'static str, S
             ("apply", out)
         }
         Effect::Notice(n) => ("notices", format!("notice: {}", notice(name, n))),
+        Effect::Mend { group, entries: run } => {
+            ("disk", format!("mends {} {}", name(*group), entries(run)))
+        }
+        Effect::Fence { reason } => ("notices", format!("is fenced: {reason}")),
         Effect::Halt { reason } => ("notices", format!("halts: {reason}")),
         Effect::Send { .. } | Effect::Reply { .. } | Effect::Leader { .. } => return None,
     })
@@ -230,6 +271,9 @@ pub(crate) fn input(name: Name<'_>, input: &Input) -> Option<(&'static str, Stri
     Some(match input {
         Input::Persisted { write } => ("disk", format!("{write:?} is durable")),
         Input::Loaded { entries: run, .. } => ("disk", format!("loaded {}", entries(run))),
+        Input::Damaged { group, from, to } => {
+            ("disk", format!("{} {from}..{to} is damaged", name(*group)))
+        }
         Input::LoadFailed { reason, .. } => ("disk", format!("load failed: {reason}")),
         Input::Applied { group, upto, .. } => ("apply", format!("applied {} {upto}", name(*group))),
         Input::Checkpointed { group, lsn } => {

@@ -7,7 +7,7 @@
 //! | `seed N` | before there are nodes: another course of chance |
 //! | `blank N` | starts N nodes with blank data directories |
 //! | `formed N [leader nX] [databases app web]` | a formed cluster; nX leads all groups; time begins |
-//! | `show TOPIC…`, `hide TOPIC…` | what is traced: roles, commits, votes, appends, reads, confirms, heartbeats, formation, disk, apply, replies, notices; roles, replies and notices from the start |
+//! | `show TOPIC…`, `hide TOPIC…` | what is traced: roles, commits, votes, appends, reads, recalls, fetches, confirms, heartbeats, formation, disk, apply, replies, notices; roles, replies and notices from the start |
 //! | `watch GROUP` | trace that group alone |
 //! | `run SPAN` | lets time pass |
 //! | `put nX DB K V`, `cas nX DB K OLD NEW`, `fill nX DB BYTES` | proposes an op on a node |
@@ -16,14 +16,18 @@
 //! | `lose nX>nY MESSAGE [N]`, `block nX>nY MESSAGE`, `allow nX>nY MESSAGE N` | the next N are lost, all are, all but N |
 //! | `delay nX>nY SPAN` | how long messages take |
 //! | `crash nX [keep N]`, `restart nX`, `wipe nX`, `pause nX SPAN` | processes; `keep` records that were not fsynced |
+//! | `copy nX`, `restore nX` | its data directory is copied, and is again as it was then |
+//! | `tear nX` | its log is damaged from where the copy ends; votes could be read |
+//! | `damage nX DB FROM TO` | these entries can't be read |
+//! | `clock nX SPAN` | its wall clock is set ahead |
 //! | `stick nX`, `unstick nX` | fsyncs of a node do not come back, and do |
 //! | `fail nX disk`, `fail nX DB`, `room nX BYTES` | the oplog fails; the next run fails to apply; its room |
 //! | `forge nX>nY WHAT` | a message that no correct node sends |
-//! | `status [GROUP]`, `logs DB`, `state nX DB` | what there is now |
+//! | `status [GROUP]`, `logs DB`, `state nX DB`, `stamps nX DB` | what there is now |
 
 mod forge;
 
-use highwater_core::{Config, GroupId, Input, NodeId, Request, RequestId, RoleView};
+use highwater_core::{Config, Entry, GroupId, Input, Lsn, NodeId, Request, RequestId, RoleView};
 
 use crate::cluster::{Cluster, MS};
 
@@ -168,6 +172,8 @@ impl Script {
             "append_bytes_max" => config.append_bytes_max = size,
             "inflight_messages_max" => config.inflight_messages_max = size,
             "apply_entries_max" => config.apply_entries_max = size,
+            "confirm_groups_max" => config.confirm_groups_max = size,
+            "tails_bytes_max" => config.tails_bytes_max = size,
             "reads_max" => config.reads_max = size,
             "checkpoint_bytes" => config.checkpoint_bytes = size,
             "databases_max" => config.databases_max = size,
@@ -191,6 +197,7 @@ fn act(cluster: &mut Cluster, words: &[&str]) -> Vec<String> {
         ["status"] => return status(cluster, None),
         ["status", name] => return status(cluster, Some(group(cluster, name))),
         ["logs", name] => return logs(cluster, group(cluster, name)),
+        ["stamps", id, name] => return stamps(cluster, node(id), group(cluster, name)),
         ["state", id, name] => return state(cluster, node(id), group(cluster, name)),
         ["forge", link, what @ ..] => forge::forge(cluster, links(&[link])[0], what),
         [verb, ..] if REQUESTS.contains(verb) => {
@@ -280,6 +287,16 @@ fn break_or_mend(cluster: &mut Cluster, words: &[&str]) {
             cluster.start(node(id));
             cluster.flush();
         }
+        ["copy", id] => cluster.host_mut(node(id)).copy(),
+        ["restore", id] => cluster.host_mut(node(id)).restore(),
+        ["tear", id] => cluster.host_mut(node(id)).tear(),
+        ["damage", id, db, from, to] => {
+            let (group, from, to) = (group(cluster, db), Lsn(number(from)), Lsn(number(to)));
+            cluster.host_mut(node(id)).disk.damage(group, from, to);
+        }
+        ["clock", id, ahead] => {
+            cluster.host_mut(node(id)).clock.wall_ms += (span(ahead) / MS) as i64;
+        }
         ["wipe", id] => cluster.wipe(node(id)),
         ["pause", id, for_] => cluster.pause(node(id), cluster.time + span(for_)),
         ["stick", id] => cluster.host_mut(node(id)).disk.stuck = true,
@@ -329,8 +346,9 @@ fn status(cluster: &Cluster, only: Option<GroupId>) -> Vec<String> {
                 (role, None) => format!("{role:?}, no leader"),
             };
             let quarantined = if view.quarantined.is_some() { ", quarantined" } else { "" };
+            let doubt = if view.in_doubt { ", in doubt" } else { "" };
             out.push(format!(
-                "  {id:?} {} t{} {role}{quarantined}: appended {} durable {} committed {} applied {} checkpointed {}",
+                "  {id:?} {} t{} {role}{quarantined}{doubt}: appended {} durable {} committed {} applied {} checkpointed {}",
                 cluster.name(view.group),
                 view.term,
                 m.appended(),
@@ -361,6 +379,19 @@ fn logs(cluster: &Cluster, group: GroupId) -> Vec<String> {
         out.push(line);
     }
     out
+}
+
+/// How far the stamps of a node's entries are ahead of true time.
+fn stamps(cluster: &Cluster, id: NodeId, group: GroupId) -> Vec<String> {
+    let host = cluster.host(id);
+    let true_ms = host.clock.now(cluster.time).wall_ms as i64 - host.clock.wall_ms;
+    let log = host.disk.written.groups.get(&group);
+    let entries = log.map(|l| &l.entries[..]).unwrap_or_default();
+    let stamp = |e: &Entry| {
+        let ahead = (e.hlc.0 >> 16) as i64 - true_ms;
+        format!("{}/t{} {:+} s", e.lsn, e.term, (ahead + 500).div_euclid(1000))
+    };
+    vec![format!("  {id:?}: {}", entries.iter().map(stamp).collect::<Vec<_>>().join(", "))]
 }
 
 fn state(cluster: &Cluster, id: NodeId, group: GroupId) -> Vec<String> {

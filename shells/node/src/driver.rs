@@ -769,6 +769,9 @@ fn log_notice(notice: &Notice) {
         Notice::Sound { group } => {
             tracing::warn!(%group, "a group that had lost the end of its log holds it again: it votes");
         }
+        Notice::Unreadable { group, from, to, reason } => {
+            tracing::error!(%group, %from, %to, %reason, "entries can't be read: peers are asked");
+        }
         Notice::Mended { group, from, to } => {
             tracing::warn!(%group, %from, %to, "damaged entries were fetched from a peer");
         }

@@ -107,6 +107,9 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
     if recovered.doubt.is_some() {
         drop_states_ahead(&parts.states, &mut groups)?;
     }
+    for group in groups.iter().filter(|g| g.group != GroupId::SYSTEM && g.checkpointed > Lsn(0)) {
+        parts.states.expect(group.group, group.checkpointed);
+    }
     let found = Recovered {
         formation: recovered.formation,
         groups,

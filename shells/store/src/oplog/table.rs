@@ -109,8 +109,7 @@ impl Table {
                 group.vote = *vote;
             }
             Record::Checkpointed { group, lsn } => {
-                let group = self.touch(*group);
-                group.checkpointed = group.checkpointed.max(*lsn);
+                self.touch(*group).checkpointed = *lsn;
             }
             Record::Boot { member, boot } => {
                 self.boots.insert(*member, *boot);

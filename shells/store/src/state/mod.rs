@@ -333,6 +333,12 @@ impl States {
         Ok(())
     }
 
+    /// The oplog says that the state stands at least at `lsn`: a file that does not was lost, or
+    /// replaced by an older copy.
+    pub fn expect(&self, group: GroupId, lsn: Lsn) {
+        self.slot(group).set_whole_from(lsn);
+    }
+
     /// A state that was [reset](States::reset) may be read once it stands at `upto`.
     pub fn reopen(&self, group: GroupId, upto: Lsn) {
         self.slot(group).set_whole_from(upto);

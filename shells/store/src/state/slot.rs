@@ -7,7 +7,7 @@ use std::sync::{
 
 use highwater_core::{GroupId, Lsn};
 
-use super::{error::StateError, overlay::Overlays, table::Table};
+use super::{error::StateError, layout, overlay::Overlays, table::Table};
 
 /// A group. Locks are taken in the order of the fields; `memory` is never held during IO.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(super) struct Slot {
     used: AtomicU64,
     /// What must be applied before it is read.
     whole_from: AtomicU64,
+    /// It is being rebuilt, from nothing.
+    rebuilding: bool,
 }
 
 /// What is in memory of a group.
@@ -71,12 +73,13 @@ impl Slot {
             }),
             used: AtomicU64::new(0),
             whole_from: AtomicU64::new(0),
+            rebuilding: false,
         }
     }
 
     /// One whose state is being rebuilt, from nothing.
     pub(super) fn blank(group: GroupId) -> Slot {
-        let slot = Slot::new(group);
+        let slot = Slot { rebuilding: true, ..Slot::new(group) };
         unpoison(slot.memory.write()).file = File::Absent;
         slot.set_whole_from(Lsn(u64::MAX));
         slot
@@ -93,7 +96,12 @@ impl Slot {
         if applied >= upto {
             return Ok(());
         }
-        Err(StateError::Rebuilding { group: self.group, applied })
+        let group = self.group;
+        if self.rebuilding {
+            return Err(StateError::Rebuilding { group, applied });
+        }
+        let file = layout::file_name(group);
+        Err(StateError::Gap { group, file, applied, first: upto.next() })
     }
 
     pub(super) fn turn(&self) -> MutexGuard<'_, ()> {

@@ -67,7 +67,7 @@ impl Model {
             }
             Record::Checkpointed { group, lsn } => {
                 let group = self.groups.entry(*group).or_default();
-                group.checkpointed = group.checkpointed.max(*lsn);
+                group.checkpointed = *lsn;
             }
             Record::Append { group, entry } => {
                 let group = self.groups.entry(*group).or_default();

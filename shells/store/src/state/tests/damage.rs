@@ -165,7 +165,11 @@ fn a_reset_state_is_read_once_it_is_whole() {
     drop(now);
     let later = states(&disk, 4);
     assert_eq!(later.applied(GROUP).unwrap(), Lsn(2));
-    // A file that is gone leaves a gap behind it.
+    // A file that is gone, or older than the oplog says, is never served.
+    let without = states(&MemDisk::default(), 4);
+    without.expect(GROUP, Lsn(2));
+    assert!(without.get(GROUP, b"x").unwrap_err().is_loss());
+    // It leaves a gap behind it.
     later.reset(GROUP).unwrap();
     assert!(later.apply(GROUP, &[op_entry(3, vec![put("x", b"3")])]).unwrap_err().is_loss());
 }
