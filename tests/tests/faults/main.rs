@@ -1,6 +1,7 @@
 //! What breaks, and what must hold while it does: crashes, pauses, partitions.
 
 mod crashes;
+mod damage;
 mod partitions;
 mod pauses;
 
