@@ -47,20 +47,48 @@ impl Planted {
 }
 
 #[cfg(madsim)]
-static SWITCH: core::sync::atomic::AtomicU8 = core::sync::atomic::AtomicU8::new(0);
+mod switch {
+    extern crate std;
 
-/// Switches one planted fault on for this process, or all off.
-#[cfg(madsim)]
-pub fn set(planted: Option<Planted>) {
-    SWITCH.store(planted.map_or(0, |p| p as u8), core::sync::atomic::Ordering::SeqCst);
+    use core::cell::Cell;
+
+    use super::Planted;
+
+    std::thread_local! {
+        static SWITCH: Cell<Option<Planted>> = const { Cell::new(None) };
+        static ACTED: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Switches one planted fault on for this thread, or all off. A run has a thread of its own.
+    pub fn set(planted: Option<Planted>) {
+        SWITCH.set(planted);
+    }
+
+    /// The one that is on.
+    #[must_use]
+    pub fn get() -> Option<Planted> {
+        SWITCH.get()
+    }
+
+    /// Whether this planted fault is on.
+    #[must_use]
+    pub fn is(planted: Planted) -> bool {
+        let on = SWITCH.get() == Some(planted);
+        if on {
+            ACTED.set(ACTED.get() + 1);
+        }
+        on
+    }
+
+    /// How often [`is`] was true on this thread: tells a test where the bug had its chance.
+    #[must_use]
+    pub fn acted() -> u64 {
+        ACTED.get()
+    }
 }
 
-/// Whether this planted fault is on.
 #[cfg(madsim)]
-#[must_use]
-pub fn is(planted: Planted) -> bool {
-    SWITCH.load(core::sync::atomic::Ordering::Relaxed) == planted as u8
-}
+pub use switch::{acted, get, is, set};
 
 /// Whether this planted fault is on: never, in production.
 #[cfg(not(madsim))]
