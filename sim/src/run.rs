@@ -30,7 +30,7 @@ use crate::{
     stats::{Seen, Stats},
     timer::{now_ns, pause_ms, until},
     trace::{Keep, Trace},
-    world::{Finding, World},
+    world::{Finding, Subject, World},
 };
 
 /// How a seed is run.
@@ -106,7 +106,8 @@ pub(crate) fn run_plan(seed: u64, plan: Plan, settings: Settings) -> Report {
     });
     run.ok().and_then(|run| run.join().ok()).unwrap_or_else(|| {
         let what = "the run's thread failed outside of the run".to_owned();
-        let finding = Some(Finding { oracle: "harness", what, at_ns: 0 });
+        let subject = Subject::default();
+        let finding = Some(Finding { oracle: "harness", what, subject, at_ns: 0 });
         Report { seed, finding, ..Report::default() }
     })
 }
@@ -133,7 +134,8 @@ fn run_here(seed: u64, plan: Plan, settings: Settings) -> Report {
     if result.is_err() && finding.is_none() {
         let what = PANIC.with(|message| message.borrow_mut().take()).unwrap_or_default();
         let at_ns = world.trace(Trace::last_ns);
-        finding = Some(Finding { oracle: "assertion", what, at_ns });
+        let subject = Subject::default();
+        finding = Some(Finding { oracle: "assertion", what, subject, at_ns });
     }
     let ((hash, events), mut trace) = (world.trace(Trace::hash), Vec::new());
     if settings.keep.events {
