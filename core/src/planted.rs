@@ -27,12 +27,48 @@ pub enum Planted {
     AckUnverified = 10,
     /// A process-wide counter leaks into the schedule: the same seed does not replay.
     Nondeterminism = 11,
+    /// A forwarded write without an answer in time is told as failed, not as unknown (failures 19).
+    TimeoutAsFailure = 60,
+    /// What a silent leader was asked for is asked again of the next one: the retry that made TiDB
+    /// 2.1.7 apply writes twice (Jepsen, 2019).
+    ForwardTwice = 61,
+    /// A leader that drops a request at its deadline tells the asker that it was refused, though it
+    /// may have been appended (failures 19).
+    ExpiryAsRejection = 62,
+    /// A local read does not wait for its bookmark.
+    BookmarkIgnored = 63,
+    /// A receipt is made of whatever was applied, refused or not (failures 15).
+    RefusalAsAck = 64,
+    /// A checkpoint names what is applied when it is written, not what was set aside for it: the
+    /// mark runs ahead of the data, as etcd 3.5.0's consistent index did (2022; failures 53).
+    CheckpointNewer = 65,
+    /// A flush that ends clears what was applied meanwhile.
+    OverlayDropped = 66,
+    /// The state's transactions are not synced before they are reported (failures 17).
+    CheckpointNotSynced = 67,
+    /// A page that goes on after a key skips the first record behind it (failures 3).
+    PageSkipsFirst = 68,
+    /// A condition is judged by what is in memory; a record that was flushed counts as absent.
+    PriorsFromMemory = 69,
+    /// A flush writes what was put and forgets what was deleted (failures 43).
+    DeleteNotFlushed = 70,
+    /// Only the first condition of a batch is judged.
+    BatchHalfJudged = 71,
+    /// A condition with an empty list goes over the wire as no condition.
+    EmptyListAsAbsent = 72,
+    /// A run that the state could not apply is reported as applied (failures 1).
+    ApplyFailureSkipped = 73,
+    /// A flush that failed is reported as durable: the next one will write it, as PostgreSQL thought
+    /// of its checkpoints until 2018 (failures 22).
+    FlushFailureIgnored = 74,
+    /// A state that is being rebuilt is read as it is.
+    ServedWhileRebuilding = 75,
 }
 
 impl Planted {
     /// Every planted fault that breaks a promise ([`Planted::Nondeterminism`] breaks the
     /// simulator's own).
-    pub const ALL: [Planted; 10] = [
+    pub const ALL: [Planted; 26] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -43,6 +79,22 @@ impl Planted {
         Planted::CutBelowSynced,
         Planted::BlindVote,
         Planted::AckUnverified,
+        Planted::TimeoutAsFailure,
+        Planted::ForwardTwice,
+        Planted::ExpiryAsRejection,
+        Planted::BookmarkIgnored,
+        Planted::RefusalAsAck,
+        Planted::CheckpointNewer,
+        Planted::OverlayDropped,
+        Planted::CheckpointNotSynced,
+        Planted::PageSkipsFirst,
+        Planted::PriorsFromMemory,
+        Planted::DeleteNotFlushed,
+        Planted::BatchHalfJudged,
+        Planted::EmptyListAsAbsent,
+        Planted::ApplyFailureSkipped,
+        Planted::FlushFailureIgnored,
+        Planted::ServedWhileRebuilding,
     ];
 }
 
