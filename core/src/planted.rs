@@ -49,12 +49,48 @@ pub enum Planted {
     TermStartSkipped = 29,
     /// A vote is answered before it is fsynced.
     ReplyBeforeHardState = 30,
+    /// A forwarded write without an answer in time is told as failed, not as unknown (failures 19).
+    TimeoutAsFailure = 60,
+    /// What a silent leader was asked for is asked again of the next one: the retry that made TiDB
+    /// 2.1.7 apply writes twice (Jepsen, 2019).
+    ForwardTwice = 61,
+    /// A leader that drops a request at its deadline tells the asker that it was refused, though it
+    /// may have been appended (failures 19).
+    ExpiryAsRejection = 62,
+    /// A local read does not wait for its bookmark.
+    BookmarkIgnored = 63,
+    /// A receipt is made of whatever was applied, refused or not (failures 15).
+    RefusalAsAck = 64,
+    /// A checkpoint names what is applied when it is written, not what was set aside for it: the
+    /// mark runs ahead of the data, as etcd 3.5.0's consistent index did (2022; failures 53).
+    CheckpointNewer = 65,
+    /// A flush that ends clears what was applied meanwhile.
+    OverlayDropped = 66,
+    /// The state's transactions are not synced before they are reported (failures 17).
+    CheckpointNotSynced = 67,
+    /// A page that goes on after a key skips the first record behind it (failures 3).
+    PageSkipsFirst = 68,
+    /// A condition is judged by what is in memory; a record that was flushed counts as absent.
+    PriorsFromMemory = 69,
+    /// A flush writes what was put and forgets what was deleted (failures 43).
+    DeleteNotFlushed = 70,
+    /// Only the first condition of a batch is judged.
+    BatchHalfJudged = 71,
+    /// A condition with an empty list goes over the wire as no condition.
+    EmptyListAsAbsent = 72,
+    /// A run that the state could not apply is reported as applied (failures 1).
+    ApplyFailureSkipped = 73,
+    /// A flush that failed is reported as durable: the next one will write it, as PostgreSQL thought
+    /// of its checkpoints until 2018 (failures 22).
+    FlushFailureIgnored = 74,
+    /// A state that is being rebuilt is read as it is.
+    ServedWhileRebuilding = 75,
 }
 
 impl Planted {
     /// Every planted fault that breaks a promise ([`Planted::Nondeterminism`] breaks the
     /// simulator's own).
-    pub const ALL: [Planted; 10] = [
+    pub const ALL: [Planted; 37] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -65,24 +101,79 @@ impl Planted {
         Planted::CutBelowSynced,
         Planted::BlindVote,
         Planted::AckUnverified,
+        Planted::MatchedSurvivesBoot,
+        Planted::DoubtVotes,
+        Planted::FenceIgnored,
+        Planted::CommitBeyondAgreed,
+        Planted::StaleReadIndex,
+        Planted::QuorumOfReachable,
+        Planted::LearnerCounts,
+        Planted::AppendResultIgnored,
+        Planted::TransferWithoutCatchUp,
+        Planted::TermStartSkipped,
+        Planted::ReplyBeforeHardState,
+        Planted::TimeoutAsFailure,
+        Planted::ForwardTwice,
+        Planted::ExpiryAsRejection,
+        Planted::BookmarkIgnored,
+        Planted::RefusalAsAck,
+        Planted::CheckpointNewer,
+        Planted::OverlayDropped,
+        Planted::CheckpointNotSynced,
+        Planted::PageSkipsFirst,
+        Planted::PriorsFromMemory,
+        Planted::DeleteNotFlushed,
+        Planted::BatchHalfJudged,
+        Planted::EmptyListAsAbsent,
+        Planted::ApplyFailureSkipped,
+        Planted::FlushFailureIgnored,
+        Planted::ServedWhileRebuilding,
     ];
 }
 
 #[cfg(madsim)]
-static SWITCH: core::sync::atomic::AtomicU8 = core::sync::atomic::AtomicU8::new(0);
+mod switch {
+    extern crate std;
 
-/// Switches one planted fault on for this process, or all off.
-#[cfg(madsim)]
-pub fn set(planted: Option<Planted>) {
-    SWITCH.store(planted.map_or(0, |p| p as u8), core::sync::atomic::Ordering::SeqCst);
+    use core::cell::Cell;
+
+    use super::Planted;
+
+    std::thread_local! {
+        static SWITCH: Cell<Option<Planted>> = const { Cell::new(None) };
+        static ACTED: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// Switches one planted fault on for this thread, or all off. A run has a thread of its own.
+    pub fn set(planted: Option<Planted>) {
+        SWITCH.set(planted);
+    }
+
+    /// The one that is on.
+    #[must_use]
+    pub fn get() -> Option<Planted> {
+        SWITCH.get()
+    }
+
+    /// Whether this planted fault is on.
+    #[must_use]
+    pub fn is(planted: Planted) -> bool {
+        let on = SWITCH.get() == Some(planted);
+        if on {
+            ACTED.set(ACTED.get() + 1);
+        }
+        on
+    }
+
+    /// How often [`is`] was true on this thread: tells a test where the bug had its chance.
+    #[must_use]
+    pub fn acted() -> u64 {
+        ACTED.get()
+    }
 }
 
-/// Whether this planted fault is on.
 #[cfg(madsim)]
-#[must_use]
-pub fn is(planted: Planted) -> bool {
-    SWITCH.load(core::sync::atomic::Ordering::Relaxed) == planted as u8
-}
+pub use switch::{acted, get, is, set};
 
 /// Whether this planted fault is on: never, in production.
 #[cfg(not(madsim))]

@@ -750,10 +750,10 @@ const DEFAULT_SEEDS: u64 = 120;
 fn chaos_then_convergence() {
     let seeds = seeds();
     #[cfg(madsim)]
-    if let Ok(n) = std::env::var("CORE_PLANTED") {
+    let planted = std::env::var("CORE_PLANTED").ok().map(|n| {
         let planted = Planted::ALL.into_iter().find(|p| n == format!("{p:?}"));
-        highwater_core::planted::set(Some(planted.expect("a planted fault")));
-    }
+        planted.expect("a planted fault")
+    });
     let next = AtomicU64::new(seeds.start);
     let totals = Mutex::new(Totals::default());
     let failed = Mutex::new(Vec::new());
@@ -761,6 +761,8 @@ fn chaos_then_convergence() {
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
+                #[cfg(madsim)]
+                highwater_core::planted::set(planted);
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= seeds.end {

@@ -102,7 +102,7 @@ impl Judge {
         if let Some(log) = state.logs.get_mut(&node) {
             match log.recovers(formed, groups) {
                 Ok(lost) => self.world.saw_times(Seen::LostRecords, u64::from(lost > 0)),
-                Err(what) => self.world.fail("durable log", format!("{node:?}: {what}")),
+                Err(broken) => self.world.fail("durable log", broken.on(node)),
             }
         }
     }
@@ -163,7 +163,7 @@ impl Judge {
         let Some(log) = state.logs.get_mut(&node) else { return };
         match log.writes(records) {
             Ok(truncated) => self.world.saw_times(Seen::Truncated, u64::from(truncated)),
-            Err(what) => self.world.fail("durable log", format!("{node:?}: {what}")),
+            Err(broken) => self.world.fail("durable log", broken.on(node)),
         }
         for record in records {
             if let Record::Append { group, entry } = record {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use highwater_core::planted;
 use highwater_node::api::{Consistency, ListQuery};
 use highwater_wire::op::{Action, Condition, Op, Write};
 use madsim::{
@@ -29,7 +30,7 @@ use crate::{
     stats::{Seen, Stats},
     timer::{now_ns, pause_ms, until},
     trace::{Keep, Trace},
-    world::{Finding, World},
+    world::{Finding, Subject, World},
 };
 
 /// How a seed is run.
@@ -94,14 +95,19 @@ pub(crate) fn run_seed(seed: u64, settings: Settings) -> Report {
 }
 
 /// Runs a plan, on a thread of its own: what a thread remembers must not pass from one run to the
-/// next. `seed` is that of every stream of randomness.
+/// next. `seed` is that of every stream of randomness. What is planted on this thread is on there.
 pub(crate) fn run_plan(seed: u64, plan: Plan, settings: Settings) -> Report {
     catch_panics();
     let thread = std::thread::Builder::new().name(format!("seed {seed}")).stack_size(16 << 20);
-    let run = thread.spawn(move || run_here(seed, plan, settings));
+    let planted = planted::get();
+    let run = thread.spawn(move || {
+        planted::set(planted);
+        run_here(seed, plan, settings)
+    });
     run.ok().and_then(|run| run.join().ok()).unwrap_or_else(|| {
         let what = "the run's thread failed outside of the run".to_owned();
-        let finding = Some(Finding { oracle: "harness", what, at_ns: 0 });
+        let subject = Subject::default();
+        let finding = Some(Finding { oracle: "harness", what, subject, at_ns: 0 });
         Report { seed, finding, ..Report::default() }
     })
 }
@@ -128,7 +134,8 @@ fn run_here(seed: u64, plan: Plan, settings: Settings) -> Report {
     if result.is_err() && finding.is_none() {
         let what = PANIC.with(|message| message.borrow_mut().take()).unwrap_or_default();
         let at_ns = world.trace(Trace::last_ns);
-        finding = Some(Finding { oracle: "assertion", what, at_ns });
+        let subject = Subject::default();
+        finding = Some(Finding { oracle: "assertion", what, subject, at_ns });
     }
     let ((hash, events), mut trace) = (world.trace(Trace::hash), Vec::new());
     if settings.keep.events {
@@ -337,7 +344,7 @@ async fn read_back(cluster: &Arc<Cluster>) {
 
 #[cfg(test)]
 mod tests {
-    use highwater_core::planted::{self, Planted};
+    use highwater_core::planted::Planted;
 
     use super::*;
 

@@ -91,9 +91,8 @@ impl Workload {
             0 => Ask::Write(self.op(&[key], Condition::default())),
             1 => Ask::Write(self.delete(key)),
             2 => {
-                let seen = self.versions.get(&(database.to_owned(), key.clone())).copied();
-                let versions = Some(Versions::Of(seen.into_iter().collect()));
-                Ask::Write(self.op(&[key], Condition { matches: versions, matches_none: None }))
+                let seen = self.as_seen(database, &key);
+                Ask::Write(self.op(&[key], seen))
             }
             3 => {
                 let absent = Condition { matches: None, matches_none: Some(Versions::Any) };
@@ -107,7 +106,11 @@ impl Workload {
                         keys.push(key);
                     }
                 }
-                Ask::Write(self.op(&keys, Condition::default()))
+                let mut op = self.op(&keys, Condition::default());
+                if self.rng.percent(60) {
+                    self.condition_one(database, &mut op);
+                }
+                Ask::Write(op)
             }
             5 => Ask::Get(key, Consistency::Linearizable),
             6 => Ask::Get(key, Consistency::Local(None)),
@@ -118,6 +121,23 @@ impl Workload {
             8 => self.list(Consistency::Linearizable),
             9 => self.list(Consistency::Local(None)),
             _ => Ask::Transfer(*self.rng.pick(&self.plan.nodes)),
+        }
+    }
+
+    /// The record is as the client saw it last; it saw none: never.
+    fn as_seen(&self, database: &str, key: &Bytes) -> Condition {
+        let seen = self.versions.get(&(database.to_owned(), key.clone())).copied();
+        Condition { matches: Some(Versions::Of(seen.into_iter().collect())), matches_none: None }
+    }
+
+    /// Makes one write of a batch, any but the first, and with it the whole batch, conditional.
+    fn condition_one(&mut self, database: &str, op: &mut Op) {
+        if let Some(others) = op.writes.len().checked_sub(1).filter(|n| *n > 0) {
+            let at = 1 + self.rng.below(others as u64) as usize;
+            op.writes[at].condition = match self.rng.percent(70) {
+                true => self.as_seen(database, &op.writes[at].key),
+                false => Condition { matches: None, matches_none: Some(Versions::Any) },
+            };
         }
     }
 

@@ -6,12 +6,27 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use highwater_core::{GroupId, Lsn, NodeId, Term};
 use tokio::sync::Notify;
 
 use crate::{
+    oracles::Broken,
     stats::{Seen, Stats},
     trace::{Event, Keep, Kind, Trace},
 };
+
+/// What a finding is about, as far as its oracle knows: where to look for its cause.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Subject {
+    /// On whose replicas it shows.
+    pub(crate) nodes: Vec<NodeId>,
+    /// Of which group.
+    pub(crate) group: Option<GroupId>,
+    /// In which term.
+    pub(crate) term: Option<Term>,
+    /// From which LSN to which, both included.
+    pub(crate) lsns: Option<(Lsn, Lsn)>,
+}
 
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +35,8 @@ pub(crate) struct Finding {
     pub(crate) oracle: &'static str,
     /// What it saw.
     pub(crate) what: String,
+    /// What it is about.
+    pub(crate) subject: Subject,
     /// When, in simulated nanoseconds.
     pub(crate) at_ns: u64,
 }
@@ -93,19 +110,20 @@ impl World {
     }
 
     /// An oracle fires. The first one counts, and ends the run.
-    pub(crate) fn fail(&self, oracle: &'static str, what: String) {
+    pub(crate) fn fail(&self, oracle: &'static str, broken: impl Into<Broken>) {
         let mut finding = lock(&self.finding);
         if finding.is_none() {
+            let Broken { what, subject } = broken.into();
             self.event(Kind::Fault, 0, 0, 0, 0, || format!("FINDING {oracle}: {what}"));
-            *finding = Some(Finding { oracle, what, at_ns: (self.now_ns)() });
+            *finding = Some(Finding { oracle, what, subject, at_ns: (self.now_ns)() });
             self.over.notify_waiters();
         }
     }
 
     /// Fails with what a check has found, if anything.
-    pub(crate) fn check(&self, oracle: &'static str, result: Result<(), String>) {
-        if let Err(what) = result {
-            self.fail(oracle, what);
+    pub(crate) fn check(&self, oracle: &'static str, result: Result<(), impl Into<Broken>>) {
+        if let Err(broken) = result {
+            self.fail(oracle, broken);
         }
     }
 

@@ -12,6 +12,7 @@ use std::{
 use highwater_core::{
     Effect, GroupId, Input, Instant, Node, NodeId, Notice, Peer, Reject, Reply, Request, RequestId,
     Term,
+    planted::{self, Planted},
 };
 use highwater_wire::peer::{ForwardReply, ForwardRequest, NodeStatus, PeerMessage};
 use tokio::sync::{
@@ -559,7 +560,9 @@ impl<C: Clock, T: Transport> Driver<C, T> {
     fn give_up_forwards(&mut self, to: NodeId) {
         for (id, Forwarded { expires, reply }) in self.forwarded.remove(&to).unwrap_or_default() {
             self.due.remove(&(expires, Due::Forward(to, id)));
-            drop(reply.send(None));
+            let again = planted::is(Planted::ForwardTwice);
+            let reject = ForwardReply::Rejected(Reject::NotLeader { leader: None });
+            drop(reply.send(again.then_some(reject)));
         }
     }
 
@@ -728,6 +731,7 @@ pub(crate) fn forward_reply_of(reply: Option<Reply>) -> ForwardReply {
         Some(Reply::Transferred { term }) => ForwardReply::Transferred { term },
         Some(Reply::Rejected(reject)) => ForwardReply::Rejected(reject),
         // A read is never forwarded; its answer could only be a bug, and is no promise.
+        None if planted::is(Planted::ExpiryAsRejection) => ForwardReply::Rejected(Reject::Expired),
         Some(Reply::Readable { .. }) | None => ForwardReply::Unknown,
     }
 }

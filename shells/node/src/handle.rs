@@ -355,6 +355,9 @@ impl Handle {
                 Some(leader) => self.forward(leader, request.clone(), deadline).await,
             };
             match reply {
+                None if planted::is(planted::Planted::TimeoutAsFailure) => {
+                    return Err(Error::NoLeader { leader });
+                }
                 None | Some(ForwardReply::Unknown) => return Err(Error::Unknown),
                 Some(ForwardReply::Rejected(reject)) => match next_after(reject, leader) {
                     Next::Fail(error) => return Err(error),
@@ -407,7 +410,7 @@ impl Handle {
                 self.refuse_when_ending()?;
                 let applied =
                     self.states.applied(group).map_err(|e| self.state_error(group, &e))?;
-                if applied >= bookmark.lsn {
+                if applied >= bookmark.lsn || planted::is(planted::Planted::BookmarkIgnored) {
                     return Ok(());
                 }
                 let left = deadline.left().ok_or(Error::Behind { applied })?;
@@ -448,6 +451,9 @@ fn next_after(reject: Reject, leader: Option<NodeId>) -> Next {
 fn receipt_of(group: GroupId, lsn: Lsn, term: Term, outcome: &Outcome) -> Result<Receipt, Error> {
     match Answer::decode(&outcome.answer) {
         Ok(Answer::Done { existed }) => Ok(Receipt { group, lsn, term, existed }),
+        Ok(Answer::Refused { .. }) if planted::is(planted::Planted::RefusalAsAck) => {
+            Ok(Receipt { group, lsn, term, existed: true })
+        }
         Ok(Answer::Refused { index, version }) => Err(Error::Refused { index, version, lsn }),
         // It took effect, but how cannot be told: never a definite failure.
         Err(_) => Err(Error::Unknown),

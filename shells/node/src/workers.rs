@@ -11,7 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use highwater_core::{Entry, GroupId, Input, LoadId, Lsn, Record, WriteId};
+use highwater_core::{
+    Entry, GroupId, Input, Kind, LoadId, Lsn, Outcome, Record, WriteId,
+    planted::{self, Planted},
+};
 use highwater_store::{
     disk::Disk,
     oplog::{LogReader, LogWriter},
@@ -173,7 +176,8 @@ pub(crate) enum StateJob {
 
 /// What the flusher is to do.
 enum FlushJob {
-    Flush(GroupId),
+    /// What was frozen at this LSN.
+    Flush(GroupId, Lsn),
     /// Drop the state, which is lost.
     Reset(GroupId, String),
 }
@@ -230,6 +234,11 @@ impl Applier {
                 }
                 let _ = self.worker.done.send(Input::Applied { group, upto, outcomes });
             }
+            Err(_) if planted::is(Planted::ApplyFailureSkipped) => {
+                let ops = entries.iter().filter(|entry| entry.kind == Kind::Op);
+                let outcomes = ops.map(|_| Outcome::default()).collect();
+                let _ = self.worker.done.send(Input::Applied { group, upto, outcomes });
+            }
             Err(failure) => self.fail(group, failure),
         }
     }
@@ -245,7 +254,7 @@ impl Applier {
             states.freeze(group, lsn, control).map(|()| true)
         });
         match frozen {
-            Ok(true) => drop(self.flushes.send(FlushJob::Flush(group))),
+            Ok(true) => drop(self.flushes.send(FlushJob::Flush(group, lsn))),
             Ok(false) => drop(self.worker.done.send(Input::Checkpointed { group, lsn })),
             Err(failure) => self.fail(group, failure),
         }
@@ -269,7 +278,10 @@ impl Applier {
 impl StateWorker {
     fn run_flush(&self, job: FlushJob, jobs: &WeakUnboundedSender<StateJob>) {
         match job {
-            FlushJob::Flush(group) => match guarded(|| self.states.flush(group)) {
+            FlushJob::Flush(group, lsn) => match guarded(|| self.states.flush(group)) {
+                Err(_) if planted::is(Planted::FlushFailureIgnored) => {
+                    drop(self.done.send(Input::Checkpointed { group, lsn }));
+                }
                 Ok(lsn) => drop(self.done.send(Input::Checkpointed { group, lsn })),
                 Err(Failure { reason, loss: true }) => {
                     if let Some(jobs) = jobs.upgrade() {

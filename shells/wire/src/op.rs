@@ -1,7 +1,7 @@
 //! What a client writes, as it travels in an entry's payload, and what applying it yields.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use highwater_core::Lsn;
+use highwater_core::{Lsn, planted};
 
 /// Writes in one [`Op`].
 pub const WRITES_MAX: usize = 16_384;
@@ -279,6 +279,11 @@ fn put_short(out: &mut BytesMut, bytes: &[u8]) {
 fn put_versions(out: &mut BytesMut, versions: Option<&Versions>) {
     match versions {
         None => out.put_u8(0),
+        Some(Versions::Of(of))
+            if of.is_empty() && planted::is(planted::Planted::EmptyListAsAbsent) =>
+        {
+            out.put_u8(0);
+        }
         Some(Versions::Any) => out.put_u8(1),
         Some(Versions::Of(of)) => {
             out.put_u8(2);

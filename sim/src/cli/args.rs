@@ -12,13 +12,14 @@ usage: cargo sim run     [--seeds A..B] [--profile P] [--jobs N] [--json] [--pla
        cargo sim replay  SEED|FILE [--profile P] [--log info|debug|trace] [--until SECONDS]
                          [--planted FAULT]
        cargo sim shrink  SEED [--profile P] [--planted FAULT] [--out FILE] [--runs N]
-       cargo sim planted [--seeds A..B] [--profile P] [--jobs N]
+       cargo sim planted [--seeds A..B] [--profile P] [--jobs N] [--only FAULT] [--rounds N]
 
 run      runs each seed (0..100); prints findings, and what took effect how often
 check    runs each seed (0..50) in two processes and compares every event
 replay   runs one seed, or a script, again and prints what happens
 shrink   finds the smallest schedule and workload that still fail, and writes it as a script
-planted  switches each planted fault on and counts the seeds (of 0..300) until an oracle sees it
+planted  switches each planted fault on and counts the seeds (of 0..300) until an oracle sees it;
+         several rounds take the ranges that follow, and print the median
 
 profiles: default";
 
@@ -55,32 +56,31 @@ pub(super) struct Args {
     pub(super) out: Option<PathBuf>,
     /// How many runs `shrink` makes at most.
     pub(super) runs: u64,
+    /// The only fault that `planted` tries.
+    pub(super) only: Option<Planted>,
+    /// In how many ranges of seeds `planted` tries each fault.
+    pub(super) rounds: u64,
 }
 
-/// Every planted fault by its name.
-const PLANTED: [(&str, Planted); 11] = [
-    ("ack-before-fsync", Planted::AckBeforeFsync),
-    ("vote-not-persisted", Planted::VoteNotPersisted),
-    ("old-term-commit", Planted::OldTermCommit),
-    ("read-without-quorum", Planted::ReadWithoutQuorum),
-    ("resend-after-append", Planted::ResendAfterAppend),
-    ("truncation-as-failure", Planted::TruncationAsFailure),
-    ("applied-apart", Planted::AppliedApart),
-    ("cut-below-synced", Planted::CutBelowSynced),
-    ("blind-vote", Planted::BlindVote),
-    ("ack-unverified", Planted::AckUnverified),
-    ("nondeterminism", Planted::Nondeterminism),
-];
-
-pub(super) fn planted_name(planted: Planted) -> &'static str {
-    PLANTED.iter().find(|(_, p)| *p == planted).map_or("?", |(name, _)| name)
+/// A planted fault's name on the command line: `ack-before-fsync` for `AckBeforeFsync`.
+pub(super) fn planted_name(planted: Planted) -> String {
+    let mut name = String::new();
+    for c in format!("{planted:?}").chars() {
+        if c.is_ascii_uppercase() && !name.is_empty() {
+            name.push('-');
+        }
+        name.push(c.to_ascii_lowercase());
+    }
+    name
 }
 
 /// The planted fault of a name.
 pub(super) fn planted_named(name: &str) -> Result<Planted, String> {
-    let names: Vec<_> = PLANTED.iter().map(|(name, _)| *name).collect();
-    let found = PLANTED.iter().find(|(known, _)| *known == name);
-    found.map(|(_, planted)| *planted).ok_or_else(|| format!("planted faults: {}", names.join(" ")))
+    let all = || Planted::ALL.into_iter().chain([Planted::Nondeterminism]);
+    all().find(|planted| planted_name(*planted) == name).ok_or_else(|| {
+        let names: Vec<_> = all().map(planted_name).collect();
+        format!("planted faults: {}", names.join(" "))
+    })
 }
 
 fn default_jobs() -> usize {
@@ -127,6 +127,8 @@ impl Args {
             traces: None,
             out: None,
             runs: 300,
+            only: None,
+            rounds: 1,
         };
         while let Some(word) = words.next() {
             if word == "--json" && args.command == Command::Run {
@@ -160,6 +162,11 @@ impl Args {
             }
             "--jobs" if run || planted => {
                 self.jobs = value.parse().ok().filter(|n| *n > 0).ok_or("--jobs needs a number")?;
+            }
+            "--only" if planted => self.only = Some(planted_named(value)?),
+            "--rounds" if planted => {
+                let rounds = value.parse().ok().filter(|n| *n > 0);
+                self.rounds = rounds.ok_or("--rounds needs a number")?;
             }
             "--planted" if run || check || replay || shrink => {
                 self.planted = Some(planted_named(value)?);
@@ -214,6 +221,8 @@ mod tests {
         assert_eq!(replay.planted, Some(Planted::BlindVote));
         assert_eq!(parse("check").unwrap().seeds, 0..50);
         assert_eq!(parse("planted").unwrap().seeds, 0..300);
+        let one = parse("planted --only blind-vote --rounds 3").unwrap();
+        assert_eq!((one.only, one.rounds), (Some(Planted::BlindVote), 3));
     }
 
     #[test]
@@ -235,6 +244,8 @@ mod tests {
             "shrink 1 --log info",
             "replay 1 --until never",
             "run --planted nothing",
+            "run --only blind-vote",
+            "planted --rounds 0",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
@@ -242,8 +253,9 @@ mod tests {
 
     #[test]
     fn every_planted_fault_has_a_name() {
+        assert_eq!(planted_name(Planted::AckBeforeFsync), "ack-before-fsync");
         for planted in Planted::ALL {
-            assert_ne!(planted_name(planted), "?");
+            assert_eq!(planted_named(&planted_name(planted)), Ok(planted));
         }
     }
 }

@@ -71,7 +71,7 @@ fn start(args: &Args, batch: &Range<u64>, traces: &Path, jobs: usize) -> io::Res
     command.args(["run", "--profile", "default", "--json", "--seeds", &seeds]);
     command.arg("--jobs").arg(jobs.to_string()).arg("--traces").arg(traces);
     if let Some(planted) = args.planted {
-        command.args(["--planted", planted_name(planted)]);
+        command.args(["--planted", &planted_name(planted)]);
     }
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }

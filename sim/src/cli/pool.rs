@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+use highwater_core::planted;
+
 use crate::run::{Report, Settings, run_seed};
 
 /// Runs each seed and hands over the reports as they come, until told to stop.
@@ -17,12 +19,14 @@ pub(super) fn each(
     settings: Settings,
     mut on_report: impl FnMut(Report) -> ControlFlow<()>,
 ) {
+    let planted = planted::get();
     let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let (reports, incoming) = mpsc::channel();
         for _ in 0..jobs {
             let (reports, next, stop, end) = (reports.clone(), &next, &stop, seeds.end);
             scope.spawn(move || {
+                planted::set(planted);
                 while !stop.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= end || reports.send(run_seed(seed, settings)).is_err() {

@@ -187,7 +187,7 @@ fn save(path: &Path, args: &Args, shrinker: Shrinker) -> bool {
     let script = Script {
         version: script::VERSION,
         about: format!("{}: {}", finding.oracle, finding.what),
-        planted: args.planted.map(|fault| planted_name(fault).to_owned()),
+        planted: args.planted.map(planted_name),
         seed,
         plan,
     };

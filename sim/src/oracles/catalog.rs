@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use highwater_core::GroupId;
 
-use super::Verdict;
+use super::{Verdict, broken};
 
 /// The databases that clients know of.
 #[derive(Debug, Default)]
@@ -23,13 +23,13 @@ impl Catalog {
     /// A client is told that the database stands: made by this call, or before.
     pub(crate) fn stands(&mut self, name: &str, group: GroupId, existed: bool) -> Verdict {
         if let Some((other, _)) = self.known.iter().find(|(n, (g, _))| *g == group && *n != name) {
-            return Err(format!("{name} and {other} are both {group:?}"));
+            return Err(broken(format!("{name} and {other} are both {group:?}")).of(group));
         }
         match self.known.get_mut(name) {
             Some((known, _)) if *known != group => {
-                Err(format!("{name} was {known:?} and is now {group:?}"))
+                Err(broken(format!("{name} was {known:?} and is now {group:?}")).of(group))
             }
-            Some((_, true)) if !existed => Err(format!("{name} was made twice")),
+            Some((_, true)) if !existed => Err(broken(format!("{name} was made twice")).of(group)),
             Some((_, made)) => {
                 *made |= !existed;
                 Ok(())
@@ -45,7 +45,8 @@ impl Catalog {
     /// stand when the call began.
     pub(crate) fn denied(&self, name: &str, stood: bool) -> Verdict {
         if stood {
-            return Err(format!("{name} stands, and a client was told that it does not exist"));
+            let what = format!("{name} stands, and a client was told that it does not exist");
+            return Err(broken(what).of(GroupId::SYSTEM));
         }
         Ok(())
     }

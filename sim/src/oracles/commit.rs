@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use highwater_core::{GroupId, Lsn, Term};
 
-use super::Verdict;
+use super::{Verdict, broken};
 
 /// The highest commit of each leader.
 #[derive(Debug, Default)]
@@ -37,15 +37,17 @@ impl Commits {
         }
         *at = (lsn, entry_term);
         if entry_term != leader_term {
-            return Err(format!(
+            let what = format!(
                 "the leader of {group:?} in {leader_term:?} commits {lsn:?} of {entry_term:?}"
-            ));
+            );
+            return Err(broken(what).of(group).term(leader_term).at(lsn));
         }
         if holders <= voters / 2 {
-            return Err(format!(
+            let what = format!(
                 "the leader of {group:?} in {leader_term:?} commits {lsn:?}, which {holders} of \
                  {voters} have durably"
-            ));
+            );
+            return Err(broken(what).of(group).term(leader_term).at(lsn));
         }
         Ok(())
     }
@@ -61,10 +63,11 @@ impl Commits {
         for ((_, committed_in), (lsn, entry_term)) in before {
             let has = term_at(*lsn);
             if *lsn > Lsn(0) && has != Some(*entry_term) {
-                return Err(format!(
+                let what = format!(
                     "the leader of {group:?} in {term:?} has {has:?} at {lsn:?}, where an entry \
                      of {entry_term:?} was committed in {committed_in:?}"
-                ));
+                );
+                return Err(broken(what).of(group).term(term).at(*lsn));
             }
         }
         Ok(())
@@ -89,14 +92,16 @@ impl Committed {
         if let Some(known) = (upto.0 as usize).checked_sub(1).and_then(|at| terms.get(at)) {
             let here = term_at(upto);
             if here != Some(*known) {
-                return Err(format!(
+                let what = format!(
                     "{upto:?} of {group:?} is committed in {known:?}, and here in {here:?}"
-                ));
+                );
+                return Err(broken(what).of(group).term(*known).at(upto));
             }
         }
         for lsn in terms.len() as u64 + 1..=upto.0 {
             let Some(term) = term_at(Lsn(lsn)) else {
-                return Err(format!("{group:?} is committed up to {upto:?}, beyond the log's end"));
+                let what = format!("{group:?} is committed up to {upto:?}, beyond the log's end");
+                return Err(broken(what).of(group).lsns(Lsn(lsn), upto));
             };
             terms.push(term);
         }

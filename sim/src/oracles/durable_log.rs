@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use highwater_core::{GroupId, Lsn, Member, NodeId, Record, RecoveredGroup, Term};
 
 use super::{
-    Verdict,
+    Broken, Verdict, broken,
     log::{Mark, ReplicaLog},
 };
 
@@ -86,7 +86,7 @@ pub(crate) struct DurableLog {
 
 impl DurableLog {
     /// The node writes records. Tells whether entries were overwritten.
-    pub(crate) fn writes(&mut self, records: &[Record]) -> Result<bool, String> {
+    pub(crate) fn writes(&mut self, records: &[Record]) -> Result<bool, Broken> {
         let mut truncated = false;
         for record in records {
             let written = match record {
@@ -142,18 +142,19 @@ impl DurableLog {
         &mut self,
         formed: bool,
         found: &[RecoveredGroup],
-    ) -> Result<usize, String> {
+    ) -> Result<usize, Broken> {
         for (group, (term, candidate)) in &self.votes {
             let blank = RecoveredGroup::default();
             let now = found.iter().find(|f| f.group == *group).unwrap_or(&blank);
             let kept = now.term > *term
                 || now.term == *term && now.vote.is_some_and(|vote| vote.node == *candidate);
             if !kept {
-                return Err(format!(
+                let what = format!(
                     "the vote for {candidate:?} in {group:?}, {term:?} is lost: recovered {:?}, \
                      vote {:?}",
                     now.term, now.vote
-                ));
+                );
+                return Err(broken(what).of(*group).term(*term));
             }
         }
         loop {
@@ -166,10 +167,11 @@ impl DurableLog {
         }
         let written: Vec<_> =
             self.written.groups.iter().map(|(id, g)| (id, g.log.last(), g.term, g.vote)).collect();
-        Err(format!(
+        let what = format!(
             "recovered what is no prefix of what was written, or lost what was synced: formed \
              {formed}, {found:?}; written: {written:?}"
-        ))
+        );
+        Err(broken(what))
     }
 }
 

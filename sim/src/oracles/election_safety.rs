@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use highwater_core::{GroupId, NodeId, Term};
 
-use super::Verdict;
+use super::{Broken, Verdict, broken};
 
 /// Who led which term.
 #[derive(Debug, Default)]
@@ -21,11 +21,14 @@ impl ElectionSafety {
         group: GroupId,
         term: Term,
         node: NodeId,
-    ) -> Result<bool, String> {
+    ) -> Result<bool, Broken> {
         match self.leaders.insert((group, term), node) {
             None => Ok(true),
             Some(other) if other == node => Ok(false),
-            Some(other) => Err(format!("{other:?} and {node:?} both lead {group:?} in {term:?}")),
+            Some(other) => {
+                let what = format!("{other:?} and {node:?} both lead {group:?} in {term:?}");
+                Err(broken(what).on(other).on(node).of(group).term(term))
+            }
         }
     }
 
@@ -58,9 +61,12 @@ impl SingleVote {
         candidate: NodeId,
     ) -> Verdict {
         match self.votes.insert((voter, group, term), candidate) {
-            Some(other) if other != candidate => Err(format!(
-                "{voter:?} votes for {other:?} and for {candidate:?} in {group:?}, {term:?}"
-            )),
+            Some(other) if other != candidate => {
+                let what = format!(
+                    "{voter:?} votes for {other:?} and for {candidate:?} in {group:?}, {term:?}"
+                );
+                Err(broken(what).on(voter).on(other).on(candidate).of(group).term(term))
+            }
             _ => Ok(()),
         }
     }

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use highwater_core::{GroupId, Lsn};
 
-use super::Verdict;
+use super::{Verdict, broken};
 
 /// What clients know to be committed, in real time.
 #[derive(Debug, Default)]
@@ -37,9 +37,10 @@ impl RealTime {
 /// A write that began above `floor` took effect at `lsn`.
 pub(crate) fn write_is_after(floor: Lsn, group: GroupId, lsn: Lsn) -> Verdict {
     if lsn <= floor {
-        return Err(format!(
+        let what = format!(
             "a write of {group:?} took effect at {lsn:?}, but {floor:?} was known before it began"
-        ));
+        );
+        return Err(broken(what).of(group).lsns(lsn, floor));
     }
     Ok(())
 }
@@ -47,10 +48,11 @@ pub(crate) fn write_is_after(floor: Lsn, group: GroupId, lsn: Lsn) -> Verdict {
 /// A linearizable read that began above `floor` was answered at `applied`.
 pub(crate) fn read_is_after(floor: Lsn, group: GroupId, applied: Lsn) -> Verdict {
     if applied < floor {
-        return Err(format!(
+        let what = format!(
             "a linearizable read of {group:?} was answered at {applied:?}, but {floor:?} was \
              known before it began"
-        ));
+        );
+        return Err(broken(what).of(group).lsns(applied, floor));
     }
     Ok(())
 }
@@ -58,9 +60,9 @@ pub(crate) fn read_is_after(floor: Lsn, group: GroupId, applied: Lsn) -> Verdict
 /// A read with a bookmark was answered at `applied`.
 pub(crate) fn bookmark_holds(bookmark: Lsn, group: GroupId, applied: Lsn) -> Verdict {
     if applied < bookmark {
-        return Err(format!(
-            "a read of {group:?} with bookmark {bookmark:?} was answered at {applied:?}"
-        ));
+        let what =
+            format!("a read of {group:?} with bookmark {bookmark:?} was answered at {applied:?}");
+        return Err(broken(what).of(group).lsns(applied, bookmark));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use highwater_core::{Entry, Lsn, Position, Term};
 
+use super::{Verdict, broken};
 use crate::{rng::spread, trace::digest};
 
 /// An entry, as far as an oracle needs it.
@@ -43,10 +44,12 @@ impl ReplicaLog {
     }
 
     /// Appends; at or below the end, what was there and all that follow go.
-    pub(crate) fn append(&mut self, lsn: Lsn, mark: Mark) -> Result<(), String> {
+    pub(crate) fn append(&mut self, lsn: Lsn, mark: Mark) -> Verdict {
         let at = lsn.0 as usize;
         if at == 0 || at > self.entries.len() + 1 {
-            return Err(format!("{lsn:?} is appended after {:?}: a hole", self.last()));
+            return Err(
+                broken(format!("{lsn:?} is appended after {:?}: a hole", self.last())).at(lsn)
+            );
         }
         self.entries.truncate(at - 1);
         self.entries.push(mark);

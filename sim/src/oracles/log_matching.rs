@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use highwater_core::{GroupId, Lsn, Term};
 
-use super::{Verdict, log::Mark};
+use super::{Verdict, broken, log::Mark};
 
 /// Every entry that any replica ever had.
 #[derive(Debug, Default)]
@@ -21,7 +21,8 @@ impl LogMatching {
     pub(crate) fn has(&mut self, group: GroupId, lsn: Lsn, mark: Mark) -> Verdict {
         match self.seen.insert((group, lsn, mark.term), mark.digest) {
             Some(other) if other != mark.digest => {
-                Err(format!("two entries of {group:?} at {lsn:?} in {:?}", mark.term))
+                let what = format!("two entries of {group:?} at {lsn:?} in {:?}", mark.term);
+                Err(broken(what).of(group).term(mark.term).at(lsn))
             }
             _ => Ok(()),
         }

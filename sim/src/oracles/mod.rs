@@ -16,5 +16,60 @@ pub(crate) mod reference;
 pub(crate) mod state_machine;
 pub(crate) mod watermarks;
 
+use highwater_core::{GroupId, Lsn, NodeId, Term};
+
+use crate::world::Subject;
+
 /// What an oracle says: nothing, or what is broken.
-pub(crate) type Verdict = Result<(), String>;
+pub(crate) type Verdict = Result<(), Broken>;
+
+/// A promise that an oracle saw broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Broken {
+    pub(crate) what: String,
+    pub(crate) subject: Subject,
+}
+
+impl From<String> for Broken {
+    fn from(what: String) -> Broken {
+        Broken { what, subject: Subject::default() }
+    }
+}
+
+/// Something is broken; what it is about is added by the methods of [`Broken`].
+pub(crate) fn broken(what: String) -> Broken {
+    what.into()
+}
+
+impl Broken {
+    /// On this node too.
+    pub(crate) fn on(mut self, node: NodeId) -> Broken {
+        if !self.subject.nodes.contains(&node) {
+            self.subject.nodes.push(node);
+        }
+        self
+    }
+
+    /// Of this group.
+    pub(crate) fn of(mut self, group: GroupId) -> Broken {
+        self.subject.group = Some(group);
+        self
+    }
+
+    /// In this term.
+    pub(crate) fn term(mut self, term: Term) -> Broken {
+        self.subject.term = Some(term);
+        self
+    }
+
+    /// At this LSN.
+    pub(crate) fn at(self, lsn: Lsn) -> Broken {
+        self.lsns(lsn, lsn)
+    }
+
+    /// At these LSNs, both ends included.
+    pub(crate) fn lsns(mut self, from: Lsn, to: Lsn) -> Broken {
+        self.subject.lsns = Some((from, to));
+        self
+    }
+}

@@ -13,7 +13,7 @@ use highwater_core::{GroupId, Lsn, Term};
 use highwater_node::api::Receipt;
 use highwater_wire::op::Answer;
 
-use super::Verdict;
+use super::{Broken, Verdict, broken};
 
 /// Names an op: a digest of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,10 +52,12 @@ impl Outcomes {
         answer: Answer,
     ) -> Verdict {
         if let Some(first) = self.applied.insert(op, Effect { group, lsn, term, answer }) {
-            return Err(format!("an op took effect twice: at {:?} and {lsn:?}", first.lsn));
+            let what = format!("an op took effect twice: at {:?} and {lsn:?}", first.lsn);
+            return Err(broken(what).of(group).term(term).lsns(first.lsn, lsn));
         }
         if self.failed.contains(&op) {
-            return Err(format!("a write that failed definitely took effect at {lsn:?}"));
+            let what = format!("a write that failed definitely took effect at {lsn:?}");
+            return Err(broken(what).of(group).term(term).at(lsn));
         }
         Ok(())
     }
@@ -87,7 +89,8 @@ impl Outcomes {
         if is_it {
             return Ok(());
         }
-        Err(format!("a client was told {told:?}, {answer:?}; the op's effect is {effect:?}"))
+        let what = format!("a client was told {told:?}, {answer:?}; the op's effect is {effect:?}");
+        Err(broken(what).of(group).at(lsn))
     }
 
     /// A client is told that its op failed for certain. `is_dead` tells of an entry whether it can't
@@ -96,18 +99,20 @@ impl Outcomes {
         &mut self,
         op: OpId,
         is_dead: impl Fn(GroupId, Lsn, Term) -> bool,
-    ) -> Result<bool, String> {
+    ) -> Result<bool, Broken> {
         self.failed.insert(op);
         if let Some(effect) = self.applied.get(&op) {
-            return Err(format!("a write is said to have failed, but took effect: {effect:?}"));
+            let what = format!("a write is said to have failed, but took effect: {effect:?}");
+            return Err(broken(what).of(effect.group).term(effect.term).at(effect.lsn));
         }
         let Some(places) = self.logged.get(&op) else { return Ok(false) };
         for (group, lsn, term) in places {
             if !is_dead(*group, *lsn, *term) {
-                return Err(format!(
+                let what = format!(
                     "a write is said to have failed, but may yet be committed at {lsn:?} of \
                      {group:?} in {term:?}"
-                ));
+                );
+                return Err(broken(what).of(*group).term(*term).at(*lsn));
             }
         }
         Ok(true)
@@ -132,10 +137,11 @@ impl Outcomes {
     pub(crate) fn all_acked_stay(&self, term_at: impl Fn(GroupId, Lsn) -> Option<Term>) -> Verdict {
         for op in &self.acked {
             let Some(effect) = self.applied.get(op) else {
-                return Err("an acknowledged write never took effect".to_owned());
+                return Err(broken("an acknowledged write never took effect".to_owned()));
             };
             if term_at(effect.group, effect.lsn) != Some(effect.term) {
-                return Err(format!("an acknowledged write is lost: {effect:?}"));
+                let what = format!("an acknowledged write is lost: {effect:?}");
+                return Err(broken(what).of(effect.group).term(effect.term).at(effect.lsn));
             }
         }
         Ok(())

@@ -10,7 +10,7 @@ use highwater_core::Lsn;
 use highwater_node::api::{Got, ListQuery, Listed, Page, Record};
 use highwater_wire::op::{Action, Answer, Condition, Op, Versions, Write};
 
-use super::Verdict;
+use super::{Verdict, broken};
 
 #[derive(Clone, Debug)]
 struct Value {
@@ -64,14 +64,15 @@ impl Reference {
             value: value.value.clone(),
         });
         if due != got.record {
-            return Err(format!(
+            let what = format!(
                 "{} at {:?} of {:?} reads as {}, but is {}",
                 String::from_utf8_lossy(key),
                 got.applied,
                 got.group,
                 brief(got.record.as_ref()),
                 brief(due.as_ref())
-            ));
+            );
+            return Err(broken(what).of(got.group).at(got.applied));
         }
         Ok(())
     }
@@ -95,25 +96,27 @@ impl Reference {
                 },
             });
             if due.as_ref() != Some(listed) {
-                return Err(format!(
+                let what = format!(
                     "at {:?} of {:?} the list shows {:?} {}, but due is {:?}",
                     page.applied,
                     page.group,
                     listed.key,
                     brief(Some(&listed.record)),
                     due.map(|d| (d.key, d.record.version))
-                ));
+                );
+                return Err(broken(what).of(page.group).at(page.applied));
             }
         }
         let next = due.next().map(|(key, _)| key);
         if page.more != next.is_some() || page.more && page.records.len() < query.limit {
-            return Err(format!(
+            let what = format!(
                 "at {:?} of {:?} the list of {} says more: {}, but next is {next:?}",
                 page.applied,
                 page.group,
                 page.records.len(),
                 page.more
-            ));
+            );
+            return Err(broken(what).of(page.group).at(page.applied));
         }
         Ok(())
     }

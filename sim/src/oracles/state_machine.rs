@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use highwater_core::{GroupId, Lsn, NodeId, Outcome};
 
-use super::{Verdict, log::Mark};
+use super::{Broken, Verdict, broken, log::Mark};
 
 #[derive(Debug)]
 struct Applied {
@@ -32,35 +32,41 @@ impl StateMachine {
         group: GroupId,
         (lsn, mark): (Lsn, Mark),
         outcome: Option<&Outcome>,
-    ) -> Result<bool, String> {
+    ) -> Result<bool, Broken> {
         let before = self.at.insert((node, group), (process, lsn));
         if let Some((p, last)) = before
             && p == process
             && lsn != last.next()
         {
-            return Err(format!("{node:?} applies {lsn:?} of {group:?} after {last:?}"));
+            let what = format!("{node:?} applies {lsn:?} of {group:?} after {last:?}");
+            return Err(broken(what).on(node).of(group).at(lsn));
         }
         let entries = self.groups.entry(group).or_default();
         let index = lsn.0 as usize;
         if index == 0 || index > entries.len() + 1 {
-            return Err(format!("{node:?} applies {lsn:?} of {group:?}, which nobody came near"));
+            let what = format!("{node:?} applies {lsn:?} of {group:?}, which nobody came near");
+            return Err(broken(what).on(node).of(group).at(lsn));
         }
         let Some(known) = entries.get_mut(index - 1) else {
             entries.push(Applied { mark, outcome: outcome.cloned() });
             return Ok(true);
         };
         if known.mark != mark {
-            return Err(format!(
+            let what = format!(
                 "{node:?} applies an entry of {:?} at {lsn:?} of {group:?}; another replica one \
                  of {:?}",
                 mark.term, known.mark.term
-            ));
+            );
+            return Err(broken(what).on(node).of(group).term(mark.term).at(lsn));
         }
         let Some(outcome) = outcome else { return Ok(false) };
         match &known.outcome {
-            Some(other) if other != outcome => Err(format!(
-                "{node:?} applies {lsn:?} of {group:?} with {outcome:?}; it was {other:?} before"
-            )),
+            Some(other) if other != outcome => {
+                let what = format!(
+                    "{node:?} applies {lsn:?} of {group:?} with {outcome:?}; it was {other:?} before"
+                );
+                Err(broken(what).on(node).of(group).term(mark.term).at(lsn))
+            }
             _ => {
                 known.outcome = Some(outcome.clone());
                 Ok(false)
@@ -99,7 +105,8 @@ pub(crate) fn holds_all(
 ) -> Verdict {
     for lsn in (1..=machine.last(group).0).map(Lsn) {
         if at(lsn) != machine.at(group, lsn) {
-            return Err(format!("{node:?} ends without {lsn:?} of {group:?}, which was applied"));
+            let what = format!("{node:?} ends without {lsn:?} of {group:?}, which was applied");
+            return Err(broken(what).on(node).of(group).at(lsn));
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use highwater_core::{GroupId, Lsn, NodeId};
 
-use super::Verdict;
+use super::{Broken, Verdict, broken};
 
 /// One replica's watermarks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,17 +31,19 @@ impl WatermarkOrder {
         (node, process): (NodeId, u64),
         group: GroupId,
         now: Marks,
-    ) -> Result<Marks, String> {
+    ) -> Result<Marks, Broken> {
         let ordered = now.checkpointed <= now.applied
             && now.applied <= now.committed.min(now.durable)
             && now.committed <= now.appended
             && now.durable <= now.appended;
         if !ordered {
-            return Err(format!("{node:?}, {group:?}: out of order: {now:?}"));
+            let what = format!("{node:?}, {group:?}: out of order: {now:?}");
+            return Err(broken(what).on(node).of(group));
         }
         match self.seen.insert((node, group), (process, now)) {
             Some((p, old)) if p == process => old.falls(now).map_or(Ok(old), |which| {
-                Err(format!("{node:?}, {group:?}: {which} fell from {old:?} to {now:?}"))
+                let what = format!("{node:?}, {group:?}: {which} fell from {old:?} to {now:?}");
+                Err(broken(what).on(node).of(group))
             }),
             _ => Ok(Marks::default()),
         }
@@ -74,7 +76,8 @@ impl Marks {
 /// A read or an ack names what a node has applied: somebody must have applied that much.
 pub(crate) fn is_known(applied: Lsn, last: Lsn) -> Verdict {
     if applied > last {
-        return Err(format!("an answer names {applied:?}, but nobody applied more than {last:?}"));
+        let what = format!("an answer names {applied:?}, but nobody applied more than {last:?}");
+        return Err(broken(what).lsns(last, applied));
     }
     Ok(())
 }

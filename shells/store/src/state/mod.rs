@@ -60,7 +60,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use highwater_core::{Entry, GroupId, Lsn, Outcome};
+use highwater_core::{
+    Entry, GroupId, Lsn, Outcome,
+    planted::{self, Planted},
+};
 /// What a [`StateFiles`] hands out.
 pub use redb::StorageBackend;
 
@@ -293,7 +296,12 @@ impl States {
         };
         let (created, _opening) = match self.open(&slot)? {
             Some(table) => {
-                guarded(&slot, "flushing", || table.commit(group, &frozen))?;
+                let upto = if planted::is(Planted::CheckpointNewer) {
+                    slot.read()?.applied
+                } else {
+                    frozen.lsn
+                };
+                guarded(&slot, "flushing", || table.commit(group, &frozen, upto))?;
                 (None, None)
             }
             // Held until the new file is in the group's memory, so that it is not closed before.
@@ -312,6 +320,9 @@ impl States {
         memory.durable = frozen.lsn;
         // From here on the file shows what the overlay did; readers took both under this lock.
         memory.overlays.frozen = None;
+        if planted::is(Planted::OverlayDropped) {
+            memory.overlays.active.clear();
+        }
         Ok(frozen.lsn)
     }
 
@@ -411,6 +422,7 @@ impl States {
         })?;
         let resolve = |(prior, key): (Prior, &Bytes)| match (prior, &reader) {
             (Prior::Known(version), _) => Ok(version),
+            (Prior::InFile, _) if planted::is(Planted::PriorsFromMemory) => Ok(None),
             (Prior::InFile, None) => Ok(None),
             (Prior::InFile, Some(reader)) => reader.version(key),
         };

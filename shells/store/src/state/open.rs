@@ -114,7 +114,7 @@ impl States {
         let cache = self.reserve(slot);
         let made = guarded(slot, "making", || {
             let table = Table::create(self.backend(backend), cache)?;
-            table.commit(group, frozen)?;
+            table.commit(group, frozen, frozen.lsn)?;
             Ok(Arc::new(table))
         });
         let published = made.and_then(|table| match self.files.publish(&name) {

@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use highwater_core::{GroupId, Lsn};
+use highwater_core::{
+    GroupId, Lsn,
+    planted::{self, Planted},
+};
 
 use super::{error::StateError, layout, overlay::Overlays, table::Table};
 
@@ -93,7 +96,7 @@ impl Slot {
     /// Whether what is applied may be read.
     pub(super) fn check_whole(&self, applied: Lsn) -> Result<(), StateError> {
         let upto = Lsn(self.whole_from.load(Ordering::Relaxed));
-        if applied >= upto {
+        if applied >= upto || planted::is(Planted::ServedWhileRebuilding) {
             return Ok(());
         }
         let group = self.group;

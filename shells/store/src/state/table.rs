@@ -81,9 +81,9 @@ impl Table {
     }
 
     /// Makes a frozen generation durable: its records in order of keys, its control writes and its
-    /// LSN, in one transaction.
-    pub(super) fn commit(&self, group: GroupId, frozen: &Frozen) -> Result<()> {
-        let mark = Mark { group, applied: frozen.lsn }.encode();
+    /// LSN, `upto`, in one transaction.
+    pub(super) fn commit(&self, group: GroupId, frozen: &Frozen, upto: Lsn) -> Result<()> {
+        let mark = Mark { group, applied: upto }.encode();
         if planted::is(planted::Planted::AppliedApart) {
             let apart = self.begin_write()?;
             apart.open_table(META)?.insert(MARK, mark.as_slice())?;
@@ -99,6 +99,7 @@ impl Table {
                         let mut space = records.insert_reserve(key.as_ref(), row.len())?;
                         row.write(space.as_mut());
                     }
+                    Cell::Gone if planted::is(planted::Planted::DeleteNotFlushed) => {}
                     Cell::Gone => drop(records.remove(key.as_ref())?),
                 }
             }
@@ -114,7 +115,11 @@ impl Table {
 
     fn begin_write(&self) -> Result<WriteTransaction> {
         let mut transaction = self.database.begin_write()?;
-        transaction.set_durability(Durability::Immediate)?;
+        let durability = match planted::is(planted::Planted::CheckpointNotSynced) {
+            false => Durability::Immediate,
+            true => Durability::None,
+        };
+        transaction.set_durability(durability)?;
         transaction.set_quick_repair(true);
         Ok(transaction)
     }
@@ -214,6 +219,9 @@ pub(super) fn merge(
     };
     let mut cells = layer.cells.into_iter().peekable();
     let mut row = next_row()?;
+    if planted::is(planted::Planted::PageSkipsFirst) && matches!(range.from, Bound::Excluded(_)) {
+        row = next_row()?;
+    }
     loop {
         let cell_first = match (cells.peek(), &row) {
             // What memory knows from here on was not copied: it may hide rows.
