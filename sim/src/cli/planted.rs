@@ -7,9 +7,13 @@ use highwater_core::planted::{self, Planted};
 
 use super::{
     args::{Args, planted_name},
-    check, pool,
+    check,
 };
-use crate::run::{Report, Settings, run_seed};
+use crate::{
+    pool,
+    report::Report,
+    run::{Settings, run_seed},
+};
 
 /// Runs each planted fault. Whether all were caught.
 pub(super) fn planted(args: &Args) -> bool {
@@ -34,7 +38,8 @@ pub(super) fn planted(args: &Args) -> bool {
 fn first_catch(args: &Args, settings: Settings, fault: Planted) -> Option<Report> {
     planted::set(Some(fault));
     let mut caught: Option<Report> = None;
-    pool::each(args.seeds.clone(), args.jobs, settings, |report| {
+    let run = |seed| run_seed(seed, settings);
+    pool::each(args.seeds.clone(), args.jobs, run, |report| {
         if report.finding.is_none() {
             return ControlFlow::Continue(());
         }
