@@ -10,44 +10,18 @@ use highwater_core::{Instant, Now};
 use highwater_node::env::Clock;
 
 use crate::{
+    drift::Drifting,
     timer::{now_ns, until},
     trace::Kind,
     world::World,
 };
-
-/// A wall time to start from: 2026-01-01.
-const EPOCH_MS: u64 = 1_767_225_600_000;
-
-#[derive(Debug)]
-struct State {
-    /// Simulated time at which `base_us` held.
-    base_ns: u64,
-    base_us: u64,
-    drift_ppm: i64,
-    wall_offset_ms: i64,
-}
-
-impl State {
-    fn mono_us(&self, at_ns: u64) -> u64 {
-        let passed = i128::from(at_ns.saturating_sub(self.base_ns));
-        let passed = passed * i128::from(1_000_000 + self.drift_ppm) / 1_000_000_000;
-        self.base_us + passed as u64
-    }
-
-    /// The first simulated nanosecond at which the clock shows `mono_us`, if the drift stays.
-    fn at_ns(&self, mono_us: u64) -> u64 {
-        let wanted = u128::from(mono_us.saturating_sub(self.base_us)) * 1_000_000_000;
-        let rate = (1_000_000 + self.drift_ppm) as u128;
-        self.base_ns + wanted.div_ceil(rate) as u64
-    }
-}
 
 /// One node's clock.
 #[derive(Clone, Debug)]
 pub(crate) struct SimClock {
     world: Arc<World>,
     node: u64,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<Drifting>>,
 }
 
 impl SimClock {
@@ -57,42 +31,33 @@ impl SimClock {
         drift_ppm: i64,
         wall_offset_ms: i64,
     ) -> SimClock {
-        let state = State { base_ns: 0, base_us: 0, drift_ppm, wall_offset_ms };
-        SimClock { world, node, state: Arc::new(Mutex::new(state)) }
+        let state = Arc::new(Mutex::new(Drifting::new(drift_ppm, wall_offset_ms)));
+        SimClock { world, node, state }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut Drifting) -> T) -> T {
         f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A restart: monotonic time begins anew.
     pub(crate) fn restart(&self, base_us: u64) {
-        let now = now_ns();
-        self.with(|s| (s.base_ns, s.base_us) = (now, base_us));
+        self.with(|clock| clock.restart(now_ns(), base_us));
     }
 
     /// From now on the clock gains `drift_ppm` microseconds a second.
     pub(crate) fn drift(&self, drift_ppm: i64) {
-        let now = now_ns();
-        self.with(|s| {
-            (s.base_us, s.base_ns) = (s.mono_us(now), now);
-            s.drift_ppm = drift_ppm;
-        });
+        self.with(|clock| clock.drift(now_ns(), drift_ppm));
     }
 
     /// The wall time jumps.
     pub(crate) fn jump_wall(&self, by_ms: i64) {
-        self.with(|s| s.wall_offset_ms += by_ms);
+        self.with(|clock| clock.jump_wall(by_ms));
     }
 }
 
 impl Clock for SimClock {
     fn now(&self) -> Now {
-        let now = now_ns();
-        self.with(|s| {
-            let wall = (EPOCH_MS + now / 1_000_000).saturating_add_signed(s.wall_offset_ms);
-            Now { mono: Instant(s.mono_us(now)), wall_ms: wall }
-        })
+        self.with(|clock| clock.now(now_ns()))
     }
 
     fn sleep_until(&self, at: Instant) -> impl Future<Output = ()> + Send {
@@ -100,7 +65,7 @@ impl Clock for SimClock {
         async move {
             // The drift may change meanwhile.
             while clock.now().mono < at {
-                until(clock.with(|s| s.at_ns(at.0))).await;
+                until(clock.with(|c| c.at_ns(at))).await;
             }
             clock.world.event(Kind::Timer, clock.node, at.0, 0, 0, || format!("{at:?}"));
         }
@@ -110,7 +75,7 @@ impl Clock for SimClock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::timer::pause_ms;
+    use crate::{drift::EPOCH_MS, timer::pause_ms};
 
     #[test]
     fn drifts_and_never_steps_back() {

@@ -5,12 +5,15 @@
 //! provides. A run is a function of its seed. Plans, workloads and oracles know nothing of that and
 //! exist in every build.
 
-#![cfg_attr(not(madsim), allow(dead_code))]
-
+mod drift;
+pub mod fast;
 mod history;
 mod judge;
 mod oracles;
+mod panics;
 mod plan;
+mod pool;
+mod report;
 mod rng;
 mod stats;
 mod trace;

@@ -1,20 +1,13 @@
 //! One run: a seed's whole course, from blank machines through faults to the healed cluster, on a
 //! thread of its own.
 
-use std::{
-    cell::RefCell,
-    panic::{self, AssertUnwindSafe},
-    sync::{
-        Arc, Mutex, Once, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
 };
 
-use bytes::Bytes;
 use highwater_core::planted;
 use highwater_node::api::{Consistency, ListQuery};
-use highwater_wire::op::{Action, Condition, Op, Write};
 use madsim::{
     runtime::Runtime,
     task::{AbortHandle, JoinHandle, spawn},
@@ -25,11 +18,15 @@ use crate::{
     cluster::Cluster,
     faults::Faults,
     history::{Ask, Told},
+    oracles::liveness::{CONVERGENCE_NS, LIVENESS_TIMEOUT},
+    panics,
     plan::{Plan, Profile, Weather},
+    report::Report,
     rng::Rng,
-    stats::{Seen, Stats},
+    stats::Seen,
     timer::{now_ns, pause_ms, until},
     trace::{Keep, Trace},
+    workload::{DATABASES, LATE_DATABASE, last_op},
     world::{Finding, Subject, World},
 };
 
@@ -43,52 +40,6 @@ pub(crate) struct Settings {
     pub(crate) until_ns: Option<u64>,
 }
 
-/// What came of a run.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Report {
-    pub(crate) seed: u64,
-    pub(crate) finding: Option<Finding>,
-    pub(crate) stats: Stats,
-    /// Of the trace.
-    pub(crate) hash: u64,
-    /// In the trace.
-    pub(crate) events: u64,
-    pub(crate) simulated_ns: u64,
-    /// Made by clients.
-    pub(crate) calls: u64,
-    /// Acknowledged writes.
-    pub(crate) acks: u64,
-    /// Kept events, as [`crate::trace::Trace::save`] writes them.
-    pub(crate) trace: Vec<u8>,
-}
-
-/// Databases that stand before the faults begin.
-const DATABASES: [&str; 2] = ["alpha", "beta"];
-/// The one that is made under faults.
-const LATE_DATABASE: &str = "gamma";
-/// How long a healed cluster may take to work as it should.
-const CONVERGENCE_NS: u64 = 20_000_000_000;
-const LIVENESS_TIMEOUT: Duration = Duration::from_secs(5);
-
-thread_local! {
-    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// Panics within a run are findings: their message is kept, not printed.
-fn catch_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if std::thread::current().name().is_some_and(|name| name.starts_with("seed ")) {
-                PANIC.with(|message| *message.borrow_mut() = Some(info.to_string()));
-            } else {
-                before(info);
-            }
-        }));
-    });
-}
-
 /// Runs one seed.
 pub(crate) fn run_seed(seed: u64, settings: Settings) -> Report {
     run_plan(seed, Plan::draw(settings.profile, seed), settings)
@@ -97,7 +48,6 @@ pub(crate) fn run_seed(seed: u64, settings: Settings) -> Report {
 /// Runs a plan, on a thread of its own: what a thread remembers must not pass from one run to the
 /// next. `seed` is that of every stream of randomness. What is planted on this thread is on there.
 pub(crate) fn run_plan(seed: u64, plan: Plan, settings: Settings) -> Report {
-    catch_panics();
     let thread = std::thread::Builder::new().name(format!("seed {seed}")).stack_size(16 << 20);
     let planted = planted::get();
     let run = thread.spawn(move || {
@@ -118,21 +68,22 @@ fn run_here(seed: u64, plan: Plan, settings: Settings) -> Report {
     let plan = Arc::new(plan);
     let slot: Arc<Mutex<Option<Arc<Cluster>>>> = Arc::default();
     let simulated = Arc::new(Mutex::new(0));
-    let result = panic::catch_unwind(AssertUnwindSafe(|| {
+    let result = panics::catch(|| {
         let (world, slot, simulated) = (world.clone(), slot.clone(), simulated.clone());
         runtime.block_on(async move {
             supervise(world, plan, &slot, settings.until_ns).await;
             *simulated.lock().unwrap_or_else(PoisonError::into_inner) = now_ns();
         });
-    }));
+    });
     let cluster = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(cluster) = &cluster {
         // What is dropped with the runtime must not reach the disks or the trace.
         cluster.end();
     }
     let mut finding = world.finding();
-    if result.is_err() && finding.is_none() {
-        let what = PANIC.with(|message| message.borrow_mut().take()).unwrap_or_default();
+    if let Err(what) = result
+        && finding.is_none()
+    {
         let at_ns = world.trace(Trace::last_ns);
         let subject = Subject::default();
         finding = Some(Finding { oracle: "assertion", what, subject, at_ns });
@@ -314,13 +265,6 @@ async fn write_everywhere(
         }
     }
     Vec::new()
-}
-
-fn last_op(unique: u64) -> Op {
-    let value = Bytes::from(format!("last.{unique}"));
-    let action = Action::Put { value, content_type: Bytes::new() };
-    let key = Bytes::from_static(b"last");
-    Op { writes: vec![Write { key, action, condition: Condition::default() }] }
 }
 
 /// Reads every database from every replica, and once linearizably: the judge compares.

@@ -14,6 +14,19 @@ use crate::{
     rng::Rng,
 };
 
+/// Databases that stand before the faults begin.
+pub(crate) const DATABASES: [&str; 2] = ["alpha", "beta"];
+/// The one that is made under faults.
+pub(crate) const LATE_DATABASE: &str = "gamma";
+
+/// A write of a healed cluster.
+pub(crate) fn last_op(unique: u64) -> Op {
+    let value = Bytes::from(format!("last.{unique}"));
+    let action = Action::Put { value, content_type: Bytes::new() };
+    let key = Bytes::from_static(b"last");
+    Op { writes: vec![Write { key, action, condition: Condition::default() }] }
+}
+
 /// What one client does.
 pub(crate) struct Workload {
     plan: Arc<Plan>,

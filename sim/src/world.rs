@@ -135,6 +135,11 @@ impl World {
         }
     }
 
+    /// Whether an oracle has fired.
+    pub(crate) fn has_failed(&self) -> bool {
+        lock(&self.finding).is_some()
+    }
+
     /// What was found, if anything.
     pub(crate) fn finding(&self) -> Option<Finding> {
         lock(&self.finding).clone()

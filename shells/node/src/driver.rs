@@ -724,7 +724,8 @@ fn request_of(ask: Ask, expires: Instant) -> Request {
 }
 
 /// The core's answer, as it goes to the node that forwarded the request.
-pub(crate) fn forward_reply_of(reply: Option<Reply>) -> ForwardReply {
+#[must_use]
+pub fn forward_reply_of(reply: Option<Reply>) -> ForwardReply {
     match reply {
         Some(Reply::Applied { lsn, term, outcome }) => ForwardReply::Applied { lsn, term, outcome },
         Some(Reply::Created { group, existed }) => ForwardReply::Created { group, existed },

@@ -40,7 +40,8 @@ pub struct Handle {
 }
 
 /// What a definite refusal means for the caller.
-enum Next {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
     /// Nothing reached a log, and it may go better soon.
     TryAgain,
     /// It is final.
@@ -432,7 +433,8 @@ impl Handle {
 }
 
 /// A definite refusal: try again, or what to report.
-fn next_after(reject: Reject, leader: Option<NodeId>) -> Next {
+#[must_use]
+pub fn next_after(reject: Reject, leader: Option<NodeId>) -> Next {
     match reject {
         Reject::NotLeader { .. } | Reject::NoSuchGroup | Reject::Transferring => Next::TryAgain,
         Reject::Busy => Next::Fail(Error::Busy),
@@ -448,7 +450,16 @@ fn next_after(reject: Reject, leader: Option<NodeId>) -> Next {
     }
 }
 
-fn receipt_of(group: GroupId, lsn: Lsn, term: Term, outcome: &Outcome) -> Result<Receipt, Error> {
+/// A write's receipt.
+///
+/// # Errors
+/// [`Error::Refused`], or [`Error::Unknown`] where the outcome can't be read.
+pub fn receipt_of(
+    group: GroupId,
+    lsn: Lsn,
+    term: Term,
+    outcome: &Outcome,
+) -> Result<Receipt, Error> {
     match Answer::decode(&outcome.answer) {
         Ok(Answer::Done { existed }) => Ok(Receipt { group, lsn, term, existed }),
         Ok(Answer::Refused { .. }) if planted::is(planted::Planted::RefusalAsAck) => {

@@ -27,6 +27,15 @@ use tokio::sync::mpsc;
 pub use driver::Exit;
 pub use handle::Handle;
 
+/// How the core's answers become a caller's: what is definite, and what is not known. For whoever
+/// drives a core in another way.
+pub mod outcome {
+    pub use crate::{
+        driver::forward_reply_of,
+        handle::{Next, next_after, receipt_of},
+    };
+}
+
 /// Who the node is and how it behaves.
 #[derive(Clone, Debug)]
 pub struct Options {

@@ -4,19 +4,22 @@ use std::{ops::Range, path::PathBuf};
 
 use highwater_core::planted::Planted;
 
-use crate::{plan::Profile, trace::Level};
+use crate::{plan::Profile, pool::default_jobs, trace::Level};
 
 pub(super) const HELP: &str = "\
 usage: cargo sim run     [--seeds A..B] [--profile P] [--jobs N] [--json] [--planted FAULT]
+       cargo sim fast    [--seeds A..B] [--profile P] [--jobs N] [--planted FAULT]
        cargo sim check   [--seeds A..B] [--profile P] [--planted FAULT]
        cargo sim replay  SEED|FILE [--profile P] [--log info|debug|trace] [--until SECONDS]
-                         [--planted FAULT]
+                         [--planted FAULT] [--fast]
        cargo sim shrink  SEED [--profile P] [--planted FAULT] [--out FILE] [--runs N]
        cargo sim planted [--seeds A..B] [--profile P] [--jobs N] [--only FAULT] [--rounds N]
 
 run      runs each seed (0..100); prints findings, and what took effect how often
+fast     runs each seed (0..1000) of the fast loop: bare cores, without files and bytes
 check    runs each seed (0..50) in two processes and compares every event
-replay   runs one seed, or a script, again and prints what happens
+replay   runs one seed, or a script, again (of the fast loop, where that is asked for) and prints
+         what happens
 shrink   finds the smallest schedule and workload that still fail, and writes it as a script
 planted  switches each planted fault on and counts the seeds (of 0..300) until an oracle sees it;
          several rounds take the ranges that follow, and print the median
@@ -27,6 +30,7 @@ profiles: default";
 pub(super) enum Command {
     Help,
     Run,
+    Fast,
     Check,
     Replay(Replayed),
     Shrink(u64),
@@ -47,6 +51,8 @@ pub(super) struct Args {
     pub(super) profile: Profile,
     pub(super) jobs: usize,
     pub(super) json: bool,
+    /// Of the fast loop.
+    pub(super) fast: bool,
     pub(super) log: Level,
     pub(super) until_ns: Option<u64>,
     pub(super) planted: Option<Planted>,
@@ -83,10 +89,6 @@ pub(super) fn planted_named(name: &str) -> Result<Planted, String> {
     })
 }
 
-fn default_jobs() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 impl Args {
     pub(super) fn parse(words: impl Iterator<Item = String>) -> Result<Args, String> {
         let mut words = words.peekable();
@@ -94,6 +96,7 @@ impl Args {
             None => return Err("a command is missing".to_owned()),
             Some("help" | "--help" | "-h") => Command::Help,
             Some("run") => Command::Run,
+            Some("fast") => Command::Fast,
             Some("check") => Command::Check,
             Some("planted") => Command::Planted,
             Some("replay") => {
@@ -111,6 +114,7 @@ impl Args {
             Some(other) => return Err(format!("there is no command {other}")),
         };
         let seeds = match command {
+            Command::Fast => 0..1_000,
             Command::Check => 0..50,
             Command::Planted => 0..300,
             _ => 0..100,
@@ -121,6 +125,7 @@ impl Args {
             profile: Profile::Default,
             jobs: default_jobs(),
             json: false,
+            fast: false,
             log: Level::Info,
             until_ns: None,
             planted: None,
@@ -135,6 +140,10 @@ impl Args {
                 args.json = true;
                 continue;
             }
+            if word == "--fast" && matches!(args.command, Command::Replay(_)) {
+                args.fast = true;
+                continue;
+            }
             let value =
                 words.next().ok_or_else(|| format!("{word} needs a value, or is unknown"))?;
             args.option(&word, &value)?;
@@ -143,9 +152,9 @@ impl Args {
     }
 
     fn option(&mut self, word: &str, value: &str) -> Result<(), String> {
-        let (run, check) = (self.command == Command::Run, self.command == Command::Check);
-        let (planted, replay) =
-            (self.command == Command::Planted, matches!(self.command, Command::Replay(_)));
+        let is = |command| self.command == command;
+        let (run, check, fast) = (is(Command::Run), is(Command::Check), is(Command::Fast));
+        let (planted, replay) = (is(Command::Planted), matches!(self.command, Command::Replay(_)));
         let shrink = matches!(self.command, Command::Shrink(_));
         match word {
             "--profile" => {
@@ -160,7 +169,7 @@ impl Args {
                 self.seeds =
                     parse_range(value).ok_or_else(|| format!("{value} is no range A..B"))?;
             }
-            "--jobs" if run || planted => {
+            "--jobs" if run || planted || fast => {
                 self.jobs = value.parse().ok().filter(|n| *n > 0).ok_or("--jobs needs a number")?;
             }
             "--only" if planted => self.only = Some(planted_named(value)?),
@@ -168,7 +177,7 @@ impl Args {
                 let rounds = value.parse().ok().filter(|n| *n > 0);
                 self.rounds = rounds.ok_or("--rounds needs a number")?;
             }
-            "--planted" if run || check || replay || shrink => {
+            "--planted" if run || check || replay || shrink || fast => {
                 self.planted = Some(planted_named(value)?);
             }
             "--log" if replay => {
@@ -219,6 +228,8 @@ mod tests {
         assert_eq!((shrink.command, shrink.runs), (Command::Shrink(5), 9));
         assert_eq!(replay.until_ns, Some(1_500_000_000));
         assert_eq!(replay.planted, Some(Planted::BlindVote));
+        assert!(parse("replay 7 --fast").unwrap().fast);
+        assert_eq!(parse("fast --jobs 3").unwrap().seeds, 0..1_000);
         assert_eq!(parse("check").unwrap().seeds, 0..50);
         assert_eq!(parse("planted").unwrap().seeds, 0..300);
         let one = parse("planted --only blind-vote --rounds 3").unwrap();

@@ -1,10 +1,10 @@
-//! The command line: `cargo sim run|check|replay|shrink|planted`. Exit codes: 0 all is well, 1 something
-//! was found, 2 it was asked for wrongly.
+//! The command line: `cargo sim run|fast|check|replay|shrink|planted`. Exit codes: 0 all is well, 1
+//! something was found, 2 it was asked for wrongly.
 
 mod args;
 mod check;
+mod fast;
 mod planted;
-mod pool;
 mod replay;
 mod run;
 mod shrink;
@@ -34,6 +34,7 @@ pub fn main() -> ExitCode {
             true
         }
         Command::Run => run::run(&args),
+        Command::Fast => fast::fast(&args),
         Command::Check => check::check(&args),
         Command::Replay(what) => replay::replay(&args, what),
         Command::Shrink(seed) => shrink::shrink(&args, *seed),

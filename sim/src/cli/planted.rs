@@ -18,7 +18,8 @@ use super::{
     check,
 };
 use crate::{
-    run::{Report, Settings, run_seed},
+    report::Report,
+    run::{Settings, run_seed},
     world::Finding,
 };
 

@@ -9,6 +9,7 @@ use tracing_subscriber::fmt::{format::Writer, time::FormatTime};
 
 use super::args::{Args, Replayed, planted_named};
 use crate::{
+    fast,
     plan::Plan,
     run::{Settings, run_plan},
     script,
@@ -46,8 +47,12 @@ pub(super) fn replay(args: &Args, what: &Replayed) -> bool {
     tracing_subscriber::fmt().with_max_level(filter).with_timer(SimulatedTime).init();
     planted::set(fault);
     let keep = Keep { events: false, log: Some(args.log) };
-    let settings = Settings { profile: args.profile, keep, until_ns: args.until_ns };
-    let report = run_plan(seed, plan, settings);
+    let report = if args.fast {
+        fast::run_plan(seed, plan, keep, args.until_ns.unwrap_or(u64::MAX))
+    } else {
+        let settings = Settings { profile: args.profile, keep, until_ns: args.until_ns };
+        run_plan(seed, plan, settings)
+    };
     println!("took effect:");
     for seen in Seen::ALL {
         let times = report.stats.get(*seen);

@@ -5,9 +5,11 @@ use std::{fs, io::IsTerminal, ops::ControlFlow, time::Instant};
 use highwater_core::planted;
 use serde_json::json;
 
-use super::{args::Args, pool, replay_line};
+use super::{args::Args, replay_line};
 use crate::{
-    run::{Report, Settings},
+    pool,
+    report::Report,
+    run::{Settings, run_seed},
     stats::{Seen, Totals},
     trace::Keep,
 };
@@ -56,7 +58,8 @@ pub(super) fn run(args: &Args) -> bool {
     let settings = Settings { profile: args.profile, keep, until_ns: None };
     let progress = !args.json && std::io::stderr().is_terminal();
     let mut summary = Summary::default();
-    pool::each(args.seeds.clone(), args.jobs, settings, |report| {
+    let run = |seed| run_seed(seed, settings);
+    pool::each(args.seeds.clone(), args.jobs, run, |report| {
         if let Some(dir) = &args.traces
             && let Err(error) = fs::write(dir.join(format!("{}.trace", report.seed)), &report.trace)
         {

@@ -12,7 +12,8 @@ use highwater_core::planted;
 use super::args::{Args, planted_name};
 use crate::{
     plan::{Plan, Weather},
-    run::{Report, Settings, run_plan},
+    report::Report,
+    run::{Settings, run_plan},
     script::{self, Script},
     world::Finding,
 };

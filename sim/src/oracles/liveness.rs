@@ -3,9 +3,14 @@
 //!
 //! semantics.md 9, 10; simulation.md, "liveness phase". Failures 18, 33, 41, 42, 48, 58.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use highwater_core::{GroupId, Lsn, NodeId, Term};
+
+/// How long a healed cluster may take to work as it should.
+pub(crate) const CONVERGENCE_NS: u64 = 20_000_000_000;
+/// How long a call on a healed cluster may take.
+pub(crate) const LIVENESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One replica, as it stands after the healing.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -56,13 +56,18 @@ impl Reference {
         Answer::Done { existed }
     }
 
-    /// Whether this is what a reader of the key sees.
-    pub(crate) fn reads(&self, key: &[u8], got: &Got) -> Verdict {
-        let due = self.at(got.applied, key).map(|(version, value)| Record {
+    /// What a reader of the key sees.
+    pub(crate) fn record(&self, key: &[u8], at: Lsn) -> Option<Record> {
+        self.at(at, key).map(|(version, value)| Record {
             version,
             content_type: value.content_type.clone(),
             value: value.value.clone(),
-        });
+        })
+    }
+
+    /// Whether this is what a reader of the key sees.
+    pub(crate) fn reads(&self, key: &[u8], got: &Got) -> Verdict {
+        let due = self.record(key, got.applied);
         if due != got.record {
             let what = format!(
                 "{} at {:?} of {:?} reads as {}, but is {}",
@@ -77,24 +82,33 @@ impl Reference {
         Ok(())
     }
 
-    /// Whether this is what a reader of the list sees.
-    pub(crate) fn lists(&self, query: &ListQuery, page: &Page) -> Verdict {
-        let mut due = self
-            .keys
+    /// What a reader of a list sees, in order, without a limit.
+    fn rows<'a>(&'a self, query: &'a ListQuery, at: Lsn) -> impl Iterator<Item = Listed> + 'a {
+        let row = move |key: &Bytes| {
+            let (version, value) = self.at(at, key)?;
+            let (size, content_type) = (value.value.len() as u64, value.content_type.clone());
+            let value = if query.values { value.value.clone() } else { Bytes::new() };
+            Some(Listed { key: key.clone(), size, record: Record { version, content_type, value } })
+        };
+        self.keys
             .range::<Bytes, _>(query.prefix.clone()..)
             .take_while(|(key, _)| key.starts_with(&query.prefix))
             .filter(|(key, _)| query.after.as_ref().is_none_or(|after| *key > after))
-            .filter_map(|(key, _)| Some((key, self.at(page.applied, key)?)));
+            .filter_map(move |(key, _)| row(key))
+    }
+
+    /// What a reader of a list sees, and whether there is more.
+    pub(crate) fn list(&self, query: &ListQuery, at: Lsn) -> (Vec<Listed>, bool) {
+        let mut rows = self.rows(query, at);
+        let records = rows.by_ref().take(query.limit).collect();
+        (records, rows.next().is_some())
+    }
+
+    /// Whether this is what a reader of the list sees.
+    pub(crate) fn lists(&self, query: &ListQuery, page: &Page) -> Verdict {
+        let mut due = self.rows(query, page.applied);
         for listed in &page.records {
-            let due = due.next().map(|(key, (version, value))| Listed {
-                key: key.clone(),
-                size: value.value.len() as u64,
-                record: Record {
-                    version,
-                    content_type: value.content_type.clone(),
-                    value: if query.values { value.value.clone() } else { Bytes::new() },
-                },
-            });
+            let due = due.next();
             if due.as_ref() != Some(listed) {
                 let what = format!(
                     "at {:?} of {:?} the list shows {:?} {}, but due is {:?}",
@@ -107,7 +121,7 @@ impl Reference {
                 return Err(broken(what).of(page.group).at(page.applied));
             }
         }
-        let next = due.next().map(|(key, _)| key);
+        let next = due.next().map(|listed| listed.key);
         if page.more != next.is_some() || page.more && page.records.len() < query.limit {
             let what = format!(
                 "at {:?} of {:?} the list of {} says more: {}, but next is {next:?}",
@@ -119,6 +133,13 @@ impl Reference {
             return Err(broken(what).of(page.group).at(page.applied));
         }
         Ok(())
+    }
+
+    /// Forgets what came after an LSN.
+    pub(crate) fn revert(&mut self, to: Lsn) {
+        for versions in self.keys.values_mut() {
+            versions.truncate(versions.partition_point(|(version, _)| *version <= to));
+        }
     }
 }
 

@@ -1,0 +1,116 @@
+//! Many seeds: what was found, what took effect how often, and how fast it went.
+
+use std::{
+    fmt,
+    ops::{ControlFlow, Range},
+    time::Instant,
+};
+
+use super::{faults::NEVER, run_seed};
+use crate::{
+    plan::Profile,
+    pool,
+    report::Report,
+    stats::{Seen, Totals},
+};
+
+/// What came of many seeds.
+#[derive(Debug, Default)]
+pub struct Explored {
+    totals: Totals,
+    /// Seeds, and what was found.
+    findings: Vec<(u64, String)>,
+    simulated_ns: u64,
+    calls: u64,
+    acks: u64,
+    events: u64,
+    /// That all threads spent on it.
+    spent_ns: u64,
+}
+
+/// Runs these seeds of the default profile on all the machine's threads; `tell` hears of each
+/// finding at once.
+pub fn explore(seeds: Range<u64>, tell: impl FnMut(&str)) -> Explored {
+    explore_with(seeds, Profile::Default, pool::default_jobs(), tell)
+}
+
+pub(crate) fn explore_with(
+    seeds: Range<u64>,
+    profile: Profile,
+    jobs: usize,
+    mut tell: impl FnMut(&str),
+) -> Explored {
+    let mut explored = Explored::default();
+    let timed = |seed| {
+        let begun = Instant::now();
+        let report = run_seed(seed, profile);
+        (report, begun.elapsed().as_nanos() as u64)
+    };
+    pool::each(seeds, jobs, timed, |(report, spent_ns)| {
+        if let Some(finding) = &report.finding {
+            let seed = report.seed;
+            tell(&format!(
+                "seed {seed}: {}: {}\n    cargo sim replay {seed} --fast",
+                finding.oracle, finding.what
+            ));
+        }
+        explored.add(&report, spent_ns);
+        ControlFlow::Continue(())
+    });
+    explored
+}
+
+impl Explored {
+    fn add(&mut self, report: &Report, spent_ns: u64) {
+        self.totals.add(&report.stats);
+        if let Some(finding) = &report.finding {
+            self.findings.push((report.seed, finding.oracle.to_owned()));
+        }
+        self.simulated_ns += report.simulated_ns;
+        self.calls += report.calls;
+        self.acks += report.acks;
+        self.events += report.events;
+        self.spent_ns += spent_ns;
+    }
+
+    fn missing(&self) -> Vec<Seen> {
+        self.totals.missing().into_iter().filter(|seen| !NEVER.contains(seen)).collect()
+    }
+
+    /// Whether nothing was found, and every fault that is due took effect.
+    #[must_use]
+    pub fn passed(&self) -> bool {
+        self.findings.is_empty() && self.missing().is_empty()
+    }
+}
+
+impl fmt::Display for Explored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<42} {:>10} {:>7} {:>5}", "took effect", "times", "seeds", "%")?;
+        for seen in Seen::ALL.iter().filter(|seen| !NEVER.contains(seen)) {
+            let (times, seeds) = self.totals.get(*seen);
+            let percent = seeds * 100 / self.totals.seeds.max(1);
+            writeln!(f, "{:<42} {times:>10} {seeds:>7} {percent:>5}", seen.name())?;
+        }
+        for seen in self.missing() {
+            let due = seen.due_percent().unwrap_or(0);
+            writeln!(f, "MISSING: {} is due in {due} % of seeds and at least one", seen.name())?;
+        }
+        let (simulated, spent) = (self.simulated_ns as f64 / 1e9, self.spent_ns as f64 / 1e9);
+        write!(
+            f,
+            "{} seeds, {} failed; {} calls, {} acknowledged writes, {} events; {simulated:.0} \
+             simulated seconds, {:.0} per second and core",
+            self.totals.seeds,
+            self.findings.len(),
+            self.calls,
+            self.acks,
+            self.events,
+            simulated / spent,
+        )?;
+        for (seed, oracle) in &self.findings {
+            write!(f, "\nfailed by {oracle}: cargo sim replay {seed} --fast")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,233 @@
+//! A machine's oplog as records: a queue of writes of which only what was synced survives a power
+//! cut for certain, and of the rest a prefix. No bytes, no files.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use highwater_core::{
+    Boot, Doubt, Entry, Formation, GroupId, Lsn, Member, Record, RecoveredGroup, Term, WriteId,
+};
+
+/// One group's part of an oplog.
+#[derive(Clone, Debug, Default)]
+struct GroupLog {
+    term: Term,
+    vote: Option<Member>,
+    checkpointed: Lsn,
+    entries: Vec<Entry>,
+    sound: bool,
+    acked: BTreeMap<Member, (Term, Lsn)>,
+}
+
+/// What a sequence of records says.
+#[derive(Clone, Debug, Default)]
+struct Image {
+    formation: Option<Formation>,
+    groups: BTreeMap<GroupId, GroupLog>,
+    boots: BTreeMap<Member, Boot>,
+    doubt: Option<Doubt>,
+}
+
+impl Image {
+    fn take(&mut self, record: Record) {
+        match record {
+            Record::Formation(formation) => self.formation = Some(formation),
+            Record::HardState { group, term, vote } => {
+                let log = self.groups.entry(group).or_default();
+                (log.term, log.vote) = (term, vote);
+            }
+            Record::Append { group, entry } => {
+                let log = self.groups.entry(group).or_default();
+                let at = entry.lsn.0 as usize - 1;
+                assert!(at <= log.entries.len(), "no hole in a log");
+                log.entries.truncate(at);
+                log.entries.push(entry);
+            }
+            Record::Checkpointed { group, lsn } => {
+                let log = self.groups.entry(group).or_default();
+                log.checkpointed = log.checkpointed.max(lsn);
+            }
+            Record::Boot { member, boot } => {
+                self.boots.insert(member, boot);
+            }
+            Record::Acked { group, member, term, lsn } => {
+                self.groups.entry(group).or_default().acked.insert(member, (term, lsn));
+            }
+            Record::Sound { group: GroupId::SYSTEM, committed } => {
+                if let Some(doubt) = &mut self.doubt {
+                    doubt.bound = Some(committed);
+                }
+                self.groups.entry(GroupId::SYSTEM).or_default().sound = true;
+            }
+            Record::Sound { group, .. } => self.groups.entry(group).or_default().sound = true,
+        }
+    }
+}
+
+/// What a start finds in the oplog.
+pub(super) struct Found {
+    pub(super) formation: Option<Formation>,
+    pub(super) groups: Vec<RecoveredGroup>,
+    pub(super) boots: Vec<(Member, Boot)>,
+    pub(super) doubt: Option<Doubt>,
+}
+
+/// Writes that one sync covers at most.
+const GROUP_COMMIT_MAX: usize = 1024;
+
+/// An oplog, and what a crash would leave of it.
+#[derive(Default)]
+pub(super) struct Oplog {
+    /// What a crash leaves.
+    durable: Image,
+    /// What was written, synced or not: this is what loads read.
+    written: Image,
+    queue: VecDeque<(WriteId, Vec<Record>)>,
+    /// How many writes of the queue the sync under way covers.
+    syncing: usize,
+}
+
+impl Oplog {
+    /// Queues a write.
+    pub(super) fn write(&mut self, write: WriteId, records: Vec<Record>) {
+        for record in &records {
+            self.written.take(record.clone());
+        }
+        self.queue.push_back((write, records));
+    }
+
+    /// Begins a sync of what is queued. Whether there is something, and no other sync.
+    pub(super) fn begin_sync(&mut self) -> bool {
+        let begins = self.syncing == 0 && !self.queue.is_empty();
+        if begins {
+            self.syncing = self.queue.len().min(GROUP_COMMIT_MAX);
+        }
+        begins
+    }
+
+    /// The sync under way is done: the last write that it covers.
+    pub(super) fn end_sync(&mut self) -> Option<WriteId> {
+        let mut last = None;
+        for (write, records) in self.queue.drain(..std::mem::take(&mut self.syncing)) {
+            last = Some(write);
+            for record in records {
+                self.durable.take(record);
+            }
+        }
+        last
+    }
+
+    /// How many records are not synced; how many of them the sync under way covers.
+    pub(super) fn unsynced(&self) -> (usize, usize) {
+        let count = |writes: usize| self.queue.iter().take(writes).map(|(_, r)| r.len()).sum();
+        (count(self.queue.len()), count(self.syncing))
+    }
+
+    /// The process is gone: of what was not synced, the first `keep` records are found later.
+    pub(super) fn crash(&mut self, keep: usize) {
+        let queued = std::mem::take(&mut self.queue);
+        for record in queued.into_iter().flat_map(|(_, records)| records).take(keep) {
+            self.durable.take(record);
+        }
+        self.written = self.durable.clone();
+        self.syncing = 0;
+    }
+
+    /// Reads entries back: at least one, and no more than `bytes_max` but for that one.
+    pub(super) fn load(&self, group: GroupId, from: Lsn, to: Lsn, bytes_max: usize) -> Vec<Entry> {
+        let log = self.written.groups.get(&group).map(|log| log.entries.as_slice());
+        let wanted =
+            log.and_then(|log| log.get(from.0 as usize - 1..(to.0 as usize).min(log.len())));
+        let mut bytes = 0;
+        let mut found: Vec<Entry> = Vec::new();
+        for entry in wanted.unwrap_or_default() {
+            bytes += entry.weight();
+            if bytes > bytes_max && !found.is_empty() {
+                break;
+            }
+            found.push(entry.clone());
+        }
+        found
+    }
+
+    /// What a start finds.
+    pub(super) fn found(&self) -> Found {
+        let group = |(group, log): (&GroupId, &GroupLog)| {
+            let mut terms: Vec<(Lsn, Term)> = Vec::new();
+            for entry in &log.entries {
+                if terms.last().is_none_or(|(_, term)| *term != entry.term) {
+                    terms.push((entry.lsn, entry.term));
+                }
+            }
+            RecoveredGroup {
+                group: *group,
+                term: log.term,
+                vote: log.vote,
+                checkpointed: log.checkpointed,
+                last: Lsn(log.entries.len() as u64),
+                terms,
+                sound: log.sound,
+                acked: log.acked.iter().map(|(m, (term, lsn))| (*m, *term, *lsn)).collect(),
+                hlc: log.entries.last().map(|entry| entry.hlc).unwrap_or_default(),
+            }
+        };
+        let image = &self.durable;
+        Found {
+            formation: image.formation.clone(),
+            groups: image.groups.iter().map(group).collect(),
+            boots: image.boots.iter().map(|(member, boot)| (*member, *boot)).collect(),
+            doubt: image.doubt,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use highwater_core::{Hlc, Kind};
+
+    use super::*;
+
+    const G: GroupId = GroupId(2);
+
+    fn append(lsn: u64, term: u64) -> Record {
+        let entry = Entry {
+            lsn: Lsn(lsn),
+            term: Term(term),
+            prev_term: Term(0),
+            hlc: Hlc(0),
+            origin: 0,
+            kind: Kind::Op,
+            payload: Bytes::from_static(b"op"),
+        };
+        Record::Append { group: G, entry }
+    }
+
+    fn last(log: &Oplog) -> (u64, Vec<(Lsn, Term)>) {
+        let found = log.found().groups.pop().unwrap_or_default();
+        (found.last.0, found.terms)
+    }
+
+    #[test]
+    fn a_crash_keeps_what_was_synced_and_a_prefix_of_the_rest() {
+        let mut log = Oplog::default();
+        log.write(WriteId(1), vec![append(1, 1), append(2, 1)]);
+        assert!(log.begin_sync() && !log.begin_sync());
+        log.write(WriteId(2), vec![append(2, 2), append(3, 2)]);
+        assert_eq!(log.unsynced(), (4, 2));
+        assert_eq!(log.end_sync(), Some(WriteId(1)));
+        assert_eq!(log.load(G, Lsn(2), Lsn(9), 1_000)[0].term, Term(2), "as written");
+        assert_eq!(last(&log).0, 2, "as synced");
+        log.crash(1);
+        assert_eq!(last(&log), (2, vec![(Lsn(1), Term(1)), (Lsn(2), Term(2))]));
+        assert!(!log.begin_sync());
+    }
+
+    #[test]
+    fn a_load_gives_at_least_one_entry() {
+        let mut log = Oplog::default();
+        log.write(WriteId(1), (1..=5).map(|lsn| append(lsn, 1)).collect());
+        assert_eq!(log.load(G, Lsn(2), Lsn(4), 1).len(), 1);
+        assert_eq!(log.load(G, Lsn(2), Lsn(4), 1 << 20).len(), 3);
+        assert_eq!(log.load(G, Lsn(4), Lsn(9), 1 << 20).len(), 2);
+    }
+}

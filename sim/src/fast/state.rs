@@ -1,0 +1,72 @@
+//! A group's materialized state on one machine: the reference state machine of the oracles, at the
+//! LSN that is applied here. What a crash loses is what was applied since the last checkpoint.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use highwater_core::{Entry, Kind, Lsn, Outcome};
+use highwater_node::api::{ListQuery, Listed, Record};
+use highwater_wire::op::{Answer, Op};
+
+use crate::oracles::reference::Reference;
+
+/// One group's state.
+#[derive(Default)]
+pub(super) struct State {
+    content: Reference,
+    applied: Lsn,
+    /// A crash returns to here.
+    checkpointed: Lsn,
+    /// The core's control writes, as of the last checkpoint.
+    control: BTreeMap<Bytes, Bytes>,
+}
+
+impl State {
+    pub(super) fn applied(&self) -> Lsn {
+        self.applied
+    }
+
+    /// Applies a run. What it holds already is skipped, with default outcomes.
+    pub(super) fn apply(&mut self, entries: &[Entry]) -> Vec<Outcome> {
+        let ops = entries.iter().filter_map(|entry| {
+            let fresh = entry.lsn > self.applied;
+            self.applied = self.applied.max(entry.lsn);
+            (entry.kind == Kind::Op)
+                .then(|| if fresh { self.op(entry) } else { Outcome::default() })
+        });
+        ops.collect()
+    }
+
+    fn op(&mut self, entry: &Entry) -> Outcome {
+        let op = Op::decode(entry.payload.clone()).expect("clients propose ops");
+        let answer = self.content.apply(entry.lsn, &op);
+        Outcome { refused: matches!(answer, Answer::Refused { .. }), answer: answer.encode() }
+    }
+
+    /// A checkpoint of the state at `lsn` is durable.
+    pub(super) fn flushed(&mut self, lsn: Lsn, control: Vec<(Bytes, Bytes)>) {
+        self.applied = self.applied.max(lsn);
+        self.checkpointed = self.checkpointed.max(lsn);
+        self.control.extend(control);
+    }
+
+    /// The process is gone.
+    pub(super) fn crash(&mut self) {
+        self.applied = self.checkpointed;
+        self.content.revert(self.applied);
+    }
+
+    /// The last checkpoint, and the control writes up to it.
+    pub(super) fn control(&self) -> (Lsn, Vec<(Bytes, Bytes)>) {
+        let control = self.control.iter().map(|(key, value)| (key.clone(), value.clone()));
+        (self.checkpointed, control.collect())
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Option<Record> {
+        self.content.record(key, self.applied)
+    }
+
+    pub(super) fn list(&self, query: &ListQuery) -> (Vec<Listed>, bool) {
+        self.content.list(query, self.applied)
+    }
+}

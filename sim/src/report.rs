@@ -1,0 +1,22 @@
+//! What came of a run.
+
+use crate::{stats::Stats, world::Finding};
+
+/// What came of a run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) seed: u64,
+    pub(crate) finding: Option<Finding>,
+    pub(crate) stats: Stats,
+    /// Of the trace.
+    pub(crate) hash: u64,
+    /// In the trace.
+    pub(crate) events: u64,
+    pub(crate) simulated_ns: u64,
+    /// Made by clients.
+    pub(crate) calls: u64,
+    /// Acknowledged writes.
+    pub(crate) acks: u64,
+    /// Kept events, as [`crate::trace::Trace::save`] writes them.
+    pub(crate) trace: Vec<u8>,
+}
