@@ -36,6 +36,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Settings {
     pub(crate) profile: Profile,
+    /// Whether nodes talk by real QUIC, whatever the plan says.
+    pub(crate) quic: Option<bool>,
     /// What is kept of the trace.
     pub(crate) keep: Keep,
     /// Stop at this simulated time.
@@ -95,7 +97,8 @@ pub(crate) fn run_seed(seed: u64, settings: Settings) -> Report {
 
 /// Runs a plan, on a thread of its own: what a thread remembers must not pass from one run to the
 /// next. `seed` is that of every stream of randomness.
-pub(crate) fn run_plan(seed: u64, plan: Plan, settings: Settings) -> Report {
+pub(crate) fn run_plan(seed: u64, mut plan: Plan, settings: Settings) -> Report {
+    plan.quic = settings.quic.unwrap_or(plan.quic);
     catch_panics();
     let thread = std::thread::Builder::new().name(format!("seed {seed}")).stack_size(16 << 20);
     let run = thread.spawn(move || run_here(seed, plan, settings));

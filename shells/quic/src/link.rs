@@ -52,6 +52,8 @@ struct State {
     /// Names connections, both dialled and accepted.
     serial: u64,
     outgoing: Option<Outgoing>,
+    /// How many of those there were.
+    connections: u64,
     incoming: Option<(u64, Connection)>,
     /// The sender of the last message that was handed on.
     heard: Option<Peer>,
@@ -123,6 +125,11 @@ impl Link {
         self.state().outgoing.is_some()
     }
 
+    /// How many dialled connections stood so far.
+    pub(crate) fn connections(&self) -> u64 {
+        self.state().connections
+    }
+
     /// Records what went wrong; whether it is news.
     pub(crate) fn trouble(&self, what: &str) -> bool {
         let mut state = self.state();
@@ -173,6 +180,7 @@ impl Link {
         let mut state = self.state();
         let serial = state.next_serial();
         state.outgoing = Some(Outgoing { serial, connection, remote: hello.peer });
+        state.connections += 1;
         state.http = Some(hello.http.clone());
         state.trouble.clear();
         serial

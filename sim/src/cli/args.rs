@@ -13,6 +13,7 @@ usage: cargo sim run     [--seeds A..B] [--profile P] [--jobs N] [--json] [--pla
                          [--planted FAULT]
        cargo sim shrink  SEED [--profile P] [--planted FAULT] [--out FILE] [--runs N]
        cargo sim planted [--seeds A..B] [--profile P] [--jobs N]
+       --quic or --no-quic makes run, check, replay and shrink use real QUIC always or never
 
 run      runs each seed (0..100); prints findings, and what took effect how often
 check    runs each seed (0..50) in two processes and compares every event
@@ -44,6 +45,8 @@ pub(super) struct Args {
     pub(super) command: Command,
     pub(super) seeds: Range<u64>,
     pub(super) profile: Profile,
+    /// Whether nodes talk by real QUIC, whatever the plan says.
+    pub(super) quic: Option<bool>,
     pub(super) jobs: usize,
     pub(super) json: bool,
     pub(super) log: Level,
@@ -119,6 +122,7 @@ impl Args {
             command,
             seeds,
             profile: Profile::Default,
+            quic: None,
             jobs: default_jobs(),
             json: false,
             log: Level::Info,
@@ -131,6 +135,10 @@ impl Args {
         while let Some(word) = words.next() {
             if word == "--json" && args.command == Command::Run {
                 args.json = true;
+                continue;
+            }
+            if matches!(&*word, "--quic" | "--no-quic") && args.command != Command::Planted {
+                args.quic = Some(word == "--quic");
                 continue;
             }
             let value =
@@ -210,6 +218,8 @@ mod tests {
         assert_eq!(script, Command::Replay(Replayed::Script("a/b.json".into())));
         let shrink = parse("shrink 5 --out x.json --runs 9").unwrap();
         assert_eq!((shrink.command, shrink.runs), (Command::Shrink(5), 9));
+        assert_eq!(parse("run --json --quic --seeds 1..2").unwrap().quic, Some(true));
+        assert_eq!(parse("check --no-quic").unwrap().quic, Some(false));
         assert_eq!(replay.until_ns, Some(1_500_000_000));
         assert_eq!(replay.planted, Some(Planted::BlindVote));
         assert_eq!(parse("check").unwrap().seeds, 0..50);
@@ -235,6 +245,7 @@ mod tests {
             "shrink 1 --log info",
             "replay 1 --until never",
             "run --planted nothing",
+            "planted --quic",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

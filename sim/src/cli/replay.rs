@@ -46,7 +46,8 @@ pub(super) fn replay(args: &Args, what: &Replayed) -> bool {
     tracing_subscriber::fmt().with_max_level(filter).with_timer(SimulatedTime).init();
     planted::set(fault);
     let keep = Keep { events: false, log: Some(args.log) };
-    let settings = Settings { profile: args.profile, keep, until_ns: args.until_ns };
+    let settings =
+        Settings { profile: args.profile, quic: args.quic, keep, until_ns: args.until_ns };
     let report = run_plan(seed, plan, settings);
     println!("took effect:");
     for seen in Seen::ALL {

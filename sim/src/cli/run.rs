@@ -53,7 +53,7 @@ pub(super) fn run(args: &Args) -> bool {
     planted::set(args.planted);
     let begun = Instant::now();
     let keep = Keep { events: args.traces.is_some(), log: None };
-    let settings = Settings { profile: args.profile, keep, until_ns: None };
+    let settings = Settings { profile: args.profile, quic: args.quic, keep, until_ns: None };
     let progress = !args.json && std::io::stderr().is_terminal();
     let mut summary = Summary::default();
     pool::each(args.seeds.clone(), args.jobs, settings, |report| {
