@@ -30,7 +30,7 @@ use crate::{
     judge::{Judge, ProcessId},
     net::{Network, Receiver, SimTransport},
     plan::{Crash, Plan},
-    quic::{self, Certificates},
+    quic::{self, Cabling},
     rng::Rng,
     stats::Seen,
     timer::{now_ns, until},
@@ -105,7 +105,7 @@ pub(crate) struct Cluster {
     pub(crate) judge: Arc<Judge>,
     machines: BTreeMap<NodeId, Machine>,
     /// If the nodes talk by real QUIC.
-    certificates: Option<Certificates>,
+    cabling: Option<Cabling>,
     runtime: Runtime,
     processes: Mutex<u64>,
     /// Told of each process that has ended, with how long its machine stays down.
@@ -133,15 +133,14 @@ impl Cluster {
             (*node, machine)
         };
         let machines = plan.nodes.iter().map(machine).collect();
-        let certificates =
-            plan.quic.then(|| Certificates::new(CLUSTER, &plan.nodes)).and_then(|made| {
-                made.inspect_err(|error| world.fail("harness", error.to_string())).ok()
-            });
+        let cabling = plan.quic.then(|| Cabling::new(CLUSTER, &plan.nodes)).and_then(|made| {
+            made.inspect_err(|error| world.fail("harness", error.to_string())).ok()
+        });
         let cluster = Arc::new(Cluster {
             network: Arc::new(Network::new(world.clone(), plan.weather)),
             judge: Arc::new(Judge::new(world.clone(), &plan.nodes)),
             machines,
-            certificates,
+            cabling,
             runtime: Runtime::current(),
             processes: Mutex::new(0),
             ended,
@@ -403,17 +402,17 @@ impl Cluster {
         if process.is_dead() {
             return Err("it is dead".to_owned());
         }
-        let Some(certificates) = &self.certificates else {
+        let Some(cabling) = &self.cabling else {
             self.network.attach(node, id, Receiver::Driver(inbound));
             let transport = SimTransport::new(self.network.clone(), identity, process.clone());
             return Ok(Arc::new(transport));
         };
         let mut rng = Rng::stream(self.world.seed, "quic", id);
-        let quic =
-            quic::start(certificates, &self.network, identity, process.clone(), &mut rng, inbound)
+        let (transport, quic) =
+            quic::start(cabling, &self.network, process, identity, &mut rng, inbound)
                 .map_err(|error| format!("quic: {error}"))?;
-        lock(&self.machine(node).running).quic = Some(quic.clone());
-        Ok(Arc::new(quic))
+        lock(&self.machine(node).running).quic = Some(quic);
+        Ok(transport)
     }
 
     fn count_connections(&self, quic: Option<Quic>) {

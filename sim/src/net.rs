@@ -61,10 +61,20 @@ struct Endpoint {
 #[derive(Clone, Copy)]
 enum Load {
     /// A message. The cheap transport keeps its promise to drivers: only the process that it was
-    /// sent to ever sees it.
-    Message { from: Peer, process: u64 },
+    /// sent to ever sees it; `None` if there was none.
+    Message { from: Peer, process: Option<u64> },
     /// A packet of a real transport, for whoever has the address when it arrives.
     Datagram,
+}
+
+impl Load {
+    /// What happens to it, in the trace: it is sent, arrives, or is lost.
+    fn kinds(self) -> [Kind; 3] {
+        match self {
+            Load::Message { .. } => [Kind::Send, Kind::Deliver, Kind::Drop],
+            Load::Datagram => [Kind::DatagramSend, Kind::DatagramDeliver, Kind::DatagramDrop],
+        }
+    }
 }
 
 struct Parcel {
@@ -94,7 +104,7 @@ struct State {
 
 /// The network of one run.
 pub(crate) struct Network {
-    world: Arc<World>,
+    pub(crate) world: Arc<World>,
     state: Mutex<State>,
 }
 
@@ -157,13 +167,17 @@ impl Network {
         self.lock().endpoints.remove(&node);
     }
 
+    /// Which process has a node's address.
+    pub(crate) fn process_at(&self, node: NodeId) -> Option<u64> {
+        self.lock().endpoints.get(&node).map(|endpoint| endpoint.process)
+    }
+
     fn send(&self, from: Peer, to: NodeId, message: &PeerMessage) {
         let mut frame = BytesMut::new();
         message::encode(message, &mut frame);
         // Drivers rely on a transport that delivers at most once; cores don't.
         let repeats = matches!(message, PeerMessage::Core(_));
-        let process = self.lock().endpoints.get(&to).map(|e| e.process);
-        let load = process.map(|process| Load::Message { from, process });
+        let load = Load::Message { from, process: self.process_at(to) };
         self.post(from.member.node, to, load, frame.freeze(), repeats, &|| brief(message));
     }
 
@@ -171,15 +185,15 @@ impl Network {
     pub(crate) fn send_datagram(&self, from: NodeId, to: NodeId, bytes: Bytes) {
         let size = bytes.len();
         let brief = || format!("a datagram of {size} bytes");
-        self.post(from, to, Some(Load::Datagram), bytes, true, &brief);
+        self.post(from, to, Load::Datagram, bytes, true, &brief);
     }
 
-    /// Puts a parcel on its way. Without a load it has nobody to go to.
+    /// Puts a parcel on its way.
     fn post(
         &self,
         from: NodeId,
         to: NodeId,
-        load: Option<Load>,
+        load: Load,
         bytes: Bytes,
         repeats: bool,
         brief: &dyn Fn() -> String,
@@ -190,20 +204,23 @@ impl Network {
                 format!("to {to:?}{why} {}", brief())
             });
         };
-        event(Kind::Send, "");
+        let [sends, _, drops] = load.kinds();
+        event(sends, "");
         let mut guard = self.lock();
         let state = &mut *guard;
-        let Some(load) = load else { return };
+        if let Load::Message { process: None, .. } = load {
+            return;
+        }
         if let Some(cut) = state.cuts.get(&(from, to)).and_then(|cuts| cuts.first()) {
             self.world.saw(blocked(*cut));
-            return event(Kind::Drop, ", cut off,");
+            return event(drops, ", cut off,");
         }
         if state.rng.ppm(state.weather.loss_ppm) {
             self.world.saw(match load {
                 Load::Message { .. } => Seen::MessageLost,
                 Load::Datagram => Seen::DatagramLost,
             });
-            return event(Kind::Drop, ", lost,");
+            return event(drops, ", lost,");
         }
         let copies = 1 + u64::from(repeats && state.rng.ppm(state.weather.duplicate_ppm));
         let sent_ns = now_ns();
@@ -259,13 +276,14 @@ impl Network {
             world.event(kind, to.0, from.0, bytes.len() as u64, digest, detail);
         };
         let mut state = self.lock();
+        let [_, delivers, drops] = load.kinds();
         if let Some(cut) = state.cuts.get(&(from, to)).and_then(|cuts| cuts.first()) {
             world.saw(blocked(*cut));
-            return event(Kind::Drop, &|| format!("from {from:?}: cut off on the way"));
+            return event(drops, &|| format!("from {from:?}: cut off on the way"));
         }
         let taken = match (load, state.endpoints.get(&to)) {
             (Load::Message { from: peer, process }, Some(endpoint))
-                if endpoint.process == process =>
+                if process == Some(endpoint.process) =>
             {
                 let Receiver::Driver(inbound) = &endpoint.receiver else { return };
                 let message = match message::decode(bytes.clone()) {
@@ -275,21 +293,19 @@ impl Network {
                         return world.fail("wire", what);
                     }
                 };
-                event(Kind::Deliver, &|| format!("from {from:?} {}", brief(&message)));
+                event(delivers, &|| format!("from {from:?} {}", brief(&message)));
                 inbound.try_send(Inbound { from: peer, message }).is_ok()
             }
             (Load::Message { .. }, _) => {
                 world.saw(Seen::StaleSession);
-                return event(Kind::Drop, &|| format!("from {from:?}: for an earlier process"));
+                return event(drops, &|| format!("from {from:?}: for an earlier process"));
             }
             (Load::Datagram, Some(Endpoint { receiver: Receiver::Socket(arrivals), .. })) => {
-                event(Kind::Deliver, &|| {
-                    format!("from {from:?} a datagram of {} bytes", bytes.len())
-                });
+                event(delivers, &|| format!("from {from:?} a datagram of {} bytes", bytes.len()));
                 arrivals.push(from, bytes.clone())
             }
             (Load::Datagram, _) => {
-                return event(Kind::Drop, &|| format!("from {from:?}: nobody listens"));
+                return event(drops, &|| format!("from {from:?}: nobody listens"));
             }
         };
         // A full queue loses the parcel, as a network would.
@@ -332,7 +348,7 @@ fn blocked(cut: Cut) -> Seen {
 }
 
 /// A message as a reader of a log wants it: without the bytes of its payloads.
-fn brief(message: &PeerMessage) -> String {
+pub(crate) fn brief(message: &PeerMessage) -> String {
     let mut text = format!("{message:?}");
     if text.len() > 400 {
         let mut end = 400;

@@ -360,6 +360,14 @@ mod tests {
             assert!(plan.faults.len() > 10, "seed {seed}: {}", plan.faults.len());
             assert!(plan.faults.is_sorted_by_key(|(at, _)| *at));
         }
+        // Any range that is asked for its coverage has its share of real QUIC.
+        let quic = |seed: &u64| Plan::draw(Profile::Default, *seed).quic;
+        for from in [0, 8, 23] {
+            for to in from + 50..from + 80 {
+                let share = (from..to).filter(quic).count() as u64;
+                assert!(share * 100 >= 5 * (to - from), "{share} of {from}..{to}");
+            }
+        }
         let five = (0..50).filter(|s| Plan::draw(Profile::Default, *s).nodes.len() == 5).count();
         assert!((10..40).contains(&five), "{five}");
     }

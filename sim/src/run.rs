@@ -358,4 +358,17 @@ mod tests {
         planted::set(None);
         assert_ne!(leaky.hash, other.hash);
     }
+
+    #[test]
+    fn a_seed_on_real_quic_repeats_itself_to_the_last_encrypted_byte() {
+        let until_ns = Some(6_000_000_000);
+        let settings = Settings { quic: Some(true), until_ns, ..Settings::default() };
+        let one = run_seed(11, settings);
+        assert_eq!(one.finding, None);
+        assert!(one.stats.get(Seen::RealQuic) > 0 && one.acks > 10, "{} acks", one.acks);
+        let again = run_seed(11, settings);
+        assert_eq!((one.hash, one.events, &one.stats), (again.hash, again.events, &again.stats));
+        let cheap = run_seed(11, Settings { quic: Some(false), ..settings });
+        assert_eq!((cheap.finding, cheap.stats.get(Seen::RealQuic)), (None, 0));
+    }
 }

@@ -13,7 +13,7 @@ usage: cargo sim run     [--seeds A..B] [--profile P] [--jobs N] [--json] [--pla
                          [--planted FAULT]
        cargo sim shrink  SEED [--profile P] [--planted FAULT] [--out FILE] [--runs N]
        cargo sim planted [--seeds A..B] [--profile P] [--jobs N]
-       --quic or --no-quic makes run, check, replay and shrink use real QUIC always or never
+       --quic or --no-quic: all seeds of a run, check, replay or shrink, or none, on real QUIC
 
 run      runs each seed (0..100); prints findings, and what took effect how often
 check    runs each seed (0..50) in two processes and compares every event

@@ -6,6 +6,8 @@
 //! keys are made within the run, ring's randomness comes from it too (`highwater_sim_sys`), and each
 //! run has a thread of its own, because std's and rand's state is the thread's.
 
+mod ledger;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
@@ -19,7 +21,7 @@ use std::{
 
 use bytes::Bytes;
 use highwater_core::{ClusterId, NodeId, Peer};
-use highwater_node::env::Inbound;
+use highwater_node::env::{Inbound, Transport};
 use highwater_quic::{
     Platform, Quic, QuicError, QuicOptions,
     tls::{NodeTls, TlsError, make_ca, make_node_cert},
@@ -31,6 +33,7 @@ use quinn::{
 };
 use tokio::sync::mpsc;
 
+use self::ledger::{Carrier, Ledger, Observed};
 use crate::{
     cluster::Process,
     net::{Network, Receiver},
@@ -54,52 +57,60 @@ fn node_at(address: SocketAddr) -> Option<NodeId> {
     }
 }
 
-/// Every node's certificate and key, for the whole run.
-#[derive(Debug)]
-pub(crate) struct Certificates {
+/// What all processes of a run share.
+pub(crate) struct Cabling {
     cluster: ClusterId,
+    /// Every node's certificate and key.
     nodes: BTreeMap<NodeId, NodeTls>,
+    ledger: Arc<Ledger>,
 }
 
-impl Certificates {
-    /// Makes them, with keys from the run's randomness.
-    pub(crate) fn new(cluster: ClusterId, nodes: &[NodeId]) -> Result<Certificates, TlsError> {
+impl Cabling {
+    /// Makes the certificates, with keys from the run's randomness.
+    pub(crate) fn new(cluster: ClusterId, nodes: &[NodeId]) -> Result<Cabling, TlsError> {
         let ca = make_ca(cluster)?;
         let tls = |node: &NodeId| {
             let made = make_node_cert(&ca, cluster, *node)?;
             let (cert, key) = (made.cert.as_bytes(), made.key.as_bytes());
             Ok((*node, NodeTls::from_pem(ca.cert.as_bytes(), cert, key)?))
         };
-        Ok(Certificates { cluster, nodes: nodes.iter().map(tls).collect::<Result<_, TlsError>>()? })
+        let nodes = nodes.iter().map(tls).collect::<Result<_, TlsError>>()?;
+        Ok(Cabling { cluster, nodes, ledger: Arc::default() })
     }
 }
 
-/// Starts a process's transport, and connects it. `inbound` is where its messages go.
+/// Starts a process's transport, and connects it. `driver` is where its messages go. The first
+/// answer is for the driver.
 pub(crate) fn start(
-    certificates: &Certificates,
+    cabling: &Cabling,
     network: &Arc<Network>,
+    process: &Arc<Process>,
     identity: Peer,
-    process: Arc<Process>,
     rng: &mut Rng,
-    inbound: mpsc::Sender<Inbound>,
-) -> Result<Quic, QuicError> {
+    driver: mpsc::Sender<Inbound>,
+) -> Result<(Arc<dyn Transport>, Quic), QuicError> {
     let (node, id) = process.id;
     let options = QuicOptions {
-        cluster: certificates.cluster,
+        cluster: cabling.cluster,
         identity,
         listen: address(node),
-        peers: certificates.nodes.keys().map(|peer| (*peer, address(*peer))).collect(),
+        peers: cabling.nodes.keys().map(|peer| (*peer, address(*peer))).collect(),
         http: format!("n{}", node.0),
-        tls: certificates.nodes[&node].clone(),
+        tls: cabling.nodes[&node].clone(),
     };
     let mut seed = [0; 32];
     seed.fill_with(|| rng.next() as u8);
     let arrivals = Arc::new(Arrivals::default());
-    let socket = Socket { network: network.clone(), process, arrivals: arrivals.clone() };
-    network.attach(node, id, Receiver::Socket(arrivals));
+    let (network, process) = (network.clone(), process.clone());
+    network.attach(node, id, Receiver::Socket(arrivals.clone()));
+    let socket = Socket { network: network.clone(), process: process.clone(), arrivals };
     let platform =
         Platform { runtime: Arc::new(SimRuntime), socket: Arc::new(socket), seed: Some(seed) };
-    Quic::start(&options, platform, inbound)
+    let (inbound, arriving) = mpsc::channel(1);
+    let quic = Quic::start(&options, platform, inbound)?;
+    let observed = Observed { network, ledger: cabling.ledger.clone(), process, identity };
+    madsim::task::spawn(observed.clone().receive(arriving, driver));
+    Ok((Arc::new(Carrier { quic: quic.clone(), observed }), quic))
 }
 
 /// Datagrams that wait at a socket.
@@ -237,5 +248,24 @@ impl AsyncTimer for Timer {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_nodes_own() {
+        for node in (1..=9).map(NodeId) {
+            assert_eq!(node_at(address(node)), Some(node));
+        }
+    }
+
+    #[test]
+    fn a_full_socket_loses_what_comes_next() {
+        let (arrivals, datagram) = (Arrivals::default(), Bytes::from(vec![0; 1 << 10]));
+        let taken = (0..10_000).filter(|_| arrivals.push(NodeId(1), datagram.clone())).count();
+        assert_eq!(taken, BUFFER >> 10);
     }
 }
