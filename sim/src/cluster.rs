@@ -15,7 +15,11 @@ use std::{
 };
 
 use highwater_core::{ClusterId, Effect, Entry, GroupId, Identity, Node, NodeId, Outcome, Peer};
-use highwater_node::{Exit, Handle, Observer, Options, Parts};
+use highwater_node::{
+    Exit, Handle, Observer, Options, Parts,
+    env::{Inbound, Transport},
+};
+use highwater_quic::Quic;
 use highwater_store::{identity, oplog, state::States};
 use madsim::{runtime::Handle as Runtime, task::NodeId as MachineId};
 use tokio::sync::mpsc;
@@ -24,8 +28,9 @@ use crate::{
     clock::SimClock,
     disk::SimDisk,
     judge::{Judge, ProcessId},
-    net::{Network, SimTransport},
+    net::{Network, Receiver, SimTransport},
     plan::{Crash, Plan},
+    quic::{self, Cabling},
     rng::Rng,
     stats::Seen,
     timer::{now_ns, until},
@@ -66,6 +71,8 @@ struct Running {
     process: Option<Arc<Process>>,
     /// Once it has started.
     handle: Option<Handle>,
+    /// Its transport, if that is the real one.
+    quic: Option<Quic>,
     paused: bool,
     /// How often it was paused.
     pauses: u64,
@@ -97,6 +104,8 @@ pub(crate) struct Cluster {
     pub(crate) network: Arc<Network>,
     pub(crate) judge: Arc<Judge>,
     machines: BTreeMap<NodeId, Machine>,
+    /// If the nodes talk by real QUIC.
+    cabling: Option<Cabling>,
     runtime: Runtime,
     processes: Mutex<u64>,
     /// Told of each process that has ended, with how long its machine stays down.
@@ -124,10 +133,14 @@ impl Cluster {
             (*node, machine)
         };
         let machines = plan.nodes.iter().map(machine).collect();
+        let cabling = plan.quic.then(|| Cabling::new(CLUSTER, &plan.nodes)).and_then(|made| {
+            made.inspect_err(|error| world.fail("harness", error.to_string())).ok()
+        });
         let cluster = Arc::new(Cluster {
             network: Arc::new(Network::new(world.clone(), plan.weather)),
             judge: Arc::new(Judge::new(world.clone(), &plan.nodes)),
             machines,
+            cabling,
             runtime: Runtime::current(),
             processes: Mutex::new(0),
             ended,
@@ -200,7 +213,8 @@ impl Cluster {
             let mut running = lock(&machine.running);
             let Some(process) = running.process.take() else { return false };
             process.die();
-            let Running { paused, down_ms, handle, .. } = std::mem::take(&mut *running);
+            let Running { paused, down_ms, handle, quic, .. } = std::mem::take(&mut *running);
+            self.count_connections(quic);
             self.world.saw_times(Seen::CrashInRecovery, u64::from(handle.is_none()));
             if paused && let Some(id) = *lock(&machine.id) {
                 // madsim drops the tasks of a paused node while it holds a lock.
@@ -275,7 +289,7 @@ impl Cluster {
             if let Some(process) = running.process.take() {
                 process.die();
             }
-            *running = Running::default();
+            self.count_connections(std::mem::take(&mut *running).quic);
             self.network.detach(*node);
             machine.disk.discard();
         }
@@ -356,15 +370,12 @@ impl Cluster {
             http: format!("n{}", node.0),
             version: "simulated".to_owned(),
         };
+        let transport = self.connect(process, Peer { member, boot }, deliver)?;
         let parts = Parts {
             clock: machine.clock.clone(),
             opened,
             states,
-            transport: SimTransport::new(
-                self.network.clone(),
-                Peer { member, boot },
-                process.clone(),
-            ),
+            transport,
             inbound,
             observer: Some(Arc::new(Watcher {
                 judge: self.judge.clone(),
@@ -375,10 +386,39 @@ impl Cluster {
         let (handle, driver) =
             highwater_node::start(options, parts).map_err(|error| format!("start: {error}"))?;
         if !process.is_dead() {
-            self.network.attach(node, process.id.1, deliver);
             lock(&machine.running).handle = Some(handle);
         }
         Ok(Fused { cluster: self.clone(), process: process.clone(), driver: Box::pin(driver) })
+    }
+
+    /// Connects a process to the network, unless it is dead already.
+    fn connect(
+        &self,
+        process: &Arc<Process>,
+        identity: Peer,
+        inbound: mpsc::Sender<Inbound>,
+    ) -> Result<Arc<dyn Transport>, String> {
+        let (node, id) = process.id;
+        if process.is_dead() {
+            return Err("it is dead".to_owned());
+        }
+        let Some(cabling) = &self.cabling else {
+            self.network.attach(node, id, Receiver::Driver(inbound));
+            let transport = SimTransport::new(self.network.clone(), identity, process.clone());
+            return Ok(Arc::new(transport));
+        };
+        let mut rng = Rng::stream(self.world.seed, "quic", id);
+        let (transport, quic) =
+            quic::start(cabling, &self.network, process, identity, &mut rng, inbound)
+                .map_err(|error| format!("quic: {error}"))?;
+        lock(&self.machine(node).running).quic = Some(quic);
+        Ok(transport)
+    }
+
+    fn count_connections(&self, quic: Option<Quic>) {
+        let Some(counters) = quic.map(|quic| quic.counters()) else { return };
+        self.world.saw_times(Seen::RealQuic, counters.connected);
+        self.world.saw_times(Seen::QuicReconnected, counters.reconnected);
     }
 
     fn burn_await(&self, process: &Process) {

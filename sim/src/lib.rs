@@ -35,6 +35,8 @@ mod faults;
 #[cfg(madsim)]
 mod net;
 #[cfg(madsim)]
+mod quic;
+#[cfg(madsim)]
 mod run;
 #[cfg(madsim)]
 mod script;

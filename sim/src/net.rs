@@ -1,5 +1,8 @@
 //! The network: every message as the bytes that would travel, with loss, duplication, delays with
 //! heavy tails, and links that are cut one way or both. It knows nothing of what the bytes mean.
+//!
+//! What travels is a message of [`SimTransport`], the cheap transport, or a datagram of the real one
+//! ([`crate::quic`]).
 
 use std::{
     cmp::Reverse,
@@ -24,6 +27,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     plan::Weather,
+    quic::Arrivals,
     rng::{Rng, spread},
     stats::Seen,
     timer::{Until, now_ns, until},
@@ -40,17 +44,44 @@ pub(crate) enum Cut {
     OneWay,
 }
 
+/// What becomes of that which reaches a process.
+pub(crate) enum Receiver {
+    /// It is a message for its driver.
+    Driver(mpsc::Sender<Inbound>),
+    /// It is a datagram for its socket.
+    Socket(Arc<Arrivals>),
+}
+
 struct Endpoint {
     process: u64,
-    inbound: mpsc::Sender<Inbound>,
+    receiver: Receiver,
+}
+
+/// What a parcel is. Weather and cuts treat both alike.
+#[derive(Clone, Copy)]
+enum Load {
+    /// A message. The cheap transport keeps its promise to drivers: only the process that it was
+    /// sent to ever sees it; `None` if there was none.
+    Message { from: Peer, process: Option<u64> },
+    /// A packet of a real transport, for whoever has the address when it arrives.
+    Datagram,
+}
+
+impl Load {
+    /// What happens to it, in the trace: it is sent, arrives, or is lost.
+    fn kinds(self) -> [Kind; 3] {
+        match self {
+            Load::Message { .. } => [Kind::Send, Kind::Deliver, Kind::Drop],
+            Load::Datagram => [Kind::DatagramSend, Kind::DatagramDeliver, Kind::DatagramDrop],
+        }
+    }
 }
 
 struct Parcel {
-    from: Peer,
+    from: NodeId,
     to: NodeId,
-    /// The process that it was sent to: another one never sees it.
-    process: u64,
-    frame: Bytes,
+    load: Load,
+    bytes: Bytes,
     sent_ns: u64,
     /// Its place among all that was sent over the link.
     nth: u64,
@@ -73,7 +104,7 @@ struct State {
 
 /// The network of one run.
 pub(crate) struct Network {
-    world: Arc<World>,
+    pub(crate) world: Arc<World>,
     state: Mutex<State>,
 }
 
@@ -126,52 +157,82 @@ impl Network {
         state.weather = Weather::CALM;
     }
 
-    /// Connects a process. `inbound` is where its messages go.
-    pub(crate) fn attach(&self, node: NodeId, process: u64, inbound: mpsc::Sender<Inbound>) {
-        self.lock().endpoints.insert(node, Endpoint { process, inbound });
+    /// Connects a process.
+    pub(crate) fn attach(&self, node: NodeId, process: u64, receiver: Receiver) {
+        self.lock().endpoints.insert(node, Endpoint { process, receiver });
     }
 
-    /// Disconnects a node: nothing sent to it from now on arrives.
+    /// Disconnects a node: what arrives from now on is lost.
     pub(crate) fn detach(&self, node: NodeId) {
         self.lock().endpoints.remove(&node);
     }
 
+    /// Which process has a node's address.
+    pub(crate) fn process_at(&self, node: NodeId) -> Option<u64> {
+        self.lock().endpoints.get(&node).map(|endpoint| endpoint.process)
+    }
+
     fn send(&self, from: Peer, to: NodeId, message: &PeerMessage) {
-        let node = from.member.node;
         let mut frame = BytesMut::new();
         message::encode(message, &mut frame);
-        let frame = frame.freeze();
-        let event = |kind: Kind, why: &str| {
-            let size = frame.len() as u64;
-            self.world.event(kind, node.0, to.0, size, digest(&frame), || {
-                format!("to {to:?}{why} {}", brief(message))
-            });
-        };
-        event(Kind::Send, "");
-        let mut guard = self.lock();
-        let state = &mut *guard;
-        let Some(process) = state.endpoints.get(&to).map(|e| e.process) else { return };
-        if let Some(cut) = state.cuts.get(&(node, to)).and_then(|cuts| cuts.first()) {
-            self.world.saw(blocked(*cut));
-            return event(Kind::Drop, ", cut off,");
-        }
-        if state.rng.ppm(state.weather.loss_ppm) {
-            self.world.saw(Seen::MessageLost);
-            return event(Kind::Drop, ", lost,");
-        }
         // Drivers rely on a transport that delivers at most once; cores don't.
         let repeats = matches!(message, PeerMessage::Core(_));
+        let load = Load::Message { from, process: self.process_at(to) };
+        self.post(from.member.node, to, load, frame.freeze(), repeats, &|| brief(message));
+    }
+
+    /// Sends what a socket has for another one.
+    pub(crate) fn send_datagram(&self, from: NodeId, to: NodeId, bytes: Bytes) {
+        let size = bytes.len();
+        let brief = || format!("a datagram of {size} bytes");
+        self.post(from, to, Load::Datagram, bytes, true, &brief);
+    }
+
+    /// Puts a parcel on its way.
+    fn post(
+        &self,
+        from: NodeId,
+        to: NodeId,
+        load: Load,
+        bytes: Bytes,
+        repeats: bool,
+        brief: &dyn Fn() -> String,
+    ) {
+        let digest = digest(&bytes);
+        let event = |kind: Kind, why: &str| {
+            self.world.event(kind, from.0, to.0, bytes.len() as u64, digest, || {
+                format!("to {to:?}{why} {}", brief())
+            });
+        };
+        let [sends, _, drops] = load.kinds();
+        event(sends, "");
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if let Load::Message { process: None, .. } = load {
+            return;
+        }
+        if let Some(cut) = state.cuts.get(&(from, to)).and_then(|cuts| cuts.first()) {
+            self.world.saw(blocked(*cut));
+            return event(drops, ", cut off,");
+        }
+        if state.rng.ppm(state.weather.loss_ppm) {
+            self.world.saw(match load {
+                Load::Message { .. } => Seen::MessageLost,
+                Load::Datagram => Seen::DatagramLost,
+            });
+            return event(drops, ", lost,");
+        }
         let copies = 1 + u64::from(repeats && state.rng.ppm(state.weather.duplicate_ppm));
         let sent_ns = now_ns();
         state.sequence += 1;
         let nth = state.sequence;
         for copy in 0..copies {
-            let arrives = sent_ns + state.delay_ns(frame.len());
+            let arrives = sent_ns + state.delay_ns(bytes.len());
             state.sequence += 1;
             let id = state.sequence;
             state.queue.push(Reverse((arrives, id)));
-            let (frame, copy) = (frame.clone(), copy > 0);
-            state.parcels.insert(id, Parcel { from, to, process, frame, sent_ns, nth, copy });
+            let (bytes, copy) = (bytes.clone(), copy > 0);
+            state.parcels.insert(id, Parcel { from, to, load, bytes, sent_ns, nth, copy });
         }
         if let Some(pump) = state.pump.take() {
             pump.wake();
@@ -208,47 +269,63 @@ impl Network {
     }
 
     fn deliver(&self, parcel: Parcel) {
-        let Parcel { from, to, process, frame, sent_ns, nth, copy } = parcel;
-        let (node, world) = (from.member.node, &self.world);
+        let Parcel { from, to, load, ref bytes, .. } = parcel;
+        let world = &self.world;
+        let digest = digest(bytes);
         let event = |kind: Kind, detail: &dyn Fn() -> String| {
-            world.event(kind, to.0, node.0, frame.len() as u64, digest(&frame), detail);
+            world.event(kind, to.0, from.0, bytes.len() as u64, digest, detail);
         };
         let mut state = self.lock();
-        if let Some(cut) = state.cuts.get(&(node, to)).and_then(|cuts| cuts.first()) {
+        let [_, delivers, drops] = load.kinds();
+        if let Some(cut) = state.cuts.get(&(from, to)).and_then(|cuts| cuts.first()) {
             world.saw(blocked(*cut));
-            return event(Kind::Drop, &|| format!("from {node:?}: cut off on the way"));
+            return event(drops, &|| format!("from {from:?}: cut off on the way"));
         }
-        let Some(endpoint) = state.endpoints.get(&to).filter(|e| e.process == process) else {
-            world.saw(Seen::StaleSession);
-            return event(Kind::Drop, &|| format!("from {node:?}: for an earlier process"));
-        };
-        let message = match message::decode(frame.clone()) {
-            Ok(message) => message,
-            Err(error) => {
-                return world
-                    .fail("wire", format!("{node:?} sent what {to:?} can't read: {error}"));
+        let taken = match (load, state.endpoints.get(&to)) {
+            (Load::Message { from: peer, process }, Some(endpoint))
+                if process == Some(endpoint.process) =>
+            {
+                let Receiver::Driver(inbound) = &endpoint.receiver else { return };
+                let message = match message::decode(bytes.clone()) {
+                    Ok(message) => message,
+                    Err(error) => {
+                        let what = format!("{from:?} sent what {to:?} can't read: {error}");
+                        return world.fail("wire", what);
+                    }
+                };
+                event(delivers, &|| format!("from {from:?} {}", brief(&message)));
+                inbound.try_send(Inbound { from: peer, message }).is_ok()
+            }
+            (Load::Message { .. }, _) => {
+                world.saw(Seen::StaleSession);
+                return event(drops, &|| format!("from {from:?}: for an earlier process"));
+            }
+            (Load::Datagram, Some(Endpoint { receiver: Receiver::Socket(arrivals), .. })) => {
+                event(delivers, &|| format!("from {from:?} a datagram of {} bytes", bytes.len()));
+                arrivals.push(from, bytes.clone())
+            }
+            (Load::Datagram, _) => {
+                return event(drops, &|| format!("from {from:?}: nobody listens"));
             }
         };
-        event(Kind::Deliver, &|| format!("from {node:?} {}", brief(&message)));
-        // A full queue loses the message, as a network would.
-        if endpoint.inbound.try_send(Inbound { from, message }).is_err() {
-            return;
-        }
-        let last = state.delivered.entry((node, to)).or_default();
-        if nth < *last {
-            world.saw(Seen::MessageReordered);
-        }
-        *last = nth.max(*last);
-        if copy {
-            world.saw(Seen::MessageDuplicated);
-        }
-        if now_ns() - sent_ns >= 100_000_000 {
-            world.saw(Seen::MessageLate);
+        // A full queue loses the parcel, as a network would.
+        if taken && matches!(load, Load::Message { .. }) {
+            state.count(world, &parcel);
         }
     }
 }
 
 impl State {
+    /// What the weather has done to a message that arrived.
+    fn count(&mut self, world: &World, parcel: &Parcel) {
+        let last = self.delivered.entry((parcel.from, parcel.to)).or_default();
+        world.saw_times(Seen::MessageReordered, u64::from(parcel.nth < *last));
+        *last = parcel.nth.max(*last);
+        world.saw_times(Seen::MessageDuplicated, u64::from(parcel.copy));
+        let late = now_ns() - parcel.sent_ns >= 100_000_000;
+        world.saw_times(Seen::MessageLate, u64::from(late));
+    }
+
     fn delay_ns(&mut self, bytes: usize) -> u64 {
         let weather = self.weather;
         let mut us = weather.delay_us + self.rng.below(weather.jitter_us + 1);
@@ -271,7 +348,7 @@ fn blocked(cut: Cut) -> Seen {
 }
 
 /// A message as a reader of a log wants it: without the bytes of its payloads.
-fn brief(message: &PeerMessage) -> String {
+pub(crate) fn brief(message: &PeerMessage) -> String {
     let mut text = format!("{message:?}");
     if text.len() > 400 {
         let mut end = 400;
@@ -341,7 +418,7 @@ mod tests {
             let network = Arc::new(Network::new(world, weather));
             madsim::task::spawn(network.clone().pump());
             let (deliver, inbound) = mpsc::channel(2_000);
-            network.attach(B, 1, deliver);
+            network.attach(B, 1, Receiver::Driver(deliver));
             f(network, inbound).await;
         });
     }
@@ -363,7 +440,7 @@ mod tests {
     fn a_cut_link_works_in_the_other_direction() {
         with(Weather::CALM, |network, mut inbound| async move {
             let (deliver, mut back) = mpsc::channel(10);
-            network.attach(A, 2, deliver);
+            network.attach(A, 2, Receiver::Driver(deliver));
             network.cut(A, B, Cut::OneWay);
             network.send(peer(A), B, &core_message());
             network.send(peer(B), A, &core_message());
@@ -383,7 +460,7 @@ mod tests {
             network.send(peer(A), B, &core_message());
             network.detach(B);
             let (deliver, mut second) = mpsc::channel(10);
-            network.attach(B, 2, deliver);
+            network.attach(B, 2, Receiver::Driver(deliver));
             pause_ms(10).await;
             assert_eq!((count(&mut inbound), count(&mut second)), (0, 0));
         });

@@ -160,6 +160,9 @@ pub(crate) struct Plan {
     /// The state's bounds.
     #[serde(with = "StateBounds")]
     pub(crate) state: StateOptions,
+    /// Nodes talk by the production transport, over simulated datagrams; else by a cheap one.
+    #[serde(default)]
+    pub(crate) quic: bool,
     /// Between the nodes, when nothing special happens.
     pub(crate) weather: Weather,
     /// Clients that write and read.
@@ -178,6 +181,10 @@ pub(crate) struct Plan {
     pub(crate) late_database_ms: u64,
 }
 
+/// Every so many seeds one runs on real QUIC, which takes several times as long. By turns, not
+/// drawn: any range of seeds has its share.
+const QUIC_TURN: u64 = 15;
+
 impl Plan {
     /// Draws a seed's plan.
     pub(crate) fn draw(profile: Profile, seed: u64) -> Plan {
@@ -193,6 +200,7 @@ impl Plan {
                 spare_segments: rng.range(1, 2) as usize,
             },
             state: StateOptions { open_max: rng.range(1, 4) as usize, cache_bytes: 1 << 20 },
+            quic: seed % QUIC_TURN == QUIC_TURN / 2,
             weather: Weather {
                 loss_ppm: *rng.pick(&[0, 500, 5_000]),
                 duplicate_ppm: *rng.pick(&[200, 2_000, 20_000]),
@@ -351,6 +359,14 @@ mod tests {
             assert!(plan.faults_ms >= 60_000 && plan.clients >= 3);
             assert!(plan.faults.len() > 10, "seed {seed}: {}", plan.faults.len());
             assert!(plan.faults.is_sorted_by_key(|(at, _)| *at));
+        }
+        // Any range that is asked for its coverage has its share of real QUIC.
+        let quic = |seed: &u64| Plan::draw(Profile::Default, *seed).quic;
+        for from in [0, 8, 23] {
+            for to in from + 50..from + 80 {
+                let share = (from..to).filter(quic).count() as u64;
+                assert!(share * 100 >= 5 * (to - from), "{share} of {from}..{to}");
+            }
         }
         let five = (0..50).filter(|s| Plan::draw(Profile::Default, *s).nodes.len() == 5).count();
         assert!((10..40).contains(&five), "{five}");

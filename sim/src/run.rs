@@ -34,6 +34,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Settings {
     pub(crate) profile: Profile,
+    /// Whether nodes talk by real QUIC, whatever the plan says.
+    pub(crate) quic: Option<bool>,
     /// What is kept of the trace.
     pub(crate) keep: Keep,
     /// Stop at this simulated time.
@@ -47,7 +49,8 @@ pub(crate) fn run_seed(seed: u64, settings: Settings) -> Report {
 
 /// Runs a plan, on a thread of its own: what a thread remembers must not pass from one run to the
 /// next. `seed` is that of every stream of randomness. What is planted on this thread is on there.
-pub(crate) fn run_plan(seed: u64, plan: Plan, settings: Settings) -> Report {
+pub(crate) fn run_plan(seed: u64, mut plan: Plan, settings: Settings) -> Report {
+    plan.quic = settings.quic.unwrap_or(plan.quic);
     let thread = std::thread::Builder::new().name(format!("seed {seed}")).stack_size(16 << 20);
     let planted = planted::get();
     let run = thread.spawn(move || {
@@ -305,5 +308,18 @@ mod tests {
         let (leaky, other) = (run_seed(11, settings), run_seed(11, settings));
         planted::set(None);
         assert_ne!(leaky.hash, other.hash);
+    }
+
+    #[test]
+    fn a_seed_on_real_quic_repeats_itself_to_the_last_encrypted_byte() {
+        let until_ns = Some(6_000_000_000);
+        let settings = Settings { quic: Some(true), until_ns, ..Settings::default() };
+        let one = run_seed(11, settings);
+        assert_eq!(one.finding, None);
+        assert!(one.stats.get(Seen::RealQuic) > 0 && one.acks > 10, "{} acks", one.acks);
+        let again = run_seed(11, settings);
+        assert_eq!((one.hash, one.events, &one.stats), (again.hash, again.events, &again.stats));
+        let cheap = run_seed(11, Settings { quic: Some(false), ..settings });
+        assert_eq!((cheap.finding, cheap.stats.get(Seen::RealQuic)), (None, 0));
     }
 }

@@ -73,6 +73,12 @@ seen! {
     MessageLate: "message late by 100 ms", Some(0);
     /// A message for an earlier process was dropped.
     StaleSession: "message to a dead process dropped", Some(0);
+    /// Nodes connected by the production transport. Seeds have it by turns: see `Plan::quic`.
+    RealQuic: "real QUIC", Some(5);
+    /// ... and connected again after a connection was lost.
+    QuicReconnected: "QUIC connection lost and made again", Some(0);
+    /// A datagram was lost.
+    DatagramLost: "QUIC datagram lost", Some(0);
     /// A disk call took at least 20 ms.
     SlowIo: "slow disk call", Some(0);
     /// A clock changed its pace.

@@ -44,10 +44,16 @@ pub(crate) enum Kind {
     Timer = 15,
     /// A run of entries was applied.
     Applied = 16,
+    /// A datagram is sent.
+    DatagramSend = 17,
+    /// A datagram arrives.
+    DatagramDeliver = 18,
+    /// A datagram is lost.
+    DatagramDrop = 19,
 }
 
 impl Kind {
-    const ALL: [Kind; 16] = [
+    const ALL: [Kind; 19] = [
         Kind::Fault,
         Kind::Process,
         Kind::Leader,
@@ -64,6 +70,9 @@ impl Kind {
         Kind::StateRead,
         Kind::Timer,
         Kind::Applied,
+        Kind::DatagramSend,
+        Kind::DatagramDeliver,
+        Kind::DatagramDrop,
     ];
 
     fn level(self) -> Level {
@@ -94,6 +103,9 @@ impl Kind {
             Kind::StateRead => "state-read",
             Kind::Timer => "timer",
             Kind::Applied => "applied",
+            Kind::DatagramSend => "dgram-send",
+            Kind::DatagramDeliver => "dgram-in",
+            Kind::DatagramDrop => "dgram-drop",
         }
     }
 }

@@ -199,11 +199,16 @@ impl Receiver {
 
     fn end(&self, end: End) {
         let End::Malformed(error) = end else { return };
+        // Datagrams and streams may both say so, and the peer connects again and may go on like
+        // this: a connection counts once, and the operator is told once.
+        let Some(news) = self.link.refuse(self.serial, self.from, error) else { return };
         self.shared.malformed.fetch_add(1, Ordering::Relaxed);
-        if self.connection.close_reason().is_none() {
-            let address = self.connection.remote_address();
-            tracing::warn!(node = %self.link.node, %address, %error, "closed its connection");
-            Code::Malformed.close(&self.connection, &error.to_string());
+        let (node, address) = (self.link.node, self.connection.remote_address());
+        if news {
+            tracing::warn!(%node, %address, %error, "closed its connection; told once while it goes on");
+        } else {
+            tracing::debug!(%node, %address, %error, "closed its connection");
         }
+        Code::Malformed.close(&self.connection, &error.to_string());
     }
 }

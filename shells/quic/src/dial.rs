@@ -24,23 +24,28 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// An attempt that is under way when the peer shows itself is given this long.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// A connection that stood for so long was good: the next attempt comes soon.
+/// A connection that stood for so long was good: the next attempt comes soon. Not so if the peer
+/// closed it because of what this node says: it would do so again.
 const GOOD: Duration = Duration::from_secs(1);
 
 /// Runs until the link closes.
 pub(crate) async fn run(shared: Arc<Shared>, link: Arc<Link>, seed: u64) {
     let mut random = seed;
     let mut failures = 0;
+    // The last connection ended like that. It would be told at every attempt.
+    let mut refused = false;
     while !link.is_closing() {
         match attempt(&shared, &link, failures).await {
             Ok(opened) => {
                 let since = Instant::now();
+                tell_connected(&link, &opened.hello, refused);
                 let fault = serve(&link, opened).await;
                 if link.is_closing() {
                     return;
                 }
-                tracing::info!(node = %link.node, address = %link.address, %fault, "connection lost");
-                failures = if since.elapsed() < GOOD { failures + 1 } else { 0 };
+                failures = failures_after(failures, since.elapsed(), &fault);
+                refused = fault.is_refusal();
+                tell_lost(&link, &fault);
             }
             Err(fault) if link.is_closing() => {
                 tracing::debug!(node = %link.node, %fault, "given up");
@@ -52,6 +57,7 @@ pub(crate) async fn run(shared: Arc<Shared>, link: Arc<Link>, seed: u64) {
             }
             Err(fault) => {
                 failures += 1;
+                refused = false;
                 if link.trouble(&fault.to_string()) {
                     tracing::warn!(
                         node = %link.node, address = %link.address, %fault,
@@ -67,6 +73,31 @@ pub(crate) async fn run(shared: Arc<Shared>, link: Arc<Link>, seed: u64) {
             () = sleep(pause) => {}
         }
     }
+}
+
+fn tell_connected(link: &Link, hello: &Hello, again: bool) {
+    let (node, address) = (link.node, link.address);
+    let (incarnation, boot) = (hello.peer.member.incarnation, hello.peer.boot);
+    if again {
+        tracing::debug!(%node, %address, %incarnation, ?boot, "connected again");
+    } else {
+        tracing::info!(%node, %address, %incarnation, ?boot, "connected");
+    }
+}
+
+fn tell_lost(link: &Link, fault: &Fault) {
+    let (node, address) = (link.node, link.address);
+    if !fault.is_refusal() {
+        link.recovered();
+        tracing::info!(%node, %address, %fault, "connection lost");
+    } else if link.trouble(&fault.to_string()) {
+        tracing::warn!(%node, %address, %fault, "cannot stay connected; trying on");
+    }
+}
+
+/// Failures in a row, once a connection that stood for so long has ended.
+fn failures_after(before: u32, stood: Duration, fault: &Fault) -> u32 {
+    if stood >= GOOD && !fault.is_refusal() { 0 } else { before + 1 }
 }
 
 /// A connection that has said hello.
@@ -118,11 +149,6 @@ async fn open(shared: &Shared, link: &Link) -> Result<Opened, Fault> {
 /// Writes until the connection or the link ends.
 async fn serve(link: &Link, opened: Opened) -> Fault {
     let Opened { connection, hello, mut control, mut bulk } = opened;
-    let incarnation = hello.peer.member.incarnation;
-    tracing::info!(
-        node = %link.node, address = %link.address, %incarnation, boot = ?hello.peer.boot,
-        "connected"
-    );
     link.connected(connection.clone(), &hello);
     let written = async {
         tokio::try_join!(
@@ -176,7 +202,25 @@ fn backoff(failures: u32, random: &mut u64) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use quinn::{ApplicationClose, ConnectionError, VarInt};
+
     use super::*;
+
+    #[test]
+    fn a_refusal_is_a_failure_however_long_the_connection_stood() {
+        let closed = |code: Code| {
+            let (error_code, reason) = (VarInt::from_u32(code as u32), "why".into());
+            Fault::from(ConnectionError::ApplicationClosed(ApplicationClose { error_code, reason }))
+        };
+        let long = Duration::from_secs(60);
+        for code in [Code::Malformed, Code::BadHello, Code::Stranger] {
+            assert_eq!(failures_after(3, long, &closed(code)), 4, "{code:?}");
+        }
+        for fault in [closed(Code::Shutdown), closed(Code::Replaced), Fault::Silent] {
+            assert_eq!(failures_after(3, long, &fault), 0, "{fault}");
+            assert_eq!(failures_after(3, Duration::ZERO, &fault), 4, "{fault}");
+        }
+    }
 
     #[test]
     fn backoff_grows_to_its_bound_and_differs() {

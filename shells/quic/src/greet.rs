@@ -59,6 +59,18 @@ pub(crate) enum Fault {
     Unread,
 }
 
+impl Fault {
+    /// Whether the other side has judged this one's words, and will judge them alike next time.
+    pub(crate) fn is_refusal(&self) -> bool {
+        let Fault::Connection(ConnectionError::ApplicationClosed(closed)) = self else {
+            return false;
+        };
+        [Code::BadHello, Code::Stranger, Code::Malformed]
+            .iter()
+            .any(|code| closed.error_code == VarInt::from_u32(*code as u32))
+    }
+}
+
 impl From<ReadToEndError> for Fault {
     fn from(error: ReadToEndError) -> Fault {
         match error {

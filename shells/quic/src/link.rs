@@ -2,14 +2,14 @@
 
 use std::{
     collections::VecDeque,
-    mem,
+    mem::{self, Discriminant},
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
 use highwater_core::{NodeId, Peer};
-use highwater_wire::peer::Hello;
+use highwater_wire::{message::DecodeError, peer::Hello};
 use quinn::Connection;
 use tokio::sync::Notify;
 
@@ -52,9 +52,13 @@ struct State {
     /// Names connections, both dialled and accepted.
     serial: u64,
     outgoing: Option<Outgoing>,
+    /// How many of those there were.
+    connections: u64,
     incoming: Option<(u64, Connection)>,
     /// The sender of the last message that was handed on.
     heard: Option<Peer>,
+    /// The last accepted connection that was closed because of something that is no message.
+    refused: Option<Refused>,
     http: Option<String>,
     lanes: [VecDeque<Bytes>; 2],
     /// Bytes in the lanes, and those that are being written.
@@ -69,6 +73,13 @@ struct Outgoing {
     connection: Connection,
     /// Which start of the peer is at the other end.
     remote: Peer,
+}
+
+#[derive(Debug)]
+struct Refused {
+    serial: u64,
+    from: Peer,
+    error: Discriminant<DecodeError>,
 }
 
 /// The right to queue on one connection.
@@ -123,6 +134,11 @@ impl Link {
         self.state().outgoing.is_some()
     }
 
+    /// How many dialled connections stood so far.
+    pub(crate) fn connections(&self) -> u64 {
+        self.state().connections
+    }
+
     /// Records what went wrong; whether it is news.
     pub(crate) fn trouble(&self, what: &str) -> bool {
         let mut state = self.state();
@@ -131,6 +147,11 @@ impl Link {
             what.clone_into(&mut state.trouble);
         }
         news
+    }
+
+    /// What went wrong is over.
+    pub(crate) fn recovered(&self) {
+        self.state().trouble.clear();
     }
 
     // --- sending ---
@@ -173,8 +194,8 @@ impl Link {
         let mut state = self.state();
         let serial = state.next_serial();
         state.outgoing = Some(Outgoing { serial, connection, remote: hello.peer });
+        state.connections += 1;
         state.http = Some(hello.http.clone());
-        state.trouble.clear();
         serial
     }
 
@@ -253,6 +274,21 @@ impl Link {
             hand_on();
         }
         current
+    }
+
+    /// Something on an accepted connection is no message. `None` where that was noted already for
+    /// this connection; else whether it is news of this start of the peer.
+    pub(crate) fn refuse(&self, serial: u64, from: Peer, error: DecodeError) -> Option<bool> {
+        let now = Refused { serial, from, error: mem::discriminant(&error) };
+        let mut state = self.state();
+        let before = state.refused.as_ref();
+        if before.is_some_and(|before| before.serial >= serial) {
+            return None;
+        }
+        let known = |before: &Refused| before.from == now.from && before.error == now.error;
+        let news = !before.is_some_and(known);
+        state.refused = Some(now);
+        Some(news)
     }
 
     /// An accepted connection is gone.

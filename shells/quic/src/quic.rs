@@ -90,13 +90,17 @@ pub struct Platform {
     pub seed: Option<[u8; 32]>,
 }
 
-/// What was lost or refused since the start.
+/// What came about, was lost or refused since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Messages that were not queued: the peer was not connected or its queue was full.
     pub dropped: u64,
-    /// Connections or streams that were closed because of something that is no message.
+    /// Accepted connections that were closed because of something that is no message.
     pub malformed: u64,
+    /// Connections to peers that came about.
+    pub connected: u64,
+    /// Those of them before which another one to the same peer had been lost.
+    pub reconnected: u64,
 }
 
 /// A node's transport. Cheap to clone; when the last clone is dropped, its connections close.
@@ -223,13 +227,16 @@ impl Quic {
         self.owner.shared.links.get(&node).is_some_and(|link| link.is_connected())
     }
 
-    /// What was lost or refused so far.
+    /// What came about, was lost or refused so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         let shared = &self.owner.shared;
+        let connected = || shared.links.values().map(|link| link.connections());
         Counters {
             dropped: shared.dropped.load(Ordering::Relaxed),
             malformed: shared.malformed.load(Ordering::Relaxed),
+            connected: connected().sum(),
+            reconnected: connected().map(|n| n.saturating_sub(1)).sum(),
         }
     }
 

@@ -14,7 +14,7 @@ use highwater_core::{
 };
 use highwater_node::env::{Inbound, Transport};
 use highwater_wire::{
-    message::{encode, encode_hello},
+    message::{DecodeError, encode, encode_hello},
     peer::{Hello, PeerMessage},
 };
 use quinn::{Connection, ConnectionError, Endpoint, crypto::rustls::QuicClientConfig};
@@ -24,10 +24,10 @@ use tokio::{
 };
 
 use crate::{
-    Quic, QuicError, QuicOptions,
+    Counters, Quic, QuicError, QuicOptions,
     config::Configs,
     greet::{Code, greet},
-    link::QUEUE_MAX,
+    link::{Link, QUEUE_MAX},
     tls::{NodeTls, Pem, TlsError, make_ca, make_node_cert, node_name},
 };
 
@@ -190,7 +190,8 @@ async fn messages_reach_every_node_whole_and_attributed() {
             assert!(appends.into_iter().eq(&said[1..]), "appends were reordered");
         }
     }
-    assert!(nodes.iter().all(|(quic, _)| quic.counters() == crate::Counters::default()));
+    let undisturbed = Counters { connected: 2, ..Counters::default() };
+    assert!(nodes.iter().all(|(quic, _)| quic.counters() == undisturbed));
 }
 
 #[tokio::test]
@@ -397,6 +398,15 @@ async fn what_is_no_message_closes_its_connection_and_no_other() {
         }
     }
     assert_eq!(one.counters().malformed, 4);
+    // Both streams and a datagram of one connection: it is one case.
+    let (_endpoint, connection) = cluster.join(2, 3, 1).await;
+    for _ in 0..2 {
+        let mut stream = connection.open_uni().await.expect("a stream");
+        stream.write_all(&junk[0]).await.expect("taken");
+    }
+    let _ = connection.send_datagram(junk[1].clone());
+    assert_eq!(close_code(&connection).await, Code::Malformed as u64);
+    assert_eq!(one.counters().malformed, 5);
     three.send(vec![(NodeId(1), query(9))]);
     let inbound = next(&mut received).await;
     assert_eq!((inbound.from, inbound.message), (peer(3, 1), query(9)));
@@ -404,6 +414,18 @@ async fn what_is_no_message_closes_its_connection_and_no_other() {
 
 /// A byte of a frame's body.
 const FLIPPED: usize = 20;
+
+#[test]
+fn the_same_trouble_with_one_start_of_a_peer_is_told_once() {
+    let link = Link::new(NodeId(2), (Ipv4Addr::LOCALHOST, 1).into());
+    let (stated, version) = (DecodeError::Length { stated: 3 }, DecodeError::Version(9));
+    assert_eq!(link.refuse(1, peer(2, 1), stated), Some(true));
+    assert_eq!(link.refuse(1, peer(2, 1), version), None, "of the same connection");
+    assert_eq!(link.refuse(2, peer(2, 1), DecodeError::Length { stated: 4 }), Some(false));
+    assert_eq!(link.refuse(4, peer(2, 1), version), Some(true), "something else");
+    assert_eq!(link.refuse(3, peer(2, 1), stated), None, "of a connection before it");
+    assert_eq!(link.refuse(5, peer(2, 2), version), Some(true), "another start");
+}
 
 #[tokio::test]
 async fn a_newer_connection_of_a_node_replaces_the_older() {

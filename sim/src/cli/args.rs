@@ -14,6 +14,7 @@ usage: cargo sim run     [--seeds A..B] [--profile P] [--jobs N] [--json] [--pla
                          [--planted FAULT] [--fast]
        cargo sim shrink  SEED [--profile P] [--planted FAULT] [--out FILE] [--runs N]
        cargo sim planted [--seeds A..B] [--profile P] [--jobs N] [--only FAULT] [--rounds N]
+       --quic or --no-quic: all seeds of a run, check, replay or shrink, or none, on real QUIC
 
 run      runs each seed (0..100); prints findings, and what took effect how often
 fast     runs each seed (0..1000) of the fast loop: bare cores, without files and bytes
@@ -49,6 +50,8 @@ pub(super) struct Args {
     pub(super) command: Command,
     pub(super) seeds: Range<u64>,
     pub(super) profile: Profile,
+    /// Whether nodes talk by real QUIC, whatever the plan says.
+    pub(super) quic: Option<bool>,
     pub(super) jobs: usize,
     pub(super) json: bool,
     /// Of the fast loop.
@@ -123,6 +126,7 @@ impl Args {
             command,
             seeds,
             profile: Profile::Default,
+            quic: None,
             jobs: default_jobs(),
             json: false,
             fast: false,
@@ -142,6 +146,10 @@ impl Args {
             }
             if word == "--fast" && matches!(args.command, Command::Replay(_)) {
                 args.fast = true;
+                continue;
+            }
+            if matches!(&*word, "--quic" | "--no-quic") && args.command != Command::Planted {
+                args.quic = Some(word == "--quic");
                 continue;
             }
             let value =
@@ -226,6 +234,8 @@ mod tests {
         assert_eq!(script, Command::Replay(Replayed::Script("a/b.json".into())));
         let shrink = parse("shrink 5 --out x.json --runs 9").unwrap();
         assert_eq!((shrink.command, shrink.runs), (Command::Shrink(5), 9));
+        assert_eq!(parse("run --json --quic --seeds 1..2").unwrap().quic, Some(true));
+        assert_eq!(parse("check --no-quic").unwrap().quic, Some(false));
         assert_eq!(replay.until_ns, Some(1_500_000_000));
         assert_eq!(replay.planted, Some(Planted::BlindVote));
         assert!(parse("replay 7 --fast").unwrap().fast);
@@ -257,6 +267,7 @@ mod tests {
             "run --planted nothing",
             "run --only blind-vote",
             "planted --rounds 0",
+            "planted --quic",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -70,6 +70,9 @@ fn start(args: &Args, batch: &Range<u64>, traces: &Path, jobs: usize) -> io::Res
     let seeds = format!("{}..{}", batch.start, batch.end);
     command.args(["run", "--profile", "default", "--json", "--seeds", &seeds]);
     command.arg("--jobs").arg(jobs.to_string()).arg("--traces").arg(traces);
+    if let Some(quic) = args.quic {
+        command.arg(if quic { "--quic" } else { "--no-quic" });
+    }
     if let Some(planted) = args.planted {
         command.args(["--planted", &planted_name(planted)]);
     }

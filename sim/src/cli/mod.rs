@@ -1,5 +1,6 @@
 //! The command line: `cargo sim run|fast|check|replay|shrink|planted`. Exit codes: 0 all is well, 1
-//! something was found, 2 it was asked for wrongly.
+//! something was found, 2 it was asked for wrongly; 141, as for any filter, if nobody reads its output
+//! any more.
 
 mod args;
 mod check;
@@ -21,6 +22,7 @@ const USAGE: u8 = 2;
 /// Runs what the command line asks for.
 #[must_use]
 pub fn main() -> ExitCode {
+    highwater_sim_sys::end_on_closed_pipe();
     let args = match Args::parse(std::env::args().skip(1)) {
         Ok(args) => args,
         Err(what) => {
@@ -46,5 +48,6 @@ pub fn main() -> ExitCode {
 /// The line that replays a seed.
 fn replay_line(seed: u64, args: &Args) -> String {
     let planted = args.planted.map(|p| format!(" --planted {}", args::planted_name(p)));
-    format!("cargo sim replay {seed}{}", planted.unwrap_or_default())
+    let quic = args.quic.map(|quic| if quic { " --quic" } else { " --no-quic" });
+    format!("cargo sim replay {seed}{}{}", planted.unwrap_or_default(), quic.unwrap_or_default())
 }

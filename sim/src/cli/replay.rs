@@ -50,7 +50,8 @@ pub(super) fn replay(args: &Args, what: &Replayed) -> bool {
     let report = if args.fast {
         fast::run_plan(seed, plan, keep, args.until_ns.unwrap_or(u64::MAX))
     } else {
-        let settings = Settings { profile: args.profile, keep, until_ns: args.until_ns };
+        let settings =
+            Settings { profile: args.profile, quic: args.quic, keep, until_ns: args.until_ns };
         run_plan(seed, plan, settings)
     };
     println!("took effect:");

@@ -52,6 +52,10 @@ impl Shrinker {
 
     /// Makes it as small as it gets.
     pub(super) fn shrink(&mut self) {
+        if self.plan.quic {
+            // All that follows is faster without.
+            self.try_with(|plan| plan.quic = false);
+        }
         self.drop_later();
         self.drop_faults();
         self.quieten();
@@ -152,7 +156,8 @@ impl Shrinker {
 pub(super) fn shrink(args: &Args, seed: u64) -> bool {
     planted::set(args.planted);
     let settings = Settings { profile: args.profile, ..Settings::default() };
-    let plan = Plan::draw(args.profile, seed);
+    let mut plan = Plan::draw(args.profile, seed);
+    plan.quic = args.quic.unwrap_or(plan.quic);
     let before = plan.clone();
     let progress = std::io::stderr().is_terminal();
     let Some(mut shrinker) = Shrinker::new(seed, plan, settings, args.runs, progress) else {
