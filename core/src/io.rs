@@ -1,7 +1,7 @@
 //! The whole surface between the core and a shell: [`Input`]s in, [`Effect`]s out. Both are
 //! exhaustive, so that a new one breaks every shell at compile time.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{collections::BTreeMap, string::String, vec::Vec};
 
 use bytes::Bytes;
 
@@ -398,29 +398,29 @@ impl Recovered {
         self.doubt.is_some_and(|doubt| doubt.covers(group.group, group.sound))
     }
 
-    /// Groups whose state holds more than what is left of their log. The shell drops these states
+    /// Groups whose state holds more than what is left of their log, and up to where. The shell drops these states
     /// before it starts the node, which applies their logs again, from the first entry on.
     #[must_use]
-    pub fn lost_states(&self) -> Vec<GroupId> {
-        let lost = self.groups.iter().filter(|group| {
-            let system = group.group == GroupId::SYSTEM;
-            let applied = if system { self.system_applied } else { Lsn(0) };
-            self.is_in_doubt(group) && applied.max(group.checkpointed) > group.last
-        });
-        lost.map(|group| group.group).collect()
+    pub fn lost_states(&self) -> BTreeMap<GroupId, Lsn> {
+        let applied = |group: &RecoveredGroup| match group.group {
+            GroupId::SYSTEM => self.system_applied,
+            _ => group.checkpointed,
+        };
+        let lost = self.groups.iter().filter(|g| self.is_in_doubt(g) && applied(g) > g.last);
+        lost.map(|group| (group.group, applied(group))).collect()
     }
 
     /// Forgets what the [lost](Self::lost_states) states held.
     pub(crate) fn take_lost_states(&mut self) -> Vec<GroupId> {
         let lost = self.lost_states();
-        for group in self.groups.iter_mut().filter(|group| lost.contains(&group.group)) {
+        for group in self.groups.iter_mut().filter(|group| lost.contains_key(&group.group)) {
             group.checkpointed = Lsn(0);
             if group.group == GroupId::SYSTEM {
                 self.system_applied = Lsn(0);
                 self.system_control.clear();
             }
         }
-        lost
+        lost.into_keys().collect()
     }
 }
 

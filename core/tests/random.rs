@@ -39,6 +39,8 @@ struct Faults {
     tears: bool,
     /// Entries can't be read.
     damage: bool,
+    /// The state of a group is lost.
+    lost_states: bool,
     quarantine: bool,
     bad_loads: bool,
     transfers: bool,
@@ -115,6 +117,7 @@ impl Chaos {
             rollbacks: on(300),
             tears: on(300),
             damage: on(300),
+            lost_states: on(300),
             quarantine: on(150),
             bad_loads: on(200),
             transfers: on(300),
@@ -325,7 +328,7 @@ impl Chaos {
     }
 
     fn rare_fault(&mut self, id: NodeId, other: NodeId) {
-        match self.rng.below(6) {
+        match self.rng.below(7) {
             // Before it is formed everywhere, a wipe may be of the only copy.
             0 if self.faults.wipes && self.may_lose(id) && self.is_formed() => {
                 self.count("wipe");
@@ -369,6 +372,12 @@ impl Chaos {
                 self.cluster.host_mut(id).tear();
             }
             5 if self.faults.damage && self.others_whole(id) => self.damage(id, other),
+            6 if self.faults.lost_states && self.quarantined.is_none() => {
+                self.count("lost state");
+                let groups: Vec<GroupId> = self.cluster.names.keys().copied().collect();
+                let group = *self.rng.pick(&groups);
+                self.cluster.lose_state(id, group);
+            }
             _ => {}
         }
     }

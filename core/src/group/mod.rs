@@ -433,6 +433,7 @@ impl Group {
         let applied = self.log.marks().applied();
         let upto = applied.max(self.rebuilding.unwrap_or_default());
         ctx.emit(Effect::Reopen { group: self.id, upto });
+        ctx.persist_hint(Record::Checkpointed { group: self.id, lsn: Lsn(0) });
         if self.id == GroupId::SYSTEM {
             self.abandon_state(ctx);
             return self.log.lose_state(applied);

@@ -281,7 +281,7 @@ impl Disk {
 
     /// Drops the states that are ahead of their logs.
     pub(crate) fn drop_lost_states(&mut self) {
-        for group in self.recover().lost_states() {
+        for group in self.recover().lost_states().into_keys() {
             self.states.remove(&group);
             self.control.remove(&group);
         }

@@ -108,6 +108,8 @@ pub(crate) struct Cluster {
     pub(crate) load_fails_permille: u64,
     /// Groups on nodes whose next run fails to apply.
     pub(crate) poisoned: BTreeSet<(NodeId, GroupId)>,
+    /// Groups whose state is lost, until the node says that it begins anew.
+    lost_states: BTreeSet<(NodeId, GroupId)>,
     /// The answers that came, by request.
     pub(crate) replies: BTreeMap<RequestId, highwater_core::Reply>,
     events: BTreeMap<(u64, u64), Event>,
@@ -141,6 +143,7 @@ impl Cluster {
             trusting: true,
             load_fails_permille: 0,
             poisoned: BTreeSet::new(),
+            lost_states: BTreeSet::new(),
             replies: BTreeMap::new(),
             events: BTreeMap::new(),
             sequence: 0,
@@ -191,6 +194,7 @@ impl Cluster {
     /// The process is gone, and the power: of what was not fsynced, `keep` records are found later.
     pub(crate) fn crash(&mut self, id: NodeId, keep: usize) {
         self.host_mut(id).crash(keep);
+        self.lost_states.retain(|(node, _)| *node != id);
         self.oracle.restarted(id);
     }
 
@@ -443,6 +447,11 @@ impl Cluster {
                 let at = self.time + self.delay(self.delays.load);
                 self.push(at, Event::Input { node: id, run, input });
             }
+            Effect::Apply { group, .. } | Effect::Checkpoint { group, .. }
+                if self.lost_states.contains(&(id, group)) => {}
+            Effect::Reopen { group, .. } => {
+                self.lost_states.remove(&(id, group));
+            }
             Effect::Apply { group, entries } => self.apply(id, group, entries),
             Effect::Checkpoint { group, lsn, control } => {
                 let mut state = self.hosts[&id].states.get(&group).cloned().unwrap_or_default();
@@ -466,13 +475,38 @@ impl Cluster {
                 self.fenced.push(id);
                 self.start(id);
             }
-            Effect::Reopen { .. } => panic!("no state is lost here"),
             Effect::Leader { .. } | Effect::Notice(_) | Effect::Halt { .. } => {}
+        }
+    }
+
+    /// A group's state is damaged: it is dropped, and nothing that concerns it is answered.
+    pub(crate) fn lose_state(&mut self, id: NodeId, group: GroupId) {
+        let of_state = |input: &Input| {
+            matches!(input, Input::Applied { group: g, .. } | Input::StateFailed { group: g, .. }
+                | Input::Checkpointed { group: g, .. } if *g == group)
+        };
+        self.events.retain(|_, event| match event {
+            Event::Input { node, input, .. } => *node != id || !of_state(input),
+            Event::Frozen { node, group: g, .. } => *node != id || *g != group,
+            _ => true,
+        });
+        let host = self.host_mut(id);
+        host.inbox.retain(|input| !of_state(input));
+        host.states.remove(&group);
+        host.disk.states.remove(&group);
+        host.disk.control.remove(&group);
+        if self.node(id).is_some() && self.lost_states.insert((id, group)) {
+            self.oracle.lost_state(id, group);
+            self.input(id, Input::StateLost { group, reason: "its file is damaged".to_owned() });
         }
     }
 
     fn apply(&mut self, id: NodeId, group: GroupId, entries: Vec<highwater_core::Entry>) {
         let upto = entries.last().map_or(Lsn(0), |e| e.lsn);
+        let held = self.hosts[&id].states.get(&group).map_or(Lsn(0), |state| state.applied);
+        if entries[0].lsn > held.next() {
+            return self.lose_state(id, group);
+        }
         let input = if self.poisoned.remove(&(id, group)) {
             Input::StateFailed { group, reason: "the state can't take it".to_owned() }
         } else {

@@ -63,6 +63,13 @@ impl Oracle {
         self.seen.retain(|(n, _), _| *n != node);
     }
 
+    /// A node's state of a group is gone.
+    pub(crate) fn lost_state(&mut self, node: NodeId, group: GroupId) {
+        if let Some((_, _, applied, _)) = self.seen.get_mut(&(node, group)) {
+            *applied = Lsn(0);
+        }
+    }
+
     pub(crate) fn committed(&self, group: GroupId) -> Lsn {
         Lsn(self.committed.get(&group).map_or(0, Vec::len) as u64)
     }

@@ -110,24 +110,28 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
 ) -> Result<(Handle, impl Future<Output = Exit> + Send + 'static), StartError> {
     let Options { core, identity, seed, addresses, http, version } = options;
     let Opened { writer, reader, preparer, recovered, .. } = parts.opened;
-    let mut groups = recovered.groups;
     let (system_applied, system_control) =
-        system_control(&parts.states, &groups, recovered.doubt.is_some())?;
-    if recovered.doubt.is_some() {
-        drop_states_ahead(&parts.states, &mut groups)?;
-    }
-    for group in groups.iter().filter(|g| g.group != GroupId::SYSTEM && g.checkpointed > Lsn(0)) {
-        parts.states.expect(group.group, group.checkpointed);
-    }
+        system_control(&parts.states, &recovered.groups, recovered.doubt.is_some())?;
     let found = Recovered {
         formation: recovered.formation,
-        groups,
+        groups: recovered.groups,
         system_control,
         system_applied,
         room: recovered.room,
         boots: recovered.boots,
         doubt: recovered.doubt,
     };
+    let lost = found.lost_states();
+    for (group, applied) in &lost {
+        // It is applied again, as the oplog is repaired.
+        parts.states.reset(*group)?;
+        parts.states.reopen(*group, *applied);
+    }
+    for group in found.groups.iter().filter(|g| g.group != GroupId::SYSTEM) {
+        if group.checkpointed > Lsn(0) && !lost.contains_key(&group.group) {
+            parts.states.expect(group.group, group.checkpointed);
+        }
+    }
     let node = Node::recover(core, identity.clone(), seed, parts.clock.now(), found)?;
     let shared = Arc::new(shared::Shared::new());
     let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
@@ -199,17 +203,4 @@ fn system_control(
     }
     states.reset(GroupId::SYSTEM)?;
     Ok((Lsn(0), Vec::new()))
-}
-
-/// Drops each state that is ahead of an oplog that has lost its end: it is applied again, as the
-/// oplog is repaired.
-fn drop_states_ahead(states: &States, groups: &mut [RecoveredGroup]) -> Result<(), StateError> {
-    for group in groups.iter_mut().filter(|group| group.checkpointed > group.last) {
-        if group.group != GroupId::SYSTEM {
-            states.reset(group.group)?;
-            states.reopen(group.group, group.checkpointed);
-        }
-        group.checkpointed = Lsn(0);
-    }
-    Ok(())
 }
