@@ -30,6 +30,9 @@ pub(crate) struct Recall {
     open: BTreeMap<NodeId, GroupId>,
     /// The disk as it was found; forgotten with the last answer.
     found: BTreeMap<GroupId, Found>,
+    /// Of groups in doubt: what peers remember that is not on the disk. No group is sound, in that
+    /// term, before it is there again; the next start would be fenced for it.
+    owed: BTreeMap<GroupId, (Term, Lsn)>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -42,7 +45,7 @@ struct Found {
 impl Recall {
     pub(crate) fn new(peers: Vec<NodeId>, now: Instant) -> Recall {
         let open = peers.into_iter().map(|node| (node, GroupId::SYSTEM)).collect();
-        Recall { since: now, open, found: BTreeMap::new() }
+        Recall { since: now, open, found: BTreeMap::new(), owed: BTreeMap::new() }
     }
 
     /// Notes how the groups stand on the disk.
@@ -80,6 +83,26 @@ impl Recall {
     /// How many have yet to answer.
     pub(crate) fn open(&self) -> usize {
         self.open.len()
+    }
+
+    /// Notes what a group in doubt has lost.
+    fn note_owed(&mut self, group: GroupId, term: Term, lsn: Lsn) {
+        let found = self.found.get(&group).filter(|found| found.in_doubt && found.term == term);
+        if found.is_some_and(|found| lsn > found.last) {
+            let owed = self.owed.entry(group).or_default();
+            *owed = (term, lsn).max(*owed);
+        }
+    }
+
+    /// Up to where a group in doubt must hold its log in a term.
+    pub(crate) fn owed(&self, group: GroupId, term: Term) -> Lsn {
+        let owed = self.owed.get(&group).filter(|(of, _)| *of == term);
+        owed.map_or(Lsn(0), |(_, lsn)| *lsn)
+    }
+
+    /// A group is in doubt no more.
+    pub(crate) fn settle(&mut self, group: GroupId) {
+        self.owed.remove(&group);
     }
 
     /// Why this disk can't be the one that a peer remembers.
@@ -204,6 +227,9 @@ impl Node {
             && !planted::is(Planted::FenceIgnored)
         {
             return self.fence(format!("{node:?} remembers more than this disk: {reason}"));
+        }
+        for (group, term, lsn) in groups {
+            self.ctx.recall.note_owed(*group, *term, *lsn);
         }
         match next {
             Some(next) if next > asked => {

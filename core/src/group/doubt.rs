@@ -39,7 +39,8 @@ impl Group {
         };
         let committed = *told;
         let held = self.log.marks().durable().min(*verified);
-        if committed > held || self.log.term_at(committed) != Some(self.term) {
+        let owed = ctx.recall.owed(self.id, self.term).max(committed);
+        if owed > held || self.log.term_at(committed) != Some(self.term) {
             return;
         }
         let write = ctx.persist(self.id, Record::Sound { group: self.id, committed });
@@ -52,6 +53,7 @@ impl Group {
             return;
         }
         self.soundness = Soundness::Sound;
+        ctx.recall.settle(self.id);
         if self.id == GroupId::SYSTEM
             && let Some(doubt) = &mut ctx.doubt
         {

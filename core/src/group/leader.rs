@@ -347,7 +347,8 @@ impl Group {
 
     /// The commit rule (§5.4.2): durable on a majority, and of the leader's own term. Durable on the
     /// leader as well, although a majority without it would do: so its commit mark vouches for its
-    /// disk (and nothing waits for that, since it applies only what it has durably).
+    /// disk. (Nobody waits for that: it applies only what it has durably. What was committed before
+    /// its term is durable, since its vote for itself was written later.)
     pub(super) fn advance_commit(&mut self, ctx: &mut Context) {
         let own = self.log.marks().durable();
         let lsn = Lsn(self.quorum_at(ctx, |p| p.matched.0, own.0)).min(own);

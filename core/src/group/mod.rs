@@ -459,6 +459,8 @@ impl Group {
         if let Role::Leader(leader) = &self.role {
             assert_eq!(self.log.last().term, self.term, "a leader's last entry is of its term");
             assert!(leader.term_start <= self.log.marks().appended(), "the no-op is in the log");
+            let marks = self.log.marks();
+            assert!(marks.committed() <= marks.durable(), "a leader commits what it has durably");
             for progress in leader.progress.values() {
                 progress.check(ctx.config.inflight_messages_max);
                 assert!(
