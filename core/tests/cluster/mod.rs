@@ -495,7 +495,8 @@ impl Cluster {
         host.states.remove(&group);
         host.disk.states.remove(&group);
         host.disk.control.remove(&group);
-        if self.node(id).is_some() && self.lost_states.insert((id, group)) {
+        let open = self.node(id).is_some_and(|node| node.group(group).is_some());
+        if open && self.lost_states.insert((id, group)) {
             self.oracle.lost_state(id, group);
             self.input(id, Input::StateLost { group, reason: "its file is damaged".to_owned() });
         }
