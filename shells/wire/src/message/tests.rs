@@ -76,6 +76,9 @@ fn groups() -> Vec<GroupMessage> {
         GroupMessage::ReadIndexReply { id: 77, lsn: None },
         GroupMessage::ReadIndexReply { id: 77, lsn: Some(Lsn(40)) },
         GroupMessage::TimeoutNow,
+        GroupMessage::Fetch { from: Lsn(40), to: Lsn(42) },
+        GroupMessage::Fetched { from: Lsn(40), entries: vec![] },
+        GroupMessage::Fetched { from: Lsn(40), entries: vec![entry(40, Kind::Op, b"payload")] },
     ]
 }
 
