@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use highwater_core::{NodeId, Peer};
 
-use super::Verdict;
+use super::{Verdict, broken};
 
 /// Whom a message is from, who it is for (a process of a node), and a digest of its bytes.
 type Letter = (Peer, (NodeId, u64), u64);
@@ -28,9 +28,10 @@ impl Transport {
     pub(crate) fn hears(&mut self, to: (NodeId, u64), from: Peer, digest: u64) -> Verdict {
         let Some(count) = self.under_way.get_mut(&(from, to, digest)) else {
             let (node, process) = to;
-            return Err(format!(
+            let what = format!(
                 "process {process} of {node:?} hears from {from:?} what was not sent to it, or twice"
-            ));
+            );
+            return Err(broken(what).on(node).on(from.member.node));
         };
         *count -= 1;
         if *count == 0 {

@@ -80,8 +80,8 @@ impl Cabling {
     }
 }
 
-/// Starts a process's transport, and connects it. `driver` is where its messages go. The first
-/// answer is for the driver.
+/// Starts a process's transport, and connects it to the network. `driver` is where its messages go.
+/// Returns it as the driver is to have it, and as it is.
 pub(crate) fn start(
     cabling: &Cabling,
     network: &Arc<Network>,
