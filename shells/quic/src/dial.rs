@@ -32,7 +32,8 @@ const GOOD: Duration = Duration::from_secs(1);
 pub(crate) async fn run(shared: Arc<Shared>, link: Arc<Link>, seed: u64) {
     let mut random = seed;
     let mut failures = 0;
-    // The last connection ended like that. It would be told at every attempt.
+    // The peer closed the last connection because of what this node says. To connect again is no
+    // news then.
     let mut refused = false;
     while !link.is_closing() {
         match attempt(&shared, &link, failures).await {
@@ -79,7 +80,7 @@ fn tell_connected(link: &Link, hello: &Hello, again: bool) {
     let (node, address) = (link.node, link.address);
     let (incarnation, boot) = (hello.peer.member.incarnation, hello.peer.boot);
     if again {
-        tracing::debug!(%node, %address, %incarnation, ?boot, "connected again");
+        tracing::debug!(%node, %address, %incarnation, ?boot, "connected, as before");
     } else {
         tracing::info!(%node, %address, %incarnation, ?boot, "connected");
     }

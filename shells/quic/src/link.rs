@@ -312,7 +312,7 @@ impl State {
 }
 
 /// What tests look at.
-#[cfg(test)]
+#[cfg(all(test, not(madsim)))]
 impl Link {
     pub(crate) fn queued(&self) -> usize {
         self.state().queued

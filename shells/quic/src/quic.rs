@@ -263,7 +263,7 @@ impl Quic {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(madsim)))]
     pub(crate) fn shared(&self) -> &Shared {
         &self.owner.shared
     }

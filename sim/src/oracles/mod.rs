@@ -14,6 +14,7 @@ pub(crate) mod log_matching;
 pub(crate) mod outcomes;
 pub(crate) mod reference;
 pub(crate) mod state_machine;
+pub(crate) mod transport;
 pub(crate) mod watermarks;
 
 use highwater_core::{GroupId, Lsn, NodeId, Term};

@@ -6,7 +6,7 @@
 //! keys are made within the run, ring's randomness comes from it too (`highwater_sim_sys`), and each
 //! run has a thread of its own, because std's and rand's state is the thread's.
 
-mod ledger;
+mod carrier;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -33,10 +33,11 @@ use quinn::{
 };
 use tokio::sync::mpsc;
 
-use self::ledger::{Carrier, Ledger, Observed};
+use self::carrier::{Carrier, Onlooker};
 use crate::{
     cluster::Process,
     net::{Network, Receiver},
+    oracles,
     rng::Rng,
     timer::{Until, until_instant},
 };
@@ -62,7 +63,7 @@ pub(crate) struct Cabling {
     cluster: ClusterId,
     /// Every node's certificate and key.
     nodes: BTreeMap<NodeId, NodeTls>,
-    ledger: Arc<Ledger>,
+    oracle: Arc<Mutex<oracles::transport::Transport>>,
 }
 
 impl Cabling {
@@ -75,12 +76,12 @@ impl Cabling {
             Ok((*node, NodeTls::from_pem(ca.cert.as_bytes(), cert, key)?))
         };
         let nodes = nodes.iter().map(tls).collect::<Result<_, TlsError>>()?;
-        Ok(Cabling { cluster, nodes, ledger: Arc::default() })
+        Ok(Cabling { cluster, nodes, oracle: Arc::default() })
     }
 }
 
-/// Starts a process's transport, and connects it. `driver` is where its messages go. The first
-/// answer is for the driver.
+/// Starts a process's transport, and connects it to the network. `driver` is where its messages go.
+/// Returns it as the driver is to have it, and as it is.
 pub(crate) fn start(
     cabling: &Cabling,
     network: &Arc<Network>,
@@ -108,9 +109,9 @@ pub(crate) fn start(
         Platform { runtime: Arc::new(SimRuntime), socket: Arc::new(socket), seed: Some(seed) };
     let (inbound, arriving) = mpsc::channel(1);
     let quic = Quic::start(&options, platform, inbound)?;
-    let observed = Observed { network, ledger: cabling.ledger.clone(), process, identity };
-    madsim::task::spawn(observed.clone().receive(arriving, driver));
-    Ok((Arc::new(Carrier { quic: quic.clone(), observed }), quic))
+    let onlooker = Onlooker { network, oracle: cabling.oracle.clone(), process, identity };
+    madsim::task::spawn(onlooker.clone().hand_on(arriving, driver));
+    Ok((Arc::new(Carrier { quic: quic.clone(), onlooker }), quic))
 }
 
 /// Datagrams that wait at a socket.
