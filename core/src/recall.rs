@@ -1,6 +1,6 @@
 //! Finding a data directory that was rolled back to an earlier copy. Its node can't know; its peers
 //! do: they remember, durably, each member's last start and the highest term and LSN that it vouched
-//! for to them. At each start a node asks all of them, and gives up its membership ([`Effect::Fence`])
+//! for to them. At each start a node asks all of them, and gives up its membership (`Effect::Fence`)
 //! where one remembers more than the disk holds (`semantics.md` 11).
 //!
 //! Until a peer has answered, nothing is vouched for to it: so what it remembers is always of earlier
