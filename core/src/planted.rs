@@ -27,12 +27,30 @@ pub enum Planted {
     AckUnverified = 10,
     /// A process-wide counter leaks into the schedule: the same seed does not replay.
     Nondeterminism = 11,
+    /// A cut of what was fsynced does not note that the log lost its end.
+    DoubtForgotten = 40,
+    /// A new segment's directory entry is not fsynced.
+    DirNotSynced = 41,
+    /// A failed fsync of the oplog is tried again on the same file, and believed.
+    FsyncRetried = 42,
+    /// Recovery skips a damaged block and keeps the blocks behind it.
+    TornTailKept = 43,
+    /// What recovery keeps of the log's end is not fsynced again.
+    RecoveredNotSynced = 44,
+    /// `synced_upto` names a block of the very write that is not fsynced yet.
+    SyncedUptoAhead = 45,
+    /// A block of an earlier epoch, left over from a cut, is taken for one of the log.
+    WrongEpochAccepted = 46,
+    /// A segment header's table omits votes that changed since the header before.
+    HeaderVotesStale = 47,
+    /// A full disk half-writes, and the writer goes on.
+    NoRoomIgnored = 48,
 }
 
 impl Planted {
     /// Every planted fault that breaks a promise ([`Planted::Nondeterminism`] breaks the
     /// simulator's own).
-    pub const ALL: [Planted; 10] = [
+    pub const ALL: [Planted; 19] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -43,6 +61,15 @@ impl Planted {
         Planted::CutBelowSynced,
         Planted::BlindVote,
         Planted::AckUnverified,
+        Planted::DoubtForgotten,
+        Planted::DirNotSynced,
+        Planted::FsyncRetried,
+        Planted::TornTailKept,
+        Planted::RecoveredNotSynced,
+        Planted::SyncedUptoAhead,
+        Planted::WrongEpochAccepted,
+        Planted::HeaderVotesStale,
+        Planted::NoRoomIgnored,
     ];
 }
 
