@@ -85,12 +85,30 @@ pub enum Planted {
     FlushFailureIgnored = 74,
     /// A state that is being rebuilt is read as it is.
     ServedWhileRebuilding = 75,
+    /// A cut of what was fsynced does not note that the log lost its end.
+    DoubtForgotten = 40,
+    /// A new segment's directory entry is not fsynced.
+    DirNotSynced = 41,
+    /// A failed fsync of the oplog is tried again on the same file, and believed.
+    FsyncRetried = 42,
+    /// Recovery skips a damaged block and keeps the blocks behind it.
+    TornTailKept = 43,
+    /// What recovery keeps of the log's end is not fsynced again.
+    RecoveredNotSynced = 44,
+    /// `synced_upto` names a block of the very write that is not fsynced yet.
+    SyncedUptoAhead = 45,
+    /// A block of an earlier epoch, left over from a cut, is taken for one of the log.
+    WrongEpochAccepted = 46,
+    /// A segment header's table omits votes that changed since the header before.
+    HeaderVotesStale = 47,
+    /// A full disk half-writes, and the writer goes on.
+    NoRoomIgnored = 48,
 }
 
 impl Planted {
     /// Every planted fault that breaks a promise ([`Planted::Nondeterminism`] breaks the
     /// simulator's own).
-    pub const ALL: [Planted; 37] = [
+    pub const ALL: [Planted; 46] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -128,6 +146,15 @@ impl Planted {
         Planted::ApplyFailureSkipped,
         Planted::FlushFailureIgnored,
         Planted::ServedWhileRebuilding,
+        Planted::DoubtForgotten,
+        Planted::DirNotSynced,
+        Planted::FsyncRetried,
+        Planted::TornTailKept,
+        Planted::RecoveredNotSynced,
+        Planted::SyncedUptoAhead,
+        Planted::WrongEpochAccepted,
+        Planted::HeaderVotesStale,
+        Planted::NoRoomIgnored,
     ];
 }
 

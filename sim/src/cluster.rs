@@ -345,12 +345,13 @@ impl Cluster {
             (u128::from(rng.next()) << 64 | u128::from(rng.next()), rng.next())
         };
         let wall_ms = highwater_node::env::Clock::now(&machine.clock).wall_ms;
-        let (member, boot) = identity::open(&disk, CLUSTER, node, wall_ms, random)
+        let start = identity::open(&disk, CLUSTER, node, wall_ms, random)
             .await
             .map_err(|error| format!("identity: {error}"))?;
-        let opened = oplog::open(disk.clone(), member.incarnation, self.plan.oplog)
+        let opened = oplog::open(disk.clone(), &start, self.plan.oplog)
             .await
             .map_err(|error| format!("oplog: {error}"))?;
+        let (member, boot) = (opened.member, start.boot);
         machine.disk.settle_damage(false);
         let found = &opened.recovered;
         self.world.saw_times(Seen::TailCut, u64::from(found.cut_bytes > 0));

@@ -26,7 +26,7 @@ use crate::{
     env::{Clock, Inbound, Transport},
     shared::Shared,
     status,
-    workers::{LoadJob, StateJob},
+    workers::{ReadJob, StateJob},
 };
 
 /// How many inputs of one source one step takes at most.
@@ -212,7 +212,7 @@ pub(crate) struct Hands<C, T> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) about: status::About,
     pub(crate) log: UnboundedSender<(highwater_core::WriteId, Vec<highwater_core::Record>)>,
-    pub(crate) loads: UnboundedSender<LoadJob>,
+    pub(crate) loads: UnboundedSender<ReadJob>,
     pub(crate) state: UnboundedSender<StateJob>,
     #[cfg(madsim)]
     pub(crate) observer: Option<Arc<dyn crate::Observer>>,
@@ -374,7 +374,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             // A worker that is gone has said so, which halts the node.
             Effect::Persist { write, records } => drop(self.hands.log.send((write, records))),
             Effect::Load { load, group, from, to, max_bytes } => {
-                drop(self.hands.loads.send(LoadJob { load, group, from, to, max_bytes }));
+                drop(self.hands.loads.send(ReadJob::Load { load, group, from, to, max_bytes }));
             }
             Effect::Apply { group, entries } => {
                 drop(self.hands.state.send(StateJob::Apply { group, entries }));
@@ -392,8 +392,9 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             Effect::Reopen { group, upto } => {
                 drop(self.hands.state.send(StateJob::Reopen { group, upto }));
             }
-            // The oplog's own copy stays damaged until it can be mended in place.
-            Effect::Mend { .. } => {}
+            Effect::Mend { group, entries } => {
+                drop(self.hands.loads.send(ReadJob::Mend { group, entries }));
+            }
             Effect::Fence { reason } => self.fenced = Some(reason),
             Effect::Halt { reason } => tracing::error!(%reason, "this node halts"),
         }

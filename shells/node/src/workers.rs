@@ -17,7 +17,7 @@ use highwater_core::{
 };
 use highwater_store::{
     disk::Disk,
-    oplog::{LogReader, LogWriter},
+    oplog::{LoadError, LogReader, LogWriter},
     state::{StateError, States},
 };
 use tokio::sync::mpsc::{
@@ -124,26 +124,45 @@ fn report_room<D: Disk>(
     }
 }
 
-/// A [`highwater_core::Effect::Load`].
-pub(crate) struct LoadJob {
-    pub(crate) load: LoadId,
-    pub(crate) group: GroupId,
-    pub(crate) from: Lsn,
-    pub(crate) to: Lsn,
-    pub(crate) max_bytes: usize,
+/// For the oplog's reader.
+pub(crate) enum ReadJob {
+    /// A [`highwater_core::Effect::Load`].
+    Load { load: LoadId, group: GroupId, from: Lsn, to: Lsn, max_bytes: usize },
+    /// A [`highwater_core::Effect::Mend`].
+    Mend { group: GroupId, entries: Vec<Entry> },
 }
 
 /// Reads entries back.
 pub(crate) async fn read_log<D: Disk>(
     reader: LogReader<D>,
-    mut jobs: UnboundedReceiver<LoadJob>,
+    mut jobs: UnboundedReceiver<ReadJob>,
     done: Completions,
 ) {
     let _vital = Vital { worker: "the oplog's reader", done: done.clone() };
-    while let Some(LoadJob { load, group, from, to, max_bytes }) = jobs.recv().await {
-        let input = match reader.load(group, from, to, max_bytes).await {
+    while let Some(job) = jobs.recv().await {
+        let (load, group, read) = match job {
+            ReadJob::Load { load, group, from, to, max_bytes } => {
+                (load, group, reader.load(group, from, to, max_bytes).await)
+            }
+            ReadJob::Mend { group, entries } => {
+                if let Err(error) = reader.mend(group, entries).await {
+                    tracing::warn!(%error, %group, "the oplog can't be mended yet");
+                }
+                continue;
+            }
+        };
+        let input = match read {
             Ok(entries) => Input::Loaded { load, entries },
-            Err(error) => Input::LoadFailed { load, reason: error.to_string() },
+            Err(error) => {
+                // Who asked for the first of them hears of it below.
+                if let LoadError::Damaged { missing, .. } = &error {
+                    for (also, from, to) in missing.iter().skip(1).copied() {
+                        let _ = done.send(Input::Damaged { group: also, from, to });
+                    }
+                }
+                tracing::warn!(%error, %group, "the oplog can't be read");
+                Input::LoadFailed { load, reason: error.to_string() }
+            }
         };
         if done.send(input).is_err() {
             return;

@@ -5,10 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use highwater_core::{Entry, Kind, Record};
+use highwater_core::{Doubt, Entry, Kind, Record};
 use highwater_store::{
     disk::RealDisk,
-    oplog::{self, Found, Summary},
+    oplog::{self, Found, Loss, Summary},
 };
 use highwater_wire::op::{Action, Condition, Op};
 
@@ -25,6 +25,7 @@ pub(crate) async fn verify(dir: &Path) -> Result<(), Failure> {
     let mut out = Output::new();
     let summary = inspect(dir, |found| match &found {
         Found::Damage { .. } | Found::Torn { .. } => out.line(&describe(&found)),
+        Found::Segment(header) if header.lost.is_some() => out.line(&describe(&found)),
         _ => {}
     })
     .await?;
@@ -35,7 +36,8 @@ pub(crate) async fn verify(dir: &Path) -> Result<(), Failure> {
     }
     Err(Failure::runtime(format!(
         "the oplog in {} is damaged in {} places: entries there can't be read from this node. \
-         Other nodes have what was acknowledged; nothing was changed here",
+         Other nodes have what was acknowledged: a running node fetches it from them. Where the \
+         newest segment is damaged, the next start cuts it there. Nothing was changed here",
         dir.display(),
         summary.damages
     )))
@@ -72,27 +74,48 @@ fn data_dir(dir: &Path) -> Option<PathBuf> {
 
 fn total(summary: &Summary) -> String {
     format!(
-        "{} segments, {} blocks, {} records, {} bytes; {} damaged; {} bytes of torn tail",
+        "{} segments, {} blocks, {} records, {} bytes; {} damaged; {} bytes of torn tail{}",
         summary.segments,
         summary.blocks,
         summary.frames,
         summary.frame_bytes,
         summary.damages,
         summary.torn_bytes,
+        describe_doubt(summary.doubt)
     )
+}
+
+fn describe_doubt(doubt: Option<Doubt>) -> String {
+    let which = match doubt {
+        None => return String::new(),
+        Some(Doubt { bound: None }) => String::new(),
+        Some(Doubt { bound: Some(bound) }) => format!(" up to {bound}"),
+    };
+    format!("; groups{which} are in doubt until each was found sound")
+}
+
+fn describe_loss(loss: Option<Loss>) -> &'static str {
+    match loss {
+        None => "",
+        Some(Loss::Entries) => "; CUT before it: what followed was lost, but no vote",
+        Some(Loss::Votes) => "; CUT before it: what followed was lost, perhaps with votes",
+    }
 }
 
 fn describe(found: &Found) -> String {
     match found {
         Found::Segment(header) => format!(
-            "{}: segment {}, epoch {}, incarnation {}, first block {}, {} groups{}",
+            "{}: segment {}, epoch {}, incarnation {}, first block {}, {} groups{}, {} boots{}{}",
             header.file,
             header.segment,
             header.epoch,
             header.incarnation,
             header.first_block,
             header.groups,
-            if header.complete { " (all)" } else { "" }
+            if header.complete { " (all)" } else { "" },
+            header.boots,
+            describe_loss(header.lost),
+            describe_doubt(header.doubt)
         ),
         Found::Block(block) => format!(
             "  {:#010x} block {} {:?}, epoch {}, synced up to {}, {} records, {} bytes",

@@ -17,7 +17,7 @@ use highwater_quic::{Quic, QuicOptions, tls::NodeTls};
 use highwater_store::{
     disk::RealDisk,
     identity,
-    oplog::{self, OplogOptions},
+    oplog::{self, Loss, Lost, OplogOptions},
     state::{RealFiles, StateOptions, States},
 };
 use tokio::{
@@ -216,12 +216,15 @@ async fn recover(config: &Config, disk: RealDisk) -> Result<(Options, NodeParts,
     let tls = tls(config)?;
     let began = Instant::now();
     let random = init::random()?;
-    let (member, boot) = identity::open(&disk, config.cluster, config.node, wall_ms(), random)
+    let start = identity::open(&disk, config.cluster, config.node, wall_ms(), random)
         .await
         .map_err(Failure::start)?;
-    let opened = oplog::open(disk, member.incarnation, OplogOptions::default())
-        .await
-        .map_err(Failure::start)?;
+    let opened =
+        oplog::open(disk, &start, OplogOptions::default()).await.map_err(Failure::start)?;
+    if let Some(lost) = &opened.recovered.lost {
+        report(lost);
+    }
+    let (member, boot) = (opened.member, start.boot);
     let state_dir = config.data_dir.join("state");
     let files = RealFiles::open(&state_dir)
         .context(|| format!("can't use {}; nothing was changed", state_dir.display()))?;
@@ -263,6 +266,24 @@ async fn recover(config: &Config, disk: RealDisk) -> Result<(Options, NodeParts,
     let clock = SystemClock { start: Instant::now() };
     let parts = Parts { clock, opened, states, transport: quic.clone(), inbound: messages };
     Ok((options, parts, quic))
+}
+
+/// Tells the operator what the oplog has lost.
+fn report(lost: &Lost) {
+    let then = match lost.loss {
+        Loss::Entries => "no vote was in it: what is missing is fetched from the other nodes",
+        Loss::Votes => {
+            "perhaps votes as well: the data directory has a new incarnation, and this node follows \
+             without a vote until it is replaced"
+        }
+    };
+    warn!(
+        file = lost.file,
+        offset = lost.offset,
+        what = lost.what,
+        bytes = lost.bytes,
+        "the oplog was damaged, and lost its end, which may have been acknowledged; {then}"
+    );
 }
 
 fn resolve(key: &str, text: &str) -> Result<std::net::SocketAddr, Failure> {

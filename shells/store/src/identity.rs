@@ -1,5 +1,9 @@
 //! Who this data directory is: cluster, node, incarnation, and how often it was started.
 //!
+//! A directory that has lost votes is **fenced**: it takes a new incarnation ([`renew`]), and counts
+//! for nothing from then on, like a blank one. Its files stay, so what its oplog's checksums are
+//! salted with stays too, and is a number of its own.
+//!
 //! The file `identity` holds the same record twice, 4096 bytes apart, so that a damaged sector
 //! does not lose it. It is replaced as a whole (written beside, synced, renamed, the directory
 //! synced), so that a crash leaves the old one or the new one. One record:
@@ -8,14 +12,18 @@
 //! | --- | --- | --- |
 //! | 0 | 8 | `HWIDENT1` |
 //! | 8 | 4 | CRC-32C of everything from 12 to 88 |
-//! | 12 | 4 | version: 1 |
+//! | 12 | 4 | version: 2 |
 //! | 16 | 16 | cluster |
 //! | 32 | 8 | node |
 //! | 40 | 16 | incarnation |
 //! | 56 | 8 | boot counter |
 //! | 64 | 8 | boot nonce |
 //! | 72 | 8 | 1 once an oplog was made, else 0 |
-//! | 80 | 8 | zero |
+//! | 80 | 4 | CRC-32C of everything from 88 to 104 |
+//! | 84 | 4 | zero |
+//! | 88 | 16 | incarnation of the oplog: the first one this directory had |
+//!
+//! Version 1 ends at 88, with zeros from 80 on: there both incarnations are the same.
 
 use std::io;
 
@@ -27,9 +35,14 @@ use crate::{disk::Disk, oplog};
 const FILE: &str = "identity";
 const FILE_NEW: &str = "identity.tmp";
 const MAGIC: [u8; 8] = *b"HWIDENT1";
-const VERSION: u32 = 1;
-const LEN: usize = 88;
+const VERSION: u32 = 2;
+/// What every version has, and the length of version 1.
+const BASE: usize = 88;
+const LEN: usize = 104;
 const COPY: usize = 4096;
+/// An incarnation ends in so many random bits.
+const RANDOM_BITS: u32 = 80;
+const RANDOM: u128 = (1 << RANDOM_BITS) - 1;
 
 /// Why a data directory does not open.
 #[derive(Debug, thiserror::Error)]
@@ -89,9 +102,23 @@ pub enum IdentityError {
 struct Record {
     cluster: ClusterId,
     member: Member,
+    log: Incarnation,
     boot: Boot,
     /// An oplog was made: from now on its absence is damage.
     logged: bool,
+}
+
+/// Who a data directory is, at one start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// What counts for a quorum.
+    pub member: Member,
+    /// This start.
+    pub boot: Boot,
+    /// What the oplog was made with, and its checksums are salted with.
+    pub log: Incarnation,
+    /// What the directory becomes if its oplog turns out to have lost votes.
+    pub(crate) spare: Incarnation,
 }
 
 /// Opens the identity of a data directory for one start: makes it where the directory is blank,
@@ -105,8 +132,9 @@ pub async fn open<D: Disk>(
     node: NodeId,
     wall_ms: u64,
     random: u128,
-) -> Result<(Member, Boot), IdentityError> {
+) -> Result<Start, IdentityError> {
     let nonce = mix(random);
+    let spare = incarnation(wall_ms, random);
     let record = match read(disk).await? {
         Some(found) if found.cluster != cluster => {
             return Err(IdentityError::OtherCluster { found: found.cluster, wanted: cluster });
@@ -122,18 +150,43 @@ pub async fn open<D: Disk>(
             if !files.is_empty() {
                 return Err(IdentityError::Missing);
             }
-            let low = random & ((1 << 80) - 1);
-            let incarnation = Incarnation((u128::from(wall_ms) << 80) | low);
             Record {
                 cluster,
-                member: Member { node, incarnation },
+                member: Member { node, incarnation: spare },
+                log: spare,
                 boot: Boot { counter: 1, nonce },
                 logged: false,
             }
         }
     };
     write(disk, &record).await?;
-    Ok((record.member, record.boot))
+    Ok(Start { member: record.member, boot: record.boot, log: record.log, spare })
+}
+
+/// Fences a data directory that has lost votes: gives it a new, higher incarnation, durably. Its
+/// node is from then on like one with a blank directory, and follows without a vote. To be followed
+/// by a new start.
+///
+/// # Errors
+/// Where the identity can't be read or written.
+pub async fn renew<D: Disk>(disk: &D, wall_ms: u64, random: u128) -> Result<Member, IdentityError> {
+    fence(disk, incarnation(wall_ms, random)).await
+}
+
+/// [`renew`], to this incarnation or, where it is no higher than the present one, one like it.
+pub(crate) async fn fence<D: Disk>(disk: &D, spare: Incarnation) -> Result<Member, IdentityError> {
+    let record = read(disk).await?.ok_or(IdentityError::Missing)?;
+    // The wall clock may have fallen back.
+    let after = (record.member.incarnation.0 >> RANDOM_BITS) + 1;
+    let wall = after.max(spare.0 >> RANDOM_BITS);
+    let incarnation = Incarnation(wall << RANDOM_BITS | spare.0 & RANDOM);
+    let member = Member { incarnation, ..record.member };
+    write(disk, &Record { member, ..record }).await?;
+    Ok(member)
+}
+
+fn incarnation(wall_ms: u64, random: u128) -> Incarnation {
+    Incarnation(u128::from(wall_ms) << RANDOM_BITS | random & RANDOM)
 }
 
 /// Whether this directory once had an oplog.
@@ -200,32 +253,46 @@ fn encode(record: &Record) -> Bytes {
     out.put_u64_le(record.boot.counter);
     out.put_u64_le(record.boot.nonce);
     out.put_u64_le(u64::from(record.logged));
-    out.put_u64_le(0);
-    let sum = crc32c::crc32c(&out[12..LEN]);
+    out.put_u64_le(0); // a checksum, below
+    out.put_u128_le(record.log.0);
+    let sum = crc32c::crc32c(&out[BASE..]);
+    out[BASE - 8..BASE - 4].copy_from_slice(&sum.to_le_bytes());
+    // As far as version 1 goes, so that a release that knows only that one sees a later version.
+    let sum = crc32c::crc32c(&out[12..BASE]);
     out[8..12].copy_from_slice(&sum.to_le_bytes());
     out.freeze()
 }
 
 fn decode(bytes: &[u8]) -> Result<Record, IdentityError> {
-    let mut bytes = bytes.get(..LEN).ok_or(IdentityError::Damaged)?;
-    let sum = crc32c::crc32c(&bytes[12..]);
-    if bytes[..8] != MAGIC {
+    let mut at = bytes.get(..BASE).ok_or(IdentityError::Damaged)?;
+    let sum = crc32c::crc32c(&at[12..]);
+    if at[..8] != MAGIC {
         return Err(IdentityError::Damaged);
     }
-    bytes.advance(8);
-    if bytes.get_u32_le() != sum {
+    at.advance(8);
+    if at.get_u32_le() != sum {
         return Err(IdentityError::Damaged);
     }
-    let version = bytes.get_u32_le();
-    if version != VERSION {
+    let version = at.get_u32_le();
+    if !(1..=VERSION).contains(&version) {
         return Err(IdentityError::Version(version));
     }
-    let cluster = ClusterId(bytes.get_u128_le());
-    let node = NodeId(bytes.get_u64_le());
-    let incarnation = Incarnation(bytes.get_u128_le());
-    let boot = Boot { counter: bytes.get_u64_le(), nonce: bytes.get_u64_le() };
-    let logged = bytes.get_u64_le() != 0;
-    Ok(Record { cluster, member: Member { node, incarnation }, boot, logged })
+    let cluster = ClusterId(at.get_u128_le());
+    let node = NodeId(at.get_u64_le());
+    let incarnation = Incarnation(at.get_u128_le());
+    let boot = Boot { counter: at.get_u64_le(), nonce: at.get_u64_le() };
+    let logged = at.get_u64_le() != 0;
+    let log = match version {
+        1 => incarnation,
+        _ => {
+            let mut rest = bytes.get(BASE..LEN).ok_or(IdentityError::Damaged)?;
+            if at.get_u32_le() != crc32c::crc32c(rest) {
+                return Err(IdentityError::Damaged);
+            }
+            Incarnation(rest.get_u128_le())
+        }
+    };
+    Ok(Record { cluster, member: Member { node, incarnation }, log, boot, logged })
 }
 
 #[cfg(all(test, not(madsim)))]
@@ -235,7 +302,7 @@ mod tests {
 
     const CLUSTER: ClusterId = ClusterId(0xc1);
 
-    async fn start(disk: &MemDisk, random: u128) -> Result<(Member, Boot), IdentityError> {
+    async fn start(disk: &MemDisk, random: u128) -> Result<Start, IdentityError> {
         open(disk, CLUSTER, NodeId(2), 0x0199_0000_0000, random).await
     }
 
@@ -243,7 +310,8 @@ mod tests {
     fn bytes_are_frozen() {
         let record = Record {
             cluster: CLUSTER,
-            member: Member { node: NodeId(2), incarnation: Incarnation(0x0199 << 80 | 5) },
+            member: Member { node: NodeId(2), incarnation: Incarnation(0x019a << 80 | 6) },
+            log: Incarnation(0x0199 << 80 | 5),
             boot: Boot { counter: 3, nonce: mix(7) },
             logged: true,
         };
@@ -259,40 +327,86 @@ mod tests {
         }
     }
 
+    /// As the first release wrote it, with one incarnation.
+    #[tokio::test]
+    async fn version_1_is_read() {
+        let hex = "48574944454e5431a1ffb1f101000000c1000000000000000000000000000000020000000000000005\
+                   0000000000000000009901000000000300000000000000\
+                   6a49bc645ce731b601000000000000000000000000000000";
+        let mut old: Vec<u8> = (0..hex.len() / 2)
+            .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).expect("hex"))
+            .collect();
+        let incarnation = Incarnation(0x0199 << 80 | 5);
+        let record = decode(&old).expect("version 1");
+        assert_eq!((record.member.incarnation, record.log), (incarnation, incarnation));
+        assert_eq!((record.boot.counter, record.logged), (3, true));
+
+        let disk = MemDisk::new();
+        disk.open(FILE, true).await.expect("makes it");
+        old.resize(2 * COPY, 0);
+        disk.edit(FILE, |bytes| *bytes = old);
+        let found = start(&disk, 1).await.expect("version 1");
+        assert_eq!((found.log, found.boot.counter), (incarnation, 4));
+        assert!(logged(&disk).await.expect("it stands"));
+    }
+
     #[tokio::test]
     async fn each_start_counts() {
         let disk = MemDisk::new();
-        let (member, first) = start(&disk, 0xabcd).await.expect("a blank disk");
-        assert_eq!(member.incarnation, Incarnation(0x0199_0000_0000 << 80 | 0xabcd));
-        assert_eq!(first.counter, 1);
+        let first = start(&disk, 0xabcd).await.expect("a blank disk");
+        assert_eq!(first.member.incarnation, Incarnation(0x0199_0000_0000 << 80 | 0xabcd));
+        assert_eq!((first.log, first.boot.counter), (first.member.incarnation, 1));
         let disk = disk.power_cut(&mut Rng(1), 0);
-        let (again, second) = start(&disk, 0xef01).await.expect("it stands");
-        assert_eq!((again, second.counter), (member, 2));
-        assert_ne!(first.nonce, second.nonce);
+        let second = start(&disk, 0xef01).await.expect("it stands");
+        assert_eq!((second.member, second.log, second.boot.counter), (first.member, first.log, 2));
+        assert_ne!(first.boot.nonce, second.boot.nonce);
     }
 
     #[tokio::test]
     async fn a_power_cut_at_any_step_keeps_who_it_is() {
         for step in 1..40 {
             let disk = MemDisk::new();
-            let (member, _) = start(&disk, 1).await.expect("a blank disk");
+            let member = start(&disk, 1).await.expect("a blank disk").member;
             let now = disk.world().steps;
             disk.world().cut_at = Some(now + step);
             let mut counted = 1;
-            while let Ok((_, boot)) = start(&disk, 2).await {
+            while let Ok(Start { boot, .. }) = start(&disk, 2).await {
                 counted = boot.counter;
             }
             let disk = disk.power_cut(&mut Rng(step), 50);
-            let (again, boot) = start(&disk, 3).await.expect("it stands");
-            assert_eq!(again, member);
-            assert!(boot.counter > counted, "a boot was counted twice");
+            let again = start(&disk, 3).await.expect("it stands");
+            assert_eq!(again.member, member);
+            assert!(again.boot.counter > counted, "a boot was counted twice");
         }
+    }
+
+    #[tokio::test]
+    async fn a_fence_rises_and_is_durable_once_it_is_told() {
+        for step in 1..20 {
+            let disk = MemDisk::new();
+            let first = start(&disk, 1).await.expect("a blank disk");
+            let now = disk.world().steps;
+            disk.world().cut_at = Some(now + step);
+            let mut last = first.member;
+            // The clock stands still, and falls back.
+            for wall in [0x0199_0000_0000, 0x0199_0000_0000, 5] {
+                let Ok(member) = renew(&disk, wall, 9).await else { break };
+                assert!(member.incarnation > last.incarnation && member.node == last.node);
+                last = member;
+            }
+            let disk = disk.power_cut(&mut Rng(step), 50);
+            let again = start(&disk, 3).await.expect("it stands");
+            assert!(again.member.incarnation >= last.incarnation, "a fence was forgotten");
+            assert_eq!((again.log, again.boot.counter), (first.log, 2));
+        }
+        let nobody = renew(&MemDisk::new(), 1, 1).await;
+        assert!(matches!(nobody, Err(IdentityError::Missing)));
     }
 
     #[tokio::test]
     async fn what_is_anothers_or_damaged_is_refused() {
         let disk = MemDisk::new();
-        let (member, _) = start(&disk, 1).await.expect("a blank disk");
+        let member = start(&disk, 1).await.expect("a blank disk").member;
         let before = disk.contents();
         let other = open(&disk, ClusterId(9), NodeId(2), 1, 1).await;
         assert!(matches!(other, Err(IdentityError::OtherCluster { found: CLUSTER, .. })));
@@ -301,9 +415,9 @@ mod tests {
         assert!(disk.contents() == before, "a refusal changed something");
         // One copy may go, not both.
         disk.edit(FILE, |bytes| bytes[..512].fill(0xff));
-        assert_eq!(start(&disk, 1).await.expect("the other copy stands").0, member);
+        assert_eq!(start(&disk, 1).await.expect("the other copy stands").member, member);
         disk.edit(FILE, |bytes| bytes[COPY..].fill(0));
-        assert_eq!(start(&disk, 1).await.expect("the first copy stands").0, member);
+        assert_eq!(start(&disk, 1).await.expect("the first copy stands").member, member);
         disk.edit(FILE, |bytes| (bytes[20], bytes[COPY + 20]) = (!bytes[20], !bytes[COPY + 20]));
         assert!(matches!(start(&disk, 1).await, Err(IdentityError::Damaged)));
         disk.edit(FILE, Vec::clear);

@@ -39,14 +39,17 @@
 
 use std::{fmt, io};
 
-use highwater_core::{Boot, Doubt, Formation, Incarnation, Lsn, Member, RecoveredGroup};
+use highwater_core::{Boot, Doubt, Formation, GroupId, Incarnation, Lsn, Member, RecoveredGroup};
 use highwater_wire::entry::ENTRY_MAX;
 
 use crate::{disk::Disk, identity::IdentityError};
 
+mod cut;
+mod damage;
 mod format;
 mod index;
 mod inspect;
+mod mend;
 mod prepare;
 mod reader;
 mod recover;
@@ -58,7 +61,7 @@ mod writer;
 #[cfg(all(test, not(madsim)))]
 pub(crate) mod tests;
 
-pub use format::{BlockKind, FrameError};
+pub use format::{BlockKind, FrameError, Loss};
 pub use inspect::{BlockInfo, Found, HeaderInfo, Summary, inspect};
 pub use prepare::Preparer;
 pub use reader::LogReader;
@@ -139,6 +142,8 @@ pub struct Opened<D: Disk> {
     pub preparer: Preparer<D>,
     /// What the log says.
     pub recovered: RecoveredLog,
+    /// The node with its data directory: with a new incarnation, if the log has lost votes.
+    pub member: Member,
 }
 
 impl<D: Disk> fmt::Debug for Opened<D> {
@@ -162,16 +167,33 @@ pub struct RecoveredLog {
     pub room: u64,
     /// How much of a torn tail was cut, in bytes (whole sectors).
     pub cut_bytes: u64,
+    /// What was lost for good at this start.
+    pub lost: Option<Lost>,
+}
+
+/// What was fsynced at the end of the log, could not be read, and was cut: for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The first damage: the file, within the data directory.
+    pub file: String,
+    /// Where in it.
+    pub offset: u64,
+    /// What is wrong there.
+    pub what: String,
+    /// How much was cut, in bytes (whole sectors).
+    pub bytes: u64,
+    /// What was in it.
+    pub loss: Loss,
 }
 
 /// Why a log does not open. Nothing was changed, except where the operating system failed midway.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// Something that was fsynced is not as it was written.
+    /// Something that was fsynced is not as it was written, and is more than the end of the log.
     #[error(
-        "the oplog is damaged: {file} at byte {offset}: {what}. This part was fsynced, so it may \
-         hold acknowledged writes or a vote; the node does not start, and nothing was changed. \
+        "the oplog is damaged: {file} at byte {offset}: {what}. This part was fsynced, and the log \
+         can't be followed across it; the node does not start, and nothing was changed. \
          `highwater log verify DIR` shows the extent. Keep the directory; to give this copy up, \
          start the node with an empty data directory: it then follows without a vote until it is \
          replaced"
@@ -269,7 +291,8 @@ pub enum LoadError {
         /// The group's last LSN; 0 for an empty or unknown group.
         last: Lsn,
     },
-    /// What was fsynced is not as it was written.
+    /// What was written can't be read as it was written. It can be had from other nodes, and put in
+    /// place with [`LogReader::mend`].
     #[error(
         "the oplog is damaged: {file} at byte {offset}: {what}. `highwater log verify DIR` shows \
          the extent"
@@ -281,6 +304,9 @@ pub enum LoadError {
         offset: u64,
         /// What is wrong.
         what: String,
+        /// Everything that this file holds and that can't be read: of each group, from LSN to LSN.
+        /// What was asked for comes first.
+        missing: Vec<(GroupId, Lsn, Lsn)>,
     },
     /// The operating system refused.
     #[error("the oplog can't be read: {0}")]

@@ -9,9 +9,9 @@
 //! | --- | --- | --- |
 //! | 0 | 8 | `HWOPLOG1` |
 //! | 8 | 4 | checksum of everything from 12 to the end |
-//! | 12 | 4 | version: 1 |
+//! | 12 | 4 | version: 2 |
 //! | 16 | 4 | length, without the padding |
-//! | 20 | 4 | flags: 1 the table lists every group, 2 there is a formation |
+//! | 20 | 4 | flags: 1 the table lists every group, 2 there is a formation, 4 the log is in doubt, 8 up to a bound, 16 entries that were fsynced were lost and cut right before this segment, 32 perhaps votes as well |
 //! | 24 | 8 | segment sequence: 1, 2, 3 … |
 //! | 32 | 8 | epoch in which it was written |
 //! | 40 | 8 | sequence of the segment's first block |
@@ -20,13 +20,22 @@
 //! | 72 | 8 | length of the file |
 //! | 80 | 4 | founding members |
 //! | 84 | 4 | rows of the group table |
-//! | 88 | … | members: node (8), incarnation (16) |
+//! | 88 | 8 | up to which group the log is in doubt; 0 without a bound |
+//! | 96 | 4 | boots met |
+//! | 100 | 4 | zero |
+//! | 104 | … | members: node (8), incarnation (16) |
+//! | … | … | boots: node (8), incarnation (16), boot counter (8), nonce (8) |
 //! | … | … | rows, in order of group |
 //!
 //! A row: group (8), term (8), voted-for node (8), its incarnation (16), checkpointed LSN (8), first
 //! LSN (8; 0 for none) and last LSN (8) that the segment before holds of the group (the group's last
-//! LSN where it holds none), flags (4; 1 there is a vote), number of terms (4), then where terms
-//! start within that range: LSN (8), term (8).
+//! LSN where it holds none), flags (4; 1 there is a vote, 2 the group is sound), number of terms (4),
+//! the last entry's stamp (8), number of acknowledgements (4), zero (4), then where terms start
+//! within that range: LSN (8), term (8), and what members have acknowledged: node (8), incarnation
+//! (16), term (8), LSN (8).
+//!
+//! Version 1 has neither bound nor boots (members follow at 88), and rows without stamp and
+//! acknowledgements. It is read, and written no more.
 //!
 //! **Block header**, 64 bytes, followed by the body and zeros up to the next sector:
 //!
@@ -35,7 +44,7 @@
 //! | 0 | 4 | `HWBK` |
 //! | 4 | 4 | checksum of everything from 8 to 64, begun with that of the incarnation |
 //! | 8 | 1 | version: 1 |
-//! | 9 | 1 | kind: 0 data, 1 opening, 2 closing marker |
+//! | 9 | 1 | kind: 0 data, 1 opening, 2 closing marker, 3 entries, 4 mended |
 //! | 10 | 2 | zero |
 //! | 12 | 4 | length of the body |
 //! | 16 | 8 | segment sequence |
@@ -45,6 +54,9 @@
 //! | 48 | 4 | checksum of the body |
 //! | 52 | 4 | frames in the body |
 //! | 56 | 8 | the block's own offset in the file |
+//!
+//! A block of kind 3 holds entries and hints only: whoever loses one has lost no vote. One of kind 4
+//! was damaged and is written anew: with the entries that count, and none of the rest.
 //!
 //! The body is a run of frames: [entry frames](highwater_wire::entry) and **control frames**, which
 //! share their first ten bytes: length (4), checksum of everything from 8 on (4), version 1 (1),
@@ -58,29 +70,48 @@
 //! | 132 boot | node (8), incarnation (16), boot counter (8), nonce (8) |
 //! | 133 acknowledged | group (8), node (8), incarnation (16), term (8), LSN (8) |
 //! | 134 sound | group (8), commit mark (8) |
+//! | 135 filler | zeros |
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use highwater_core::{Boot, Formation, GroupId, Incarnation, Lsn, Member, NodeId, Record, Term};
+use highwater_core::{
+    Boot, Doubt, Formation, GroupId, Hlc, Incarnation, Lsn, Member, NodeId, Record, Term,
+};
 use highwater_wire::entry::{self, EntryError};
 
 /// What every block and header is aligned to, in bytes.
 pub(crate) const SECTOR: u64 = 4096;
 /// Length of a block's header.
 pub(crate) const BLOCK_HEADER: usize = 64;
-/// Length of a segment header without members and rows.
-const SEGMENT_HEADER: usize = 88;
+/// Length of a segment header without what follows in lists.
+const SEGMENT_HEADER: usize = 104;
+/// The same in version 1.
+const SEGMENT_HEADER_1: usize = 88;
 const MEMBER: usize = 24;
-/// Length of a row without its terms.
-pub(crate) const ROW: usize = 72;
+/// Length of one boot.
+pub(crate) const BOOT_LEN: usize = MEMBER + 16;
+/// Length of a row without its terms and acknowledgements.
+pub(crate) const ROW: usize = 88;
+const ROW_1: usize = 72;
 /// Length of one term of a row.
 pub(crate) const ROW_TERM: usize = 16;
+/// Length of one acknowledgement of a row.
+pub(crate) const ROW_ACKED: usize = MEMBER + 16;
 const CONTROL_HEADER: usize = 16;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"HWOPLOG1";
 const BLOCK_MAGIC: [u8; 4] = *b"HWBK";
+/// Of blocks and frames.
 const VERSION: u8 = 1;
+/// Of segment headers.
+const SEGMENT_VERSION: u32 = 2;
 const COMPLETE: u32 = 1;
 const FORMED: u32 = 2;
+const DOUBT: u32 = 4;
+const BOUND: u32 = 8;
+const LOST: u32 = 16;
+const LOST_VOTES: u32 = 32;
+const ROW_VOTE: u32 = 1;
+const ROW_SOUND: u32 = 2;
 
 const HARD_STATE: u8 = 129;
 const FORMATION: u8 = 130;
@@ -88,7 +119,8 @@ const CHECKPOINTED: u8 = 131;
 const BOOT: u8 = 132;
 const ACKED: u8 = 133;
 const SOUND: u8 = 134;
-/// Founding members at most; a segment header then still takes one sector without its rows.
+const FILLER: u8 = 135;
+/// Founding members at most.
 const MEMBERS_MAX: usize = 128;
 
 /// `len` rounded up to whole sectors.
@@ -108,6 +140,19 @@ pub(crate) struct Row {
     pub(crate) last: Lsn,
     /// Terms that start in `first..=last`.
     pub(crate) terms: Vec<(Lsn, Term)>,
+    pub(crate) sound: bool,
+    /// The last entry's stamp; 0 where it is not known.
+    pub(crate) hlc: Hlc,
+    pub(crate) acked: Vec<(Member, Term, Lsn)>,
+}
+
+/// What was lost for good with the end of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Entries that may have been acknowledged, and no vote.
+    Entries,
+    /// Perhaps votes as well: the data directory counts for nothing any more.
+    Votes,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,7 +165,11 @@ pub(crate) struct SegmentHeader {
     /// The file's length.
     pub(crate) bytes: u64,
     pub(crate) complete: bool,
+    /// What was cut from the end of the log right before this segment.
+    pub(crate) lost: Option<Loss>,
+    pub(crate) doubt: Option<Doubt>,
     pub(crate) formation: Option<Formation>,
+    pub(crate) boots: Vec<(Member, Boot)>,
     pub(crate) rows: Vec<Row>,
 }
 
@@ -137,18 +186,32 @@ pub(crate) enum HeaderFault {
 
 /// How long a segment header says it is; `None` where it is none. `max` bounds it.
 pub(crate) fn header_len(first: &[u8], max: u64) -> Option<usize> {
-    let mut bytes = first.get(..SEGMENT_HEADER)?;
+    let mut bytes = first.get(..SEGMENT_HEADER_1)?;
     if bytes[..8] != SEGMENT_MAGIC {
         return None;
     }
     bytes.advance(16);
     let len = bytes.get_u32_le();
-    (len as usize >= SEGMENT_HEADER && u64::from(len) <= max).then_some(len as usize)
+    (len as usize >= SEGMENT_HEADER_1 && u64::from(len) <= max).then_some(len as usize)
 }
 
-/// Bounds the length of a header with so many members, rows and terms.
-pub(crate) fn header_bound(members: usize, rows: usize, terms: usize) -> u64 {
-    padded((SEGMENT_HEADER + members * MEMBER + rows * ROW + terms * ROW_TERM) as u64)
+/// How much a segment header lists.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HeaderSize {
+    pub(crate) members: usize,
+    pub(crate) boots: usize,
+    pub(crate) rows: usize,
+    pub(crate) terms: usize,
+    pub(crate) acked: usize,
+}
+
+impl HeaderSize {
+    /// The length of such a header, padded.
+    pub(crate) fn bytes(self) -> u64 {
+        let lists = self.members * MEMBER + self.boots * BOOT_LEN;
+        let table = self.rows * ROW + self.terms * ROW_TERM + self.acked * ROW_ACKED;
+        padded((SEGMENT_HEADER + lists + table) as u64)
+    }
 }
 
 impl SegmentHeader {
@@ -157,11 +220,9 @@ impl SegmentHeader {
         let mut out = BytesMut::new();
         out.put_slice(&SEGMENT_MAGIC);
         out.put_u32_le(0); // the checksum, below
-        out.put_u32_le(u32::from(VERSION));
+        out.put_u32_le(SEGMENT_VERSION);
         out.put_u32_le(0); // the length, below
-        let complete = if self.complete { COMPLETE } else { 0 };
-        let formed = if self.formation.is_some() { FORMED } else { 0 };
-        out.put_u32_le(complete | formed);
+        out.put_u32_le(self.flags());
         out.put_u64_le(self.segment);
         out.put_u64_le(self.epoch);
         out.put_u64_le(self.first_block);
@@ -171,22 +232,19 @@ impl SegmentHeader {
         let members = self.formation.as_ref().map_or(&[][..], |f| &f.members);
         out.put_u32_le(members.len() as u32);
         out.put_u32_le(self.rows.len() as u32);
+        out.put_u64_le(self.doubt.and_then(|doubt| doubt.bound).unwrap_or_default().0);
+        out.put_u32_le(self.boots.len() as u32);
+        out.put_u32_le(0);
         for member in members {
             put_member(&mut out, *member);
         }
+        for (member, boot) in &self.boots {
+            put_member(&mut out, *member);
+            out.put_u64_le(boot.counter);
+            out.put_u64_le(boot.nonce);
+        }
         for row in &self.rows {
-            out.put_u64_le(row.group.0);
-            out.put_u64_le(row.term.0);
-            put_member(&mut out, row.vote.unwrap_or_default());
-            out.put_u64_le(row.checkpointed.0);
-            out.put_u64_le(row.first.0);
-            out.put_u64_le(row.last.0);
-            out.put_u32_le(u32::from(row.vote.is_some()));
-            out.put_u32_le(row.terms.len() as u32);
-            for (lsn, term) in &row.terms {
-                out.put_u64_le(lsn.0);
-                out.put_u64_le(term.0);
-            }
+            row.encode(&mut out);
         }
         let len = out.len();
         out[16..20].copy_from_slice(&(len as u32).to_le_bytes());
@@ -196,19 +254,34 @@ impl SegmentHeader {
         out.freeze()
     }
 
+    fn flags(&self) -> u32 {
+        let lost = match self.lost {
+            None => 0,
+            Some(Loss::Entries) => LOST,
+            Some(Loss::Votes) => LOST | LOST_VOTES,
+        };
+        let doubt = match self.doubt {
+            None => 0,
+            Some(Doubt { bound: None }) => DOUBT,
+            Some(Doubt { bound: Some(_) }) => DOUBT | BOUND,
+        };
+        let complete = if self.complete { COMPLETE } else { 0 };
+        let formed = if self.formation.is_some() { FORMED } else { 0 };
+        complete | formed | doubt | lost
+    }
+
     /// Takes a header apart. `bytes` is as long as [`header_len`] says.
     pub(crate) fn decode(bytes: &[u8]) -> Result<SegmentHeader, HeaderFault> {
         let invalid = HeaderFault::Invalid("the segment header's checksum does not match");
-        let mut at = bytes.get(..SEGMENT_HEADER).ok_or(invalid)?;
+        let mut at = bytes.get(8..).filter(|at| at.len() + 8 >= SEGMENT_HEADER_1).ok_or(invalid)?;
         if bytes[..8] != SEGMENT_MAGIC {
             return Err(HeaderFault::Invalid("there is no segment header"));
         }
-        at.advance(8);
         if at.get_u32_le() != crc32c::crc32c(&bytes[12..]) {
             return Err(invalid);
         }
         let version = at.get_u32_le();
-        if version != u32::from(VERSION) {
+        if !(1..=SEGMENT_VERSION).contains(&version) {
             return Err(HeaderFault::Version(version));
         }
         at.advance(4);
@@ -217,9 +290,21 @@ impl SegmentHeader {
         let (first_block, prev_end) = (at.get_u64_le(), at.get_u64_le());
         let (incarnation, length) = (Incarnation(at.get_u128_le()), at.get_u64_le());
         let (members, rows) = (at.get_u32_le(), at.get_u32_le());
-        let rest = &bytes[SEGMENT_HEADER..];
-        let (members, rows) = decode_table(rest, members, rows)
-            .ok_or(HeaderFault::Invalid("the segment header's table does not add up"))?;
+        let unsound = HeaderFault::Invalid("the segment header's table does not add up");
+        let (bound, boots) = match version {
+            1 => (0, 0),
+            _ if at.len() < SEGMENT_HEADER - SEGMENT_HEADER_1 => return Err(unsound),
+            _ => {
+                let (bound, boots) = (at.get_u64_le(), at.get_u32_le());
+                at.advance(4);
+                (bound, boots)
+            }
+        };
+        let members = get_members(&mut at, u64::from(members)).ok_or(unsound)?;
+        let boots = get_boots(&mut at, boots).ok_or(unsound)?;
+        let rows = get_rows(at, rows, version).ok_or(unsound)?;
+        let lost = if flags & LOST_VOTES != 0 { Loss::Votes } else { Loss::Entries };
+        let bound = (flags & BOUND != 0).then_some(Lsn(bound));
         Ok(SegmentHeader {
             segment,
             epoch,
@@ -228,35 +313,96 @@ impl SegmentHeader {
             incarnation,
             bytes: length,
             complete: flags & COMPLETE != 0,
+            lost: (flags & LOST != 0).then_some(lost),
+            doubt: (flags & DOUBT != 0).then_some(Doubt { bound }),
             formation: (flags & FORMED != 0).then_some(Formation { members }),
+            boots,
             rows,
         })
     }
 }
 
-fn decode_table(mut at: &[u8], members: u32, rows: u32) -> Option<(Vec<Member>, Vec<Row>)> {
-    let members = get_members(&mut at, u64::from(members))?;
-    if at.len() / ROW < rows as usize {
+impl Row {
+    /// Whether two rows say the same. A stamp is not always known.
+    pub(crate) fn agrees(&self, other: &Row) -> bool {
+        let hlc = if self.hlc == Hlc(0) || other.hlc == Hlc(0) { other.hlc } else { self.hlc };
+        Row { hlc, ..self.clone() } == *other
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        let vote = if self.vote.is_some() { ROW_VOTE } else { 0 };
+        let sound = if self.sound { ROW_SOUND } else { 0 };
+        out.put_u64_le(self.group.0);
+        out.put_u64_le(self.term.0);
+        put_member(out, self.vote.unwrap_or_default());
+        out.put_u64_le(self.checkpointed.0);
+        out.put_u64_le(self.first.0);
+        out.put_u64_le(self.last.0);
+        out.put_u32_le(vote | sound);
+        out.put_u32_le(self.terms.len() as u32);
+        out.put_u64_le(self.hlc.0);
+        out.put_u32_le(self.acked.len() as u32);
+        out.put_u32_le(0);
+        for (lsn, term) in &self.terms {
+            out.put_u64_le(lsn.0);
+            out.put_u64_le(term.0);
+        }
+        for (member, term, lsn) in &self.acked {
+            put_member(out, *member);
+            out.put_u64_le(term.0);
+            out.put_u64_le(lsn.0);
+        }
+    }
+}
+
+fn get_rows(mut at: &[u8], rows: u32, version: u32) -> Option<Vec<Row>> {
+    let len = if version == 1 { ROW_1 } else { ROW };
+    if at.len() / len < rows as usize {
         return None;
     }
     let mut table = Vec::with_capacity(rows as usize);
     for _ in 0..rows {
-        if at.len() < ROW {
+        if at.len() < len {
             return None;
         }
         let (group, term) = (GroupId(at.get_u64_le()), Term(at.get_u64_le()));
         let vote = get_member(&mut at);
         let checkpointed = Lsn(at.get_u64_le());
         let (first, last) = (Lsn(at.get_u64_le()), Lsn(at.get_u64_le()));
-        let vote = (at.get_u32_le() != 0).then_some(vote);
-        let count = at.get_u32_le() as usize;
-        if at.len() / ROW_TERM < count {
+        let (flags, terms) = (at.get_u32_le(), at.get_u32_le() as usize);
+        let (mut hlc, mut acked) = (Hlc(0), 0);
+        if version > 1 {
+            (hlc, acked) = (Hlc(at.get_u64_le()), at.get_u32_le() as usize);
+            at.advance(4);
+        }
+        if at.len() / ROW_TERM < terms {
             return None;
         }
-        let terms = (0..count).map(|_| (Lsn(at.get_u64_le()), Term(at.get_u64_le()))).collect();
-        table.push(Row { group, term, vote, checkpointed, first, last, terms });
+        let terms = (0..terms).map(|_| (Lsn(at.get_u64_le()), Term(at.get_u64_le()))).collect();
+        if at.len() / ROW_ACKED < acked {
+            return None;
+        }
+        let acked = (0..acked)
+            .map(|_| (get_member(&mut at), Term(at.get_u64_le()), Lsn(at.get_u64_le())))
+            .collect();
+        let vote = (flags & ROW_VOTE != 0).then_some(vote);
+        let sound = flags & ROW_SOUND != 0;
+        table.push(Row { group, term, vote, checkpointed, first, last, terms, sound, hlc, acked });
     }
-    at.is_empty().then_some((members, table))
+    at.is_empty().then_some(table)
+}
+
+fn get_boots(at: &mut &[u8], count: u32) -> Option<Vec<(Member, Boot)>> {
+    if at.len() / BOOT_LEN < count as usize {
+        return None;
+    }
+    Some((0..count).map(|_| get_boot(at)).collect())
+}
+
+/// `at` holds enough.
+fn get_boot(at: &mut &[u8]) -> (Member, Boot) {
+    let member = get_member(at);
+    (member, Boot { counter: at.get_u64_le(), nonce: at.get_u64_le() })
 }
 
 fn put_member(out: &mut BytesMut, member: Member) {
@@ -278,13 +424,38 @@ fn get_members(at: &mut &[u8], count: u64) -> Option<Vec<Member>> {
 
 /// What a block is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum BlockKind {
-    /// It carries frames.
-    Data,
+    /// It carries frames of any sort.
+    Data = 0,
     /// The first of an epoch: written at each start, after everything before it was fsynced.
-    Opening,
+    Opening = 1,
     /// Says what is fsynced. Not counted: the next block takes its place and its sequence.
-    Marker,
+    Marker = 2,
+    /// It carries entries and hints, and nothing that a vote depends on.
+    Entries = 3,
+    /// It was damaged, and carries again the entries that count. Never in the newest segment.
+    Mended = 4,
+}
+
+impl BlockKind {
+    const ALL: [BlockKind; 5] = [
+        BlockKind::Data,
+        BlockKind::Opening,
+        BlockKind::Marker,
+        BlockKind::Entries,
+        BlockKind::Mended,
+    ];
+
+    /// Whether a block of this kind that can't be read may have held a vote.
+    pub(crate) fn may_hold_votes(self) -> bool {
+        self == BlockKind::Data
+    }
+}
+
+/// Whether a vote may be lost with this record: whom this node voted for, or who votes at all.
+pub(crate) fn is_vote(record: &Record) -> bool {
+    matches!(record, Record::HardState { .. } | Record::Formation(_))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,11 +495,7 @@ impl BlockHeader {
         let mut out = [0; BLOCK_HEADER];
         let mut at = &mut out[8..];
         at.put_u8(VERSION);
-        at.put_u8(match self.kind {
-            BlockKind::Data => 0,
-            BlockKind::Opening => 1,
-            BlockKind::Marker => 2,
-        });
+        at.put_u8(self.kind as u8);
         at.put_u16_le(0);
         at.put_u32_le(self.body_len);
         at.put_u64_le(self.segment);
@@ -357,11 +524,8 @@ impl BlockHeader {
         if at.get_u8() != VERSION {
             return Err(BlockFault::Later("the version of a block"));
         }
-        let kind = match at.get_u8() {
-            0 => BlockKind::Data,
-            1 => BlockKind::Opening,
-            2 => BlockKind::Marker,
-            _ => return Err(BlockFault::Later("the kind of a block")),
+        let Some(kind) = BlockKind::ALL.get(usize::from(at.get_u8())).copied() else {
+            return Err(BlockFault::Later("the kind of a block"));
         };
         at.advance(2);
         let header = BlockHeader {
@@ -432,7 +596,7 @@ pub(crate) fn frame_len(record: &Record) -> usize {
         Record::HardState { .. } => CONTROL_HEADER + 24 + MEMBER,
         Record::Formation(formation) => CONTROL_HEADER + 8 + formation.members.len() * MEMBER,
         Record::Checkpointed { .. } | Record::Sound { .. } => CONTROL_HEADER + 16,
-        Record::Boot { .. } => CONTROL_HEADER + MEMBER + 16,
+        Record::Boot { .. } => CONTROL_HEADER + BOOT_LEN,
         Record::Acked { .. } => CONTROL_HEADER + MEMBER + 24,
     }
 }
@@ -488,9 +652,29 @@ fn control(kind: u8, record: &Record, out: &mut BytesMut, body: impl FnOnce(&mut
     out[start + 4..start + 8].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// A frame's length, and the group and LSN where it is an entry: read without checking it, for
-/// finding the way through a body that was checked as a whole.
-pub(crate) fn peek(body: &[u8]) -> Result<(usize, Option<(GroupId, Lsn)>), FrameError> {
+/// Appends a frame of `len` bytes that says nothing.
+pub(crate) fn encode_filler(len: usize, out: &mut BytesMut) {
+    let start = out.len();
+    out.put_u32_le(len as u32);
+    out.put_u32_le(0); // the checksum, below
+    out.put_u8(VERSION);
+    out.put_u8(FILLER);
+    out.resize(start + len, 0);
+    let sum = crc32c::crc32c(&out[start + 8..]);
+    out[start + 4..start + 8].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// What a frame says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peeked {
+    pub(crate) len: usize,
+    /// Group, LSN and term, where it is an entry.
+    pub(crate) entry: Option<(GroupId, Lsn, Term)>,
+}
+
+/// Looks at a frame without checking it, to find the way through a body that was checked as a
+/// whole.
+pub(crate) fn peek(body: &[u8]) -> Result<Peeked, FrameError> {
     let mut at = body.get(..CONTROL_HEADER).ok_or(FrameError::Truncated)?;
     let len = at.get_u32_le() as usize;
     if len < CONTROL_HEADER || len > body.len() {
@@ -498,18 +682,20 @@ pub(crate) fn peek(body: &[u8]) -> Result<(usize, Option<(GroupId, Lsn)>), Frame
     }
     at.advance(5);
     if at.get_u8() >= HARD_STATE {
-        return Ok((len, None));
+        return Ok(Peeked { len, entry: None });
     }
-    let mut at = body.get(16..32).ok_or(FrameError::Truncated)?;
-    Ok((len, Some((GroupId(at.get_u64_le()), Lsn(at.get_u64_le())))))
+    let mut at = body.get(16..40).ok_or(FrameError::Truncated)?;
+    let entry = (GroupId(at.get_u64_le()), Lsn(at.get_u64_le()), Term(at.get_u64_le()));
+    Ok(Peeked { len, entry: Some(entry) })
 }
 
-/// Takes one frame off the front of a body. An entry's payload shares the body's memory.
-pub(crate) fn decode_record(body: &mut Bytes) -> Result<Record, FrameError> {
-    let (len, entry) = peek(body)?;
+/// Takes one frame off the front of a body; `None` for one that says nothing. An entry's payload
+/// shares the body's memory.
+pub(crate) fn decode_record(body: &mut Bytes) -> Result<Option<Record>, FrameError> {
+    let Peeked { len, entry } = peek(body)?;
     if entry.is_some() {
         let (group, entry) = entry::decode_entry(body)?;
-        return Ok(Record::Append { group, entry });
+        return Ok(Some(Record::Append { group, entry }));
     }
     let frame = body.split_to(len);
     let mut at = &frame[4..];
@@ -528,9 +714,11 @@ pub(crate) fn decode_record(body: &mut Bytes) -> Result<Record, FrameError> {
         BOOT => boot(body),
         ACKED => acked(body),
         SOUND => group_lsn(body).map(|(group, committed)| Record::Sound { group, committed }),
+        FILLER => return Ok(None),
         _ => return Err(FrameError::Kind(kind)),
     }
     .ok_or(FrameError::Content)
+    .map(Some)
 }
 
 fn hard_state(mut at: &[u8]) -> Option<Record> {
@@ -554,11 +742,10 @@ fn group_lsn(mut at: &[u8]) -> Option<(GroupId, Lsn)> {
 }
 
 fn boot(mut at: &[u8]) -> Option<Record> {
-    if at.len() != MEMBER + 16 {
+    if at.len() != BOOT_LEN {
         return None;
     }
-    let member = get_member(&mut at);
-    let boot = Boot { counter: at.get_u64_le(), nonce: at.get_u64_le() };
+    let (member, boot) = get_boot(&mut at);
     Some(Record::Boot { member, boot })
 }
 

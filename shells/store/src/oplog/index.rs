@@ -1,6 +1,6 @@
 //! Where a group's entries lie within a segment: a point every so many bytes, never one an entry.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use highwater_core::{GroupId, Lsn};
 
@@ -23,21 +23,45 @@ pub(crate) struct Point {
     pub(crate) frame: u32,
 }
 
-#[derive(Clone, Debug, Default)]
-struct GroupPoints {
-    points: Vec<Point>,
-    next: Lsn,
-    bytes: usize,
+/// Entries that follow each other in the file, from a point on.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    point: Point,
+    /// The LSN after the last one.
+    end: Lsn,
+    /// How many holes the segment has before it.
+    holes: usize,
 }
 
-/// The points of one segment. The entries from one point up to the next one's LSN follow each other
-/// in the file without a replaced one between them: every replacement starts a point of its own.
+#[derive(Clone, Debug, Default)]
+struct GroupPoints {
+    stretches: Vec<Stretch>,
+    bytes: usize,
+    /// The next entry does not follow the last one in the file.
+    broken: bool,
+}
+
+/// LSNs of a group that a segment should hold and that can't be read, and in which of its holes
+/// they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) group: GroupId,
+    pub(crate) first: Lsn,
+    pub(crate) last: Lsn,
+    pub(crate) holes: Range<usize>,
+}
+
+/// The points of one segment. The entries from one point up to the end of its stretch follow each
+/// other in the file without a replaced one or a hole between them: every replacement starts a point
+/// of its own.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentIndex {
     groups: BTreeMap<GroupId, GroupPoints>,
     /// A new point after so many bytes of whatever groups.
     distance: u64,
     count: usize,
+    /// Damaged places that were passed.
+    holes: usize,
 }
 
 /// Where to read a run of entries: from each point up to, and without, an LSN.
@@ -50,41 +74,90 @@ impl SegmentIndex {
 
     /// Takes in an entry's frame, in the order of the file.
     pub(crate) fn note(&mut self, group: GroupId, point: Point, len: usize) {
+        let (distance, holes) = (self.distance, self.holes);
         let group = self.groups.entry(group).or_default();
-        let before = group.points.len();
-        if point.lsn != group.next {
-            let keep = group.points.partition_point(|known| known.lsn < point.lsn);
-            group.points.truncate(keep);
+        let before = group.stretches.len();
+        if group.next() != point.lsn {
+            let keep = group.stretches.partition_point(|known| known.point.lsn < point.lsn);
+            group.stretches.truncate(keep);
+            group.broken = true;
         }
-        let far = match group.points.last() {
-            Some(last) => {
-                point.lsn != group.next
-                    || group.bytes >= OWN_BYTES
-                    || point.block - last.block >= self.distance
+        let far = group.broken || group.bytes >= OWN_BYTES;
+        match group.stretches.last_mut() {
+            Some(last)
+                if !far && last.holes == holes && point.block - last.point.block < distance =>
+            {
+                last.end = point.lsn.next();
             }
-            None => true,
-        };
-        if far {
-            group.points.push(point);
-            group.bytes = 0;
+            last => {
+                if let Some(last) = last {
+                    last.end = last.end.min(point.lsn);
+                }
+                group.stretches.push(Stretch { point, end: point.lsn.next(), holes });
+                (group.bytes, group.broken) = (0, false);
+            }
         }
-        group.next = point.lsn.next();
         group.bytes += len;
-        self.count = self.count + group.points.len() - before;
+        self.count = self.count + group.stretches.len() - before;
+    }
+
+    /// Passes over an entry that does not count.
+    pub(crate) fn pass(&mut self, group: GroupId) {
+        if let Some(group) = self.groups.get_mut(&group) {
+            group.broken = true;
+        }
+    }
+
+    /// Passes over a damaged place.
+    pub(crate) fn hole(&mut self) {
+        self.holes += 1;
     }
 
     /// Where to read `from..=to`; a bounded part of it. Empty if the segment does not hold `from`.
     pub(crate) fn run(&self, group: GroupId, from: Lsn, to: Lsn) -> Run {
-        let Some(group) = self.groups.get(&group) else { return Run::new() };
-        let start = group.points.partition_point(|point| point.lsn <= from).saturating_sub(1);
-        let part = group.points.get(start..).unwrap_or_default();
-        let ends = part.iter().skip(1).map(|point| point.lsn).chain([group.next]);
-        part.iter()
-            .zip(ends)
-            .take_while(|(point, _)| point.lsn <= to)
-            .take(RUN_POINTS)
-            .map(|(point, end)| (*point, end.min(to.next())))
-            .collect()
+        let mut run = Run::new();
+        let mut next = from;
+        for Stretch { point, end, .. } in self.from(group, from) {
+            if point.lsn > next || *end <= next || next > to || run.len() == RUN_POINTS {
+                break;
+            }
+            run.push((*point, (*end).min(to.next())));
+            next = *end;
+        }
+        run
+    }
+
+    /// What is missing of `first..=last`.
+    pub(crate) fn gaps(&self, group: GroupId, first: Lsn, last: Lsn) -> Vec<Gap> {
+        let mut gaps = Vec::new();
+        let (mut next, mut passed) = (first, 0);
+        for stretch in self.from(group, first).iter().filter(|stretch| stretch.end > first) {
+            if stretch.point.lsn > last {
+                break;
+            }
+            if stretch.point.lsn > next {
+                let (last, holes) = (stretch.point.lsn.prev(), passed..stretch.holes);
+                gaps.push(Gap { group, first: next, last, holes });
+            }
+            (next, passed) = (stretch.end, stretch.holes);
+        }
+        if next <= last {
+            gaps.push(Gap { group, first: next, last, holes: passed..self.holes });
+        }
+        gaps
+    }
+
+    /// From the last stretch on that begins at or below `lsn`.
+    fn from(&self, group: GroupId, lsn: Lsn) -> &[Stretch] {
+        let Some(group) = self.groups.get(&group) else { return &[] };
+        let upto = group.stretches.partition_point(|stretch| stretch.point.lsn <= lsn);
+        &group.stretches[upto.saturating_sub(1)..]
+    }
+}
+
+impl GroupPoints {
+    fn next(&self) -> Lsn {
+        self.stretches.last().map_or(Lsn(0), |last| last.end)
     }
 }
 
@@ -171,6 +244,35 @@ mod tests {
         let run = index.run(G, Lsn(50_000), Lsn(50_000));
         assert_eq!(run.len(), 1);
         assert!(run[0].0.lsn <= Lsn(50_000) && Lsn(50_000) < run[0].1);
+    }
+
+    #[test]
+    fn gaps_are_told_with_the_holes_they_are_in() {
+        let mut index = SegmentIndex::new(1 << 20);
+        let gap = |first, last, holes| Gap { group: G, first: Lsn(first), last: Lsn(last), holes };
+        note(&mut index, 1, 4096, 0, 100);
+        note(&mut index, 2, 4096, 100, 100);
+        // Replaced in the hole that follows.
+        index.pass(G);
+        index.hole();
+        note(&mut index, 5, 12288, 0, 100);
+        index.hole();
+        note(&mut index, 6, 20480, 0, 100);
+        index.hole();
+        index.hole();
+        note(&mut index, 9, 40960, 0, 100);
+        assert_eq!(lsns(&index.run(G, Lsn(1), Lsn(9))), [(1, 3)]);
+        assert_eq!(lsns(&index.run(G, Lsn(5), Lsn(9))), [(5, 6), (6, 7)]);
+        assert!(
+            index.run(G, Lsn(3), Lsn(9)).is_empty() && index.run(G, Lsn(10), Lsn(10)).is_empty()
+        );
+        assert_eq!(index.gaps(G, Lsn(1), Lsn(9)), [gap(3, 4, 0..1), gap(7, 8, 2..4)]);
+        index.hole();
+        assert_eq!(
+            index.gaps(G, Lsn(4), Lsn(11)),
+            [gap(4, 4, 0..1), gap(7, 8, 2..4), gap(10, 11, 4..5)]
+        );
+        assert_eq!(index.gaps(GroupId(7), Lsn(2), Lsn(3)).len(), 1);
     }
 
     #[test]

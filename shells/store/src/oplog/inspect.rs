@@ -5,13 +5,13 @@
 use std::io;
 
 use bytes::Bytes;
-use highwater_core::{Incarnation, Record};
+use highwater_core::{Doubt, GroupId, Incarnation, Record};
 
 use super::{
     DIR, file_name,
     format::{
-        BLOCK_HEADER, BlockFault, BlockHeader, BlockKind, HeaderFault, SECTOR, Salt, SegmentHeader,
-        decode_record, frame_len,
+        BLOCK_HEADER, BlockFault, BlockHeader, BlockKind, HeaderFault, Loss, SECTOR, Salt,
+        SegmentHeader, decode_record, frame_len,
     },
     parse_name,
     scan::{Cursor, Expect, Rest, read_header, rest},
@@ -83,6 +83,12 @@ pub struct HeaderInfo {
     pub groups: usize,
     /// Whether these are all there are.
     pub complete: bool,
+    /// What was lost from the end of the segment before, for good, and cut.
+    pub lost: Option<Loss>,
+    /// Whether groups were in doubt when it was written, and which.
+    pub doubt: Option<Doubt>,
+    /// How many members' starts it remembers.
+    pub boots: usize,
 }
 
 /// A block's header.
@@ -115,10 +121,12 @@ pub struct Summary {
     pub frames: u64,
     /// Bytes in intact frames.
     pub frame_bytes: u64,
-    /// [`Found::Damage`]s. With any, the log may refuse to open or to load.
+    /// [`Found::Damage`]s. With any, the next start may cut the log, or refuse to open it.
     pub damages: u64,
-    /// Bytes that the next start cuts.
+    /// Bytes of a torn tail that the next start cuts.
     pub torn_bytes: u64,
+    /// Whether groups are in doubt, and which.
+    pub doubt: Option<Doubt>,
 }
 
 /// Tells everything that stands in the log of a data directory, and what is wrong with it.
@@ -232,7 +240,11 @@ impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
             incarnation: header.incarnation,
             groups: header.rows.len(),
             complete: header.complete,
+            lost: header.lost,
+            doubt: header.doubt,
+            boots: header.boots.len(),
         }));
+        self.summary.doubt = header.doubt;
         self.check_header(segment, bytes, header);
         self.sequence = header.first_block;
         let file = self.disk.open(&file_name(segment), false).await?;
@@ -255,9 +267,20 @@ impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
         if let Some(table) = &mut self.table {
             if header.first_block != self.sequence {
                 self.damage(segment, 0, "the segment's first block does not follow the last one");
-            } else if table.formation != header.formation
-                || table.rows(segment - 1, header.complete) != header.rows
-            {
+                return;
+            }
+            let rows = table.rows(segment - 1, header.complete);
+            let agrees = if header.lost.is_some() {
+                // It also says what could be saved from behind the cut.
+                table.fold(header).is_ok()
+            } else {
+                table.formation == header.formation
+                    && table.doubt == header.doubt
+                    && table.boots() == header.boots
+                    && rows.len() == header.rows.len()
+                    && rows.iter().zip(&header.rows).all(|(row, told)| row.agrees(told))
+            };
+            if !agrees {
                 self.damage(segment, 0, "the group table does not match the records before it");
             }
         }
@@ -268,7 +291,8 @@ impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
         while !body.is_empty() {
             let offset = block + (BLOCK_HEADER + len - body.len()) as u64;
             let record = match decode_record(&mut body) {
-                Ok(record) => record,
+                Ok(Some(record)) => record,
+                Ok(None) => continue,
                 Err(error) => {
                     self.table = None;
                     return self.damage(segment, offset, error.to_string());
@@ -278,6 +302,11 @@ impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
             {
                 self.table = None;
                 self.damage(segment, offset, what);
+            }
+            if let (Record::Sound { group: GroupId::SYSTEM, committed }, Some(doubt)) =
+                (&record, &mut self.summary.doubt)
+            {
+                doubt.bound = Some(*committed);
             }
             let len = frame_len(&record);
             self.summary.frames += 1;
@@ -310,6 +339,10 @@ impl<D: Disk, T: FnMut(Found)> Blocks<'_, '_, D, T> {
             let what = match self.cursor.next(&mut self.expect).await? {
                 Ok(block) => {
                     self.block(at, &block.header);
+                    if block.header.kind == BlockKind::Mended {
+                        // Not all that was written before the next segment's table.
+                        self.inspector.table = None;
+                    }
                     if block.header.kind != BlockKind::Marker {
                         self.inspector.frames(segment, at, block.body);
                         continue;
@@ -372,29 +405,25 @@ impl<D: Disk, T: FnMut(Found)> Blocks<'_, '_, D, T> {
     /// Tells of damage, and goes on at the next intact block header; `false` if there is none.
     async fn skip(&mut self, at: u64, what: &str) -> io::Result<bool> {
         self.inspector.table = None;
-        let mut next = at + SECTOR;
-        let found = loop {
-            if next >= self.cursor.end() {
-                break None;
-            }
-            self.cursor.seek(next);
-            match self.cursor.peek(self.expect.salt).await? {
-                Some(header)
-                    if header.offset == next
-                        && header.segment == self.expect.segment
-                        && header.sequence > self.expect.sequence =>
-                {
-                    break Some(header);
+        let held = match self.cursor.peek(self.expect.salt).await? {
+            Some(header) if header.offset == at && header.sequence == self.expect.sequence => {
+                if header.kind.may_hold_votes() {
+                    " (it may hold votes)"
+                } else {
+                    " (no votes)"
                 }
-                _ => next += SECTOR,
             }
+            _ => "",
         };
+        let what = format!("{what}{held}");
+        let found = self.cursor.resync(&self.expect).await?;
         let Some(header) = found else {
             self.inspector.damage(self.expect.segment, at, format!("{what}; nothing follows"));
             return Ok(false);
         };
         (self.expect.sequence, self.expect.epoch) = (header.sequence, header.epoch);
-        let what = format!("{what}; the next intact block is {} at {next}", header.sequence);
+        let what =
+            format!("{what}; the next intact block is {} at {}", header.sequence, header.offset);
         self.inspector.damage(self.expect.segment, at, what);
         Ok(true)
     }

@@ -4,6 +4,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use highwater_core::planted::{self, Planted};
 
 use super::{
     DIR, TEMP, file_name,
@@ -58,7 +59,7 @@ impl<D: Disk> Preparer<D> {
                 state.spares.back().map_or(state.active.segment, |spare| spare.segment) + 1
             };
             // Its place stays the next one even if the writer takes the spares before it now.
-            let spare = make(disk, segment, options.segment_bytes).await?;
+            let spare = make(disk, segment, options.segment_bytes, None).await?;
             self.shared.lock().spares.push_back(spare);
             self.shared.made.notify_one();
         }
@@ -80,13 +81,14 @@ impl<D: Disk> Drop for Off<'_, D> {
     }
 }
 
-/// Makes one zero-filled segment, durable in content and name.
+/// Makes one segment, durable in content and name: zeros, behind a header where there is one.
 pub(crate) async fn make<D: Disk>(
     disk: &D,
     segment: u64,
     bytes: u64,
+    header: Option<Bytes>,
 ) -> io::Result<Spare<D::File>> {
-    match make_temp(disk, bytes).await {
+    match make_temp(disk, bytes, header).await {
         Ok(()) => {}
         Err(error) => {
             // A new try starts with a new file: never a second sync on pages that failed once.
@@ -96,22 +98,32 @@ pub(crate) async fn make<D: Disk>(
     }
     let name = file_name(segment);
     disk.rename(TEMP, &name).await?;
-    disk.sync_dir(DIR).await?;
+    if !planted::is(Planted::DirNotSynced) {
+        disk.sync_dir(DIR).await?;
+    }
     let file = Arc::new(disk.open(&name, false).await?);
     Ok(Spare { segment, file, bytes })
 }
 
-async fn make_temp<D: Disk>(disk: &D, bytes: u64) -> io::Result<()> {
+async fn make_temp<D: Disk>(disk: &D, bytes: u64, header: Option<Bytes>) -> io::Result<()> {
     let file = disk.open(TEMP, true).await?;
     let zeros = Bytes::from(vec![0; CHUNK]);
     let mut at = 0;
     while at < bytes {
         let len = (bytes - at).min(CHUNK as u64);
-        disk.write_at(&file, at, zeros.slice(..len as usize)).await?;
+        match disk.write_at(&file, at, zeros.slice(..len as usize)).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::StorageFull
+                    && planted::is(Planted::NoRoomIgnored) => {}
+            written => written?,
+        }
         // Piece by piece, so that nobody queues long behind it.
         disk.sync(&file).await?;
         tokio::task::yield_now().await;
         at += len;
     }
-    Ok(())
+    match header {
+        Some(header) => disk.write_sync(&file, 0, header).await,
+        None => Ok(()),
+    }
 }

@@ -1,15 +1,15 @@
 //! Reads entries back, while the writer goes on.
 
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use highwater_core::{Entry, GroupId, Lsn};
+use highwater_core::{Entry, GroupId, Lsn, Term};
 use highwater_wire::entry;
 
 use super::{
     LoadError, file_name,
-    format::{BlockFault, BlockKind, peek},
-    index::{Point, Run, SegmentIndex},
+    format::{BlockFault, BlockKind, Peeked, peek},
+    index::Run,
     scan::{Block, CHUNK, Cursor, Expect},
     shared::{Segment, Shared},
 };
@@ -35,9 +35,23 @@ struct Plan<F> {
     bounds: Segment,
     to: Lsn,
     truncations: u64,
-    /// The file and the part of the index that matters; `None` where the segment is not indexed.
-    found: Option<(Arc<F>, Run)>,
-    pending: Option<(u64, Bytes)>,
+    /// Where terms start, from that of the first entry on.
+    terms: Vec<(Lsn, Term)>,
+    source: Source<F>,
+}
+
+enum Source<F> {
+    /// Good copies of damaged entries.
+    Patched(Vec<Entry>),
+    /// The file, the part of the index that matters, and what is being written just now. Whether
+    /// the index knows of damage.
+    Indexed {
+        file: Arc<F>,
+        run: Run,
+        pending: Option<(u64, Bytes)>,
+        damaged: bool,
+    },
+    Unindexed,
 }
 
 impl<D: Disk> LogReader<D> {
@@ -54,89 +68,113 @@ impl<D: Disk> LogReader<D> {
         to: Lsn,
         max_bytes: usize,
     ) -> Result<Vec<Entry>, LoadError> {
+        let mut indexed = false;
         loop {
-            let plan = self.plan(group, from, to)?;
-            let bounds = plan.bounds;
-            let (file, run) = match plan.found {
-                Some(found) => found,
-                None => {
-                    let (file, index) = self.index(plan.segment, bounds).await?;
-                    (file, index.run(group, from, plan.to))
+            let plan = self.plan(group, from, to, max_bytes)?;
+            let (segment, bounds) = (plan.segment, plan.bounds);
+            let (file, run, pending, damaged) = match plan.source {
+                Source::Patched(entries) => return Ok(entries),
+                Source::Indexed { file, run, pending, damaged } => (file, run, pending, damaged),
+                Source::Unindexed => {
+                    self.look_at(segment).await?;
+                    indexed = true;
+                    continue;
                 }
             };
             let cursor = Cursor::new(&self.shared.disk, &file, bounds.start, bounds.end)
-                .with_pending(plan.pending)
+                .with_pending(pending)
                 .with_chunk(max_bytes.saturating_add(max_bytes / 4).clamp(CHUNK_MIN, CHUNK));
-            let expect = self.expect(plan.segment, bounds);
+            let expect = self.shared.expect(segment, bounds);
+            let (terms, entries) = (plan.terms, Vec::new());
             let mut load =
-                Load { group, next: from, left: max_bytes, entries: Vec::new(), cursor, expect };
-            load.follow(&run).await?;
+                Load { group, next: from, left: max_bytes, terms, entries, cursor, expect };
+            let fault = load.follow(&run).await.err();
             // Entries that were replaced meanwhile must not go out.
-            if self.truncations(group) == plan.truncations {
-                return Ok(load.entries);
+            if self.truncations(group) != plan.truncations {
+                continue;
+            }
+            match fault {
+                None => return Ok(load.entries),
+                Some(_) if !load.entries.is_empty() => return Ok(load.entries),
+                Some(Fault { offset, what }) if indexed || (damaged && run.is_empty()) => {
+                    let missing = self.missing(segment, (group, from, plan.to));
+                    return Err(LoadError::Damaged {
+                        file: file_name(segment),
+                        offset,
+                        what,
+                        missing,
+                    });
+                }
+                // Look at all of it, and find a way around the damage.
+                Some(_) => {
+                    self.look_at(segment).await?;
+                    indexed = true;
+                }
             }
         }
     }
 
-    fn plan(&self, group: GroupId, from: Lsn, to: Lsn) -> Result<Plan<D::File>, LoadError> {
+    /// Indexes a segment. Where a block is damaged that nothing is missing of, mends it at once.
+    async fn look_at(&self, segment: u64) -> Result<(), LoadError> {
+        self.index(segment).await?;
+        if let Err(error) = self.mend_segment(segment).await {
+            tracing::warn!(%error, segment, "a segment of the oplog can't be mended");
+        }
+        Ok(())
+    }
+
+    fn plan(
+        &self,
+        group: GroupId,
+        from: Lsn,
+        to: Lsn,
+        max_bytes: usize,
+    ) -> Result<Plan<D::File>, LoadError> {
         let mut state = self.shared.lock();
         let state = &mut *state;
         let known = state.table.group(group);
         let last = known.map_or(Lsn(0), |known| known.last);
-        let span = known.and_then(|known| Some((known.truncations, known.span(from)?)));
+        let span = known.and_then(|known| Some((known, known.span(from)?)));
         let bounds = span.and_then(|(_, span)| state.segments.get(&span.segment));
-        let (Some((truncations, span)), Some(bounds), true) = (span, bounds, from <= to) else {
+        let (Some((known, span)), Some(bounds), true) = (span, bounds, from <= to) else {
             return Err(LoadError::OutOfRange { from, last });
         };
         let to = to.min(span.last);
         let (segment, active) = (span.segment, &state.active);
-        let (found, pending) = if segment == active.segment {
+        let patched = state.patches.run(group, known, from, to, max_bytes);
+        let damaged = state.damaged.contains_key(&segment);
+        let source = if !patched.is_empty() {
+            Source::Patched(patched)
+        } else if segment == active.segment {
             let run = active.index.run(group, from, to);
-            (Some((active.file.clone(), run)), active.pending.clone())
+            let pending = active.pending.clone();
+            Source::Indexed { file: active.file.clone(), run, pending, damaged }
         } else {
-            let cached = state.cache.get(segment);
-            (cached.map(|(file, index)| (file, index.run(group, from, to))), None)
+            match state.cache.get(segment) {
+                Some((file, index)) => {
+                    let run = index.run(group, from, to);
+                    Source::Indexed { file, run, pending: None, damaged }
+                }
+                None => Source::Unindexed,
+            }
         };
-        Ok(Plan { segment, bounds: *bounds, to, truncations, found, pending })
+        let (truncations, terms) = (known.truncations, known.terms_within(from, to));
+        Ok(Plan { segment, bounds: *bounds, to, truncations, terms, source })
     }
 
     fn truncations(&self, group: GroupId) -> u64 {
         self.shared.lock().table.group(group).map_or(0, |known| known.truncations)
     }
+}
 
-    fn expect(&self, segment: u64, bounds: Segment) -> Expect {
-        let (sequence, epoch) = (bounds.first_block, bounds.epoch);
-        Expect { salt: self.shared.salt, segment, sequence, epoch }
-    }
+/// What keeps a load from going on.
+struct Fault {
+    offset: u64,
+    what: String,
+}
 
-    /// Indexes an older segment, by one scan of it.
-    async fn index(
-        &self,
-        segment: u64,
-        bounds: Segment,
-    ) -> Result<(Arc<D::File>, Arc<SegmentIndex>), LoadError> {
-        let disk = &self.shared.disk;
-        let file = Arc::new(disk.open(&file_name(segment), false).await?);
-        let mut index = SegmentIndex::new(disk.len(&file).await?);
-        let mut expect = self.expect(segment, bounds);
-        let mut cursor = Cursor::new(disk, &file, bounds.start, bounds.end);
-        while cursor.at() < bounds.end {
-            let block = cursor.at();
-            let found = checked(segment, block, cursor.next(&mut expect).await)?;
-            let mut at = 0;
-            while at < found.body.len() {
-                let (len, entry) =
-                    peek(&found.body[at..]).map_err(|e| damaged(segment, block, e.to_string()))?;
-                if let Some((group, lsn)) = entry {
-                    index.note(group, Point { lsn, block, frame: at as u32 }, len);
-                }
-                at += len;
-            }
-        }
-        let index = Arc::new(index);
-        self.shared.lock().cache.put(segment, file.clone(), index.clone());
-        Ok((file, index))
-    }
+fn fault(offset: u64, what: impl ToString) -> Fault {
+    Fault { offset, what: what.to_string() }
 }
 
 /// A load under way in one segment.
@@ -146,13 +184,15 @@ struct Load<'a, D: Disk> {
     next: Lsn,
     /// Bytes still wanted.
     left: usize,
+    /// Where terms start, from that of the first entry on.
+    terms: Vec<(Lsn, Term)>,
     entries: Vec<Entry>,
     cursor: Cursor<'a, D>,
     expect: Expect,
 }
 
 impl<D: Disk> Load<'_, D> {
-    async fn follow(&mut self, run: &Run) -> Result<(), LoadError> {
+    async fn follow(&mut self, run: &Run) -> Result<(), Fault> {
         for (point, end) in run {
             self.cursor.seek(point.block);
             let mut frame = point.frame as usize;
@@ -164,8 +204,7 @@ impl<D: Disk> Load<'_, D> {
             }
         }
         if self.entries.is_empty() {
-            let segment = self.expect.segment;
-            return Err(damaged(segment, self.cursor.at(), "an entry is missing".to_owned()));
+            return Err(fault(self.cursor.at(), "an entry is missing"));
         }
         Ok(())
     }
@@ -175,35 +214,39 @@ impl<D: Disk> Load<'_, D> {
     }
 
     /// The next block, wherever in the segment's life it was written.
-    async fn next_block(&mut self) -> Result<Block, LoadError> {
+    async fn next_block(&mut self) -> Result<Block, Fault> {
         let at = self.cursor.at();
-        if let Some(header) = self.cursor.peek(self.expect.salt).await? {
+        let unread = |error| fault(at, format!("it can't be read: {error}"));
+        if let Some(header) = self.cursor.peek(self.expect.salt).await.map_err(unread)? {
             (self.expect.sequence, self.expect.epoch) = (header.sequence, header.epoch);
         }
-        checked(self.expect.segment, at, self.cursor.next(&mut self.expect).await)
+        match self.cursor.next(&mut self.expect).await.map_err(unread)? {
+            Ok(block) if block.header.kind != BlockKind::Marker => Ok(block),
+            Ok(_) => Err(fault(at, "a block is missing")),
+            Err(BlockFault::Damage(what)) => Err(fault(at, what)),
+            Err(BlockFault::Later(what)) => Err(fault(at, format!("{what} is unknown"))),
+        }
     }
 
     /// Takes the entries that are wanted out of a block, beginning at a frame, up to an LSN.
-    fn take(&mut self, body: &Bytes, from: usize, end: Lsn, block: u64) -> Result<(), LoadError> {
-        let segment = self.expect.segment;
+    fn take(&mut self, body: &Bytes, from: usize, end: Lsn, block: u64) -> Result<(), Fault> {
         let before = self.entries.len();
         let mut taken = 0;
         let mut at = from;
         while at < body.len() && self.next < end && !self.done() {
-            let (len, entry) =
-                peek(&body[at..]).map_err(|e| damaged(segment, block, e.to_string()))?;
-            let (start, wanted) = (at, entry.filter(|(group, _)| *group == self.group));
+            let Peeked { len, entry } = peek(&body[at..]).map_err(|error| fault(block, error))?;
+            let (start, wanted) = (at, entry.filter(|(group, ..)| *group == self.group));
             at += len;
-            let Some((_, lsn)) = wanted else { continue };
+            let Some((_, lsn, term)) = wanted else { continue };
             if lsn < self.next && self.entries.is_empty() {
                 continue; // Before the range, after the point.
             }
-            if lsn != self.next {
-                return Err(damaged(segment, block, format!("LSN {} is missing", self.next)));
+            if lsn != self.next || !self.is_of(lsn, term) {
+                return Err(fault(block, format!("LSN {} is missing", self.next)));
             }
             let mut frame = body.slice(start..at);
-            let (_, entry) = entry::decode_entry(&mut frame)
-                .map_err(|error| damaged(segment, block, error.to_string()))?;
+            let (_, entry) =
+                entry::decode_entry(&mut frame).map_err(|error| fault(block, error))?;
             self.left = self.left.saturating_sub(len);
             taken += len;
             self.next = lsn.next();
@@ -217,21 +260,11 @@ impl<D: Disk> Load<'_, D> {
         }
         Ok(())
     }
-}
 
-fn damaged(segment: u64, offset: u64, what: String) -> LoadError {
-    LoadError::Damaged { file: file_name(segment), offset, what }
-}
-
-fn checked(
-    segment: u64,
-    at: u64,
-    block: io::Result<Result<Block, BlockFault>>,
-) -> Result<Block, LoadError> {
-    match block? {
-        Ok(block) if block.header.kind != BlockKind::Marker => Ok(block),
-        Ok(_) => Err(damaged(segment, at, "a block is missing".to_owned())),
-        Err(BlockFault::Damage(what)) => Err(damaged(segment, at, what.to_owned())),
-        Err(BlockFault::Later(what)) => Err(damaged(segment, at, format!("{what} is unknown"))),
+    /// Whether the entry that counts at `lsn` is of this term: only that one is the same on every
+    /// node.
+    fn is_of(&self, lsn: Lsn, term: Term) -> bool {
+        let started = self.terms.partition_point(|(first, _)| *first <= lsn);
+        started > 0 && self.terms[started - 1].1 == term
     }
 }

@@ -1,4 +1,4 @@
-//! Start-up: finds out what the log says, refuses damage, cuts a torn tail, begins a new epoch. The
+//! Start-up: finds out what the log says, cuts a torn tail or what is lost, begins a new epoch. The
 //! rules are in the [module above](super).
 
 use std::{
@@ -14,107 +14,175 @@ use highwater_core::{
 };
 
 use super::{
-    DIR, LogReader, LogWriter, OpenError, Opened, OplogOptions, Preparer, RecoveredLog, TEMP,
-    WriteError, file_name,
+    DIR, FrameError, LogReader, LogWriter, Loss, Lost, OpenError, Opened, OplogOptions, Preparer,
+    RecoveredLog, TEMP, WriteError,
+    cut::{Behind, Cut, Place},
+    file_name,
     format::{
         BlockFault, BlockKind, HeaderFault, SECTOR, Salt, SegmentHeader, decode_record, frame_len,
     },
     index::{Cache, Point, SegmentIndex},
+    mend::Patches,
     parse_name, prepare,
-    scan::{CHUNK, Cursor, Expect, is_blank, read_header, rest},
+    scan::{CHUNK, Cursor, Expect, first_block, is_blank, read_header, rest},
     shared::{Active, Preparing, Segment, Shared, Spare, State},
     table::Table,
     writer::Resume,
 };
-use crate::{disk::Disk, identity};
+use crate::{
+    disk::Disk,
+    identity::{self, Start},
+};
 
 /// A lost segment header may have been one sector long, and blocks follow right behind: this much
 /// of the segment after the newest one is looked at. In bytes.
 const ORPHAN_LOOK: u64 = 1 << 20;
 
-fn io_failed(what: &'static str) -> impl FnOnce(io::Error) -> OpenError {
+pub(crate) fn io_failed(what: &'static str) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Io { what, source }
 }
 
-fn damaged(segment: u64, offset: u64, what: impl Into<String>) -> OpenError {
+pub(crate) fn damaged(segment: u64, offset: u64, what: impl Into<String>) -> OpenError {
     OpenError::Damaged { file: file_name(segment), offset, what: what.into() }
 }
 
+/// A block whose checksum matches holds something that is no frame.
+pub(crate) fn frame_failed(segment: u64, block: u64, error: &FrameError) -> OpenError {
+    let (file, what) = (file_name(segment), error.to_string());
+    if error.later() {
+        OpenError::Later { file, offset: block, what }
+    } else {
+        OpenError::Damaged { file, offset: block, what }
+    }
+}
+
 /// Opens the log of a data directory; makes it where the directory never had one. When this
-/// returns, everything recovered is durable, and nothing that was cut can come back.
+/// returns, everything recovered is durable, and nothing that was cut can come back. Where votes may
+/// be lost, the data directory is fenced before the log is cut: [`Opened::member`] is its new name.
 ///
 /// # Errors
 /// [`OpenError::Damaged`] and its like, without having changed anything; [`OpenError::Io`] at any
 /// moment, after which it may simply be tried again.
 pub async fn open<D: Disk>(
     disk: D,
-    incarnation: Incarnation,
+    start: &Start,
     options: OplogOptions,
 ) -> Result<Opened<D>, OpenError> {
     options.check()?;
-    let logged = identity::logged(&disk).await?;
-    let mut survey = Survey::new(incarnation);
-    for segment in segments(&disk).await? {
-        survey.look(&disk, segment).await?;
-    }
-    let Some(newest) = survey.newest.take() else {
-        survey.check_orphan(&disk, 1, 1).await?;
-        if logged {
-            let first = survey.blank.first();
-            return Err(first.map_or(OpenError::Missing, |f| damaged(f.segment, 0, f.what)));
+    let mut member = start.member;
+    let mut lost = None;
+    let mut found = survey(&disk, start.log).await?;
+    if let Surveyed::Lost(mut cut) = found {
+        if cut.loss == Loss::Votes {
+            member = identity::fence(&disk, start.spare).await?;
         }
-        return create(disk, incarnation, options, survey).await;
-    };
-    let tail = Tail::scan(&disk, &newest, &mut survey).await?;
-    survey.check_orphan(&disk, newest.segment + 1, tail.sequence).await?;
-    // From here on things are changed.
-    tail.keep(&disk, &newest).await?;
-    let spares = survey.spares(&disk, newest.segment, options).await?;
-    let (segment, at) = (newest.segment, tail.at);
-    let file = newest.file.clone();
-    let shared = survey.share(disk, options, newest, tail.index, spares);
-    let bytes = tail.bytes;
-    let mut writer = LogWriter::resume(
-        shared.clone(),
-        Resume {
-            incarnation,
-            file: file.clone(),
-            segment,
-            segment_bytes: bytes,
-            at,
-            sequence: tail.sequence,
-            epoch: tail.epoch + 1,
-        },
-    );
-    begin(&mut writer).await?;
-    let (now, blocks_end) = writer.place();
-    let keep = if now == segment { blocks_end } else { at };
-    wipe(&shared.disk, &file, &tail.used, keep).await.map_err(io_failed("cutting the tail"))?;
-    if !logged {
-        identity::set_logged(&shared.disk).await?;
+        cut.carry_out(&disk, options).await?;
+        let Cut { segment, offset, bytes, loss, .. } = cut;
+        let (file, what) = (file_name(segment), cut.what.to_owned());
+        lost = Some(Lost { file, offset, what, bytes, loss });
+        found = survey(&disk, start.log).await?;
     }
-    Ok(opened(shared, writer, tail.cut_bytes))
-}
-
-fn opened<D: Disk>(shared: Arc<Shared<D>>, writer: LogWriter<D>, cut_bytes: u64) -> Opened<D> {
+    let (shared, writer, cut_bytes) = match found {
+        Surveyed::Blank(survey) => create(disk, start.log, options, survey).await?,
+        Surveyed::Intact(survey, newest, tail) => {
+            resume(disk, options, survey, newest, tail).await?
+        }
+        // It was cut, and is damaged again.
+        Surveyed::Lost(cut) => return Err(cut.refused()),
+    };
     let room = writer.room();
     let recovered = {
         let table = &shared.lock().table;
         RecoveredLog {
             formation: table.formation.clone(),
             groups: table.recovered(),
-            boots: table.boots.iter().map(|(member, boot)| (*member, *boot)).collect(),
+            boots: table.boots(),
             doubt: table.doubt,
             room,
             cut_bytes,
+            lost,
         }
     };
-    Opened {
+    Ok(Opened {
         writer,
         reader: LogReader { shared: shared.clone() },
         preparer: Preparer { shared },
         recovered,
+        member,
+    })
+}
+
+/// A log as it is found.
+enum Surveyed<F> {
+    /// There is none yet.
+    Blank(Survey<F>),
+    /// All there is, but for a torn tail.
+    Intact(Survey<F>, Newest<F>, Tail),
+    /// Something at its end was fsynced and can't be read.
+    Lost(Cut),
+}
+
+/// Finds out how the log is, and changes nothing of it.
+async fn survey<D: Disk>(
+    disk: &D,
+    incarnation: Incarnation,
+) -> Result<Surveyed<D::File>, OpenError> {
+    let logged = identity::logged(disk).await?;
+    let mut survey = Survey::new(incarnation);
+    for segment in segments(disk).await? {
+        survey.look(disk, segment).await?;
     }
+    let Some(newest) = survey.newest.take() else {
+        return match survey.orphan(disk, 1).await? {
+            Some(orphan) if logged => survey.lost(disk, None, Some(orphan)).await,
+            Some(_) => Err(survey.headless()),
+            None if logged && survey.blank.is_empty() => Err(OpenError::Missing),
+            None if logged => Err(survey.headless()),
+            None => Ok(Surveyed::Blank(survey)),
+        };
+    };
+    let tail = Tail::scan(disk, &newest, &mut survey).await?;
+    let orphan = survey.orphan(disk, newest.segment + 1).await?;
+    let damaged = tail.expect.sequence <= tail.synced_upto && !planted::is(Planted::CutBelowSynced);
+    if damaged || orphan.is_some() {
+        return survey.lost(disk, Some((newest, tail)), orphan).await;
+    }
+    Ok(Surveyed::Intact(survey, newest, tail))
+}
+
+/// Goes on with a log that is as it was written.
+async fn resume<D: Disk>(
+    disk: D,
+    options: OplogOptions,
+    mut survey: Survey<D::File>,
+    newest: Newest<D::File>,
+    tail: Tail,
+) -> Result<(Arc<Shared<D>>, LogWriter<D>, u64), OpenError> {
+    if !planted::is(Planted::RecoveredNotSynced) {
+        tail.keep(&disk, &newest).await?;
+    }
+    let spares = survey.spares(&disk, newest.segment, options).await?;
+    let (segment, at) = (newest.segment, tail.at);
+    let (file, incarnation) = (newest.file.clone(), survey.incarnation);
+    let shared = survey.share(disk, options, newest, tail.index, spares);
+    let mut writer = LogWriter::resume(
+        shared.clone(),
+        Resume {
+            incarnation,
+            file: file.clone(),
+            segment,
+            segment_bytes: tail.bytes,
+            at,
+            sequence: tail.expect.sequence,
+            epoch: tail.expect.epoch + 1,
+        },
+    );
+    begin(&mut writer).await?;
+    let (now, blocks_end) = writer.place();
+    let keep = if now == segment { blocks_end } else { at };
+    wipe(&shared.disk, &file, &tail.used, keep).await.map_err(io_failed("cutting the tail"))?;
+    identity::set_logged(&shared.disk).await?;
+    Ok((shared, writer, tail.cut_bytes))
 }
 
 async fn begin<D: Disk>(writer: &mut LogWriter<D>) -> Result<(), OpenError> {
@@ -145,13 +213,14 @@ async fn create<D: Disk>(
     incarnation: Incarnation,
     options: OplogOptions,
     survey: Survey<D::File>,
-) -> Result<Opened<D>, OpenError> {
+) -> Result<(Arc<Shared<D>>, LogWriter<D>, u64), OpenError> {
     for left in &survey.blank {
         disk.remove(&file_name(left.segment)).await.map_err(io_failed("removing a spare"))?;
     }
     disk.sync_dir(DIR).await.map_err(io_failed("syncing its directory"))?;
     let what = "making its first segment";
-    let spare = prepare::make(&disk, 1, options.segment_bytes).await.map_err(io_failed(what))?;
+    let spare =
+        prepare::make(&disk, 1, options.segment_bytes, None).await.map_err(io_failed(what))?;
     let header = SegmentHeader {
         segment: 1,
         epoch: 1,
@@ -160,7 +229,10 @@ async fn create<D: Disk>(
         incarnation,
         bytes: spare.bytes,
         complete: true,
+        lost: None,
+        doubt: None,
         formation: None,
+        boots: Vec::new(),
         rows: Vec::new(),
     };
     let encoded = header.encode();
@@ -182,7 +254,7 @@ async fn create<D: Disk>(
             epoch: 1,
         },
     );
-    Ok(opened(shared, writer, 0))
+    Ok((shared, writer, 0))
 }
 
 /// What the segment headers say.
@@ -288,42 +360,88 @@ impl<F: Send + Sync + 'static> Survey<F> {
             }
             place.end = header.prev_end;
         }
-        for row in &header.rows {
-            self.table.fold(before, row)?;
-        }
-        if header.complete && self.table.groups().count() != header.rows.len() {
-            return Err("the group table is not complete");
-        }
-        if header.formation.is_some() || self.table.formation.is_none() {
-            self.table.formation.clone_from(&header.formation);
-        } else {
-            return Err("the founding configuration is gone");
-        }
-        Ok(())
+        self.table.fold(header)
     }
 
-    /// Refuses a segment that has blocks, but no header: `segment` would be the next one, and its
-    /// first block would have this sequence.
-    async fn check_orphan<D: Disk<File = F>>(
+    /// The first segment without a valid header has blocks, so it had one: its file, and the
+    /// sequence of its first block. Only the segment after the newest one, `next`, may be like
+    /// that.
+    async fn orphan<D: Disk<File = F>>(
         &self,
         disk: &D,
-        segment: u64,
-        sequence: u64,
-    ) -> Result<(), OpenError> {
-        let Some(next) = self.blank.first().filter(|blank| blank.segment == segment) else {
-            return Ok(());
-        };
+        next: u64,
+    ) -> Result<Option<(&BlankFile<F>, u64)>, OpenError> {
         let failed = || io_failed("looking at a spare segment");
-        let look = next.bytes.min(ORPHAN_LOOK);
-        if is_blank(disk, &next.file, 0, look).await.map_err(failed())? {
-            return Ok(());
+        let mut orphan = None;
+        for blank in &self.blank {
+            let BlankFile { segment, file, bytes, what } = blank;
+            if is_blank(disk, file, 0, (*bytes).min(ORPHAN_LOOK)).await.map_err(failed())? {
+                continue;
+            }
+            let first = first_block(disk, file, *bytes, Salt::of(self.incarnation), *segment)
+                .await
+                .map_err(failed())?;
+            match first {
+                None => {}
+                Some(first) if *segment == next => orphan = Some((blank, first)),
+                Some(_) => return Err(damaged(*segment, 0, *what)),
+            }
         }
-        let expect = Expect { salt: Salt::of(self.incarnation), segment, sequence, epoch: 0 };
-        let found = rest(disk, &next.file, 0, next.bytes, &expect).await.map_err(failed())?;
-        if found.synced_upto.is_some() {
-            return Err(damaged(segment, 0, next.what));
+        Ok(orphan)
+    }
+
+    /// Refuses a log without any valid header.
+    fn headless(&self) -> OpenError {
+        self.blank.first().map_or(OpenError::Missing, |first| damaged(first.segment, 0, first.what))
+    }
+
+    /// Finds out what is lost, and plans the cut: at the first damaged block of the newest segment,
+    /// or at its end where the segment after it has lost its header.
+    async fn lost<D: Disk<File = F>>(
+        &self,
+        disk: &D,
+        newest: Option<(Newest<F>, Tail)>,
+        orphan: Option<(&BlankFile<F>, u64)>,
+    ) -> Result<Surveyed<F>, OpenError> {
+        let mut place = Place::default();
+        let mut expect =
+            Expect { salt: Salt::of(self.incarnation), segment: 0, sequence: 1, epoch: 0 };
+        let mut synced_upto = 0;
+        if let Some((newest, tail)) = &newest {
+            (expect, synced_upto) = (tail.expect, tail.synced_upto);
+            place = Place {
+                segment: newest.segment,
+                offset: tail.at,
+                what: tail.fault,
+                bytes: tail.cut_bytes,
+                newest: newest.segment,
+                end: tail.at,
+                sequence: 0,
+            };
         }
-        Ok(())
+        place.sequence = expect.sequence;
+        // The segment without a header was begun when everything before its first block was synced.
+        let begun = orphan.map_or(u64::MAX, |(_, first)| first);
+        if begun < expect.sequence {
+            return Err(self.headless());
+        }
+        if orphan.is_some() {
+            synced_upto = synced_upto.max(begun - 1);
+        }
+        let mut behind = Behind::new(&expect, synced_upto);
+        if let Some((newest, tail)) = &newest
+            && expect.sequence < begun
+        {
+            behind.walk(disk, &newest.file, newest.segment, tail.at, newest.bytes).await?;
+        }
+        if let Some((blank, _)) = orphan {
+            if newest.is_none() || expect.sequence == begun {
+                (place.segment, place.offset, place.what) = (blank.segment, 0, blank.what);
+            }
+            place.bytes += blank.bytes;
+            behind.walk(disk, &blank.file, blank.segment, SECTOR, blank.bytes).await?;
+        }
+        Cut::plan(self.incarnation, self.table.clone(), &place, &behind).map(Surveyed::Lost)
     }
 
     /// Makes spares of what has no header, blank from end to end; removes what does not fit.
@@ -380,6 +498,8 @@ impl<F: Send + Sync + 'static> Survey<F> {
             segments: self.segments,
             active: Active { segment, file, index, pending: None },
             cache: Cache::new(),
+            damaged: BTreeMap::new(),
+            patches: Patches::default(),
             spares,
             preparing: Preparing::Off,
             closed: false,
@@ -392,11 +512,12 @@ impl<F: Send + Sync + 'static> Survey<F> {
 struct Tail {
     /// The segment's length.
     bytes: u64,
-    /// Where the next block goes, and its sequence.
+    /// Where the next block goes, which it is, and why it is not there.
     at: u64,
-    sequence: u64,
-    /// The last block's.
-    epoch: u64,
+    expect: Expect,
+    fault: &'static str,
+    /// Every block up to here was fsynced.
+    synced_upto: u64,
     /// From where on what is kept is not known to be fsynced: up to `at`.
     unsynced: u64,
     index: SegmentIndex,
@@ -406,7 +527,7 @@ struct Tail {
 }
 
 impl Tail {
-    /// Reads the newest segment: every block into table and index, then what lies behind.
+    /// Reads the newest segment: every intact block into table and index, then what lies behind.
     async fn scan<D: Disk>(
         disk: &D,
         newest: &Newest<D::File>,
@@ -436,7 +557,15 @@ impl Tail {
                     blocks.push((block.header.sequence, at));
                     take_in(&mut survey.table, &mut index, segment, at, block.body)?;
                 }
-                Err(BlockFault::Damage(what)) => break (what, false),
+                Err(BlockFault::Damage(what)) => {
+                    if planted::is(Planted::TornTailKept)
+                        && let Some(next) = cursor.resync(&expect).await.map_err(failed())?
+                    {
+                        (expect.sequence, expect.epoch) = (next.sequence, next.epoch);
+                        continue;
+                    }
+                    break (what, false);
+                }
                 Err(BlockFault::Later(what)) => {
                     let (file, what) = (file_name(segment), format!("{what} is unknown"));
                     return Err(OpenError::Later { file, offset: at, what });
@@ -446,9 +575,6 @@ impl Tail {
         let at = cursor.at();
         let behind = rest(disk, &newest.file, at, newest.bytes, &expect).await.map_err(failed())?;
         synced_upto = synced_upto.max(behind.synced_upto.unwrap_or(0));
-        if expect.sequence <= synced_upto && !planted::is(Planted::CutBelowSynced) {
-            return Err(damaged(segment, at, fault));
-        }
         // A header without a block behind it may never have been synced.
         let unsynced = match blocks.iter().find(|(sequence, _)| *sequence > synced_upto) {
             _ if blocks.is_empty() => 0,
@@ -462,8 +588,9 @@ impl Tail {
         Ok(Tail {
             bytes: newest.bytes,
             at,
-            sequence: expect.sequence,
-            epoch: expect.epoch,
+            expect,
+            fault,
+            synced_upto,
             unsynced,
             index,
             used: behind.used,
@@ -490,14 +617,11 @@ fn take_in(
     let len = body.len();
     while !body.is_empty() {
         let frame = (len - body.len()) as u32;
-        let record = decode_record(&mut body).map_err(|error| {
-            let (file, what) = (file_name(segment), error.to_string());
-            if error.later() {
-                OpenError::Later { file, offset: block, what }
-            } else {
-                OpenError::Damaged { file, offset: block, what }
-            }
-        })?;
+        let Some(record) =
+            decode_record(&mut body).map_err(|error| frame_failed(segment, block, &error))?
+        else {
+            continue;
+        };
         table.apply(segment, &record).map_err(|what| damaged(segment, block, what))?;
         if let Record::Append { group, entry } = &record {
             index.note(*group, Point { lsn: entry.lsn, block, frame }, frame_len(&record));

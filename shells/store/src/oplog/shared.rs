@@ -10,8 +10,11 @@ use tokio::sync::Notify;
 
 use super::{
     OplogOptions,
+    damage::Damage,
     format::{BLOCK_HEADER, SECTOR, Salt, padded},
     index::{Cache, SegmentIndex},
+    mend::Patches,
+    scan::Expect,
     table::Table,
 };
 use crate::disk::Disk;
@@ -33,6 +36,10 @@ pub(crate) struct State<F> {
     pub(crate) segments: BTreeMap<u64, Segment>,
     pub(crate) active: Active<F>,
     pub(crate) cache: Cache<F>,
+    /// What is known to be damaged, by segment.
+    pub(crate) damaged: BTreeMap<u64, Arc<Damage>>,
+    /// Good copies of what is damaged.
+    pub(crate) patches: Patches,
     /// In order; each follows the one before, the first follows the active segment.
     pub(crate) spares: VecDeque<Spare<F>>,
     pub(crate) preparing: Preparing,
@@ -92,6 +99,12 @@ impl<D: Disk> Shared<D> {
     /// A panic under the lock is a bug that ends the node; readers may still look.
     pub(crate) fn lock(&self) -> MutexGuard<'_, State<D::File>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first block of a segment.
+    pub(crate) fn expect(&self, segment: u64, bounds: Segment) -> Expect {
+        let (sequence, epoch) = (bounds.first_block, bounds.epoch);
+        Expect { salt: self.salt, segment, sequence, epoch }
     }
 
     /// Bytes of frames that fit for certain into a segment of `bytes` whose blocks begin at

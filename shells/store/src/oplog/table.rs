@@ -5,9 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use highwater_core::{
     Boot, Doubt, Formation, GroupId, Hlc, Lsn, Member, Record, RecoveredGroup, Term,
+    planted::{self, Planted},
 };
 
-use super::format::{ROW, ROW_TERM, Row, frame_len, header_bound};
+use super::format::{
+    BOOT_LEN, HeaderSize, ROW, ROW_ACKED, ROW_TERM, Row, SegmentHeader, frame_len, padded,
+};
 
 /// The LSNs of a group that a segment holds and that count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,8 @@ pub(crate) struct Group {
     pub(crate) sound: bool,
     /// What other members acknowledged.
     pub(crate) acked: BTreeMap<Member, (Term, Lsn)>,
+    /// The last entry's stamp; 0 where it is not known.
+    pub(crate) hlc: Hlc,
 }
 
 impl Group {
@@ -47,6 +52,26 @@ impl Group {
         if let Some(span) = self.spans.last_mut() {
             span.last = span.last.min(self.last);
         }
+    }
+
+    /// The term of the entry at `lsn`, if the log has one there.
+    pub(crate) fn term_at(&self, lsn: Lsn) -> Option<Term> {
+        let started = self.terms.partition_point(|(first, _)| *first <= lsn);
+        let (_, term) = self.terms.get(started.checked_sub(1)?)?;
+        (lsn <= self.last).then_some(*term)
+    }
+
+    /// Where terms start, from that of `from` on, up to `to`.
+    pub(crate) fn terms_within(&self, from: Lsn, to: Lsn) -> Vec<(Lsn, Term)> {
+        let start = self.terms.partition_point(|(first, _)| *first <= from).saturating_sub(1);
+        let end = self.terms.partition_point(|(first, _)| *first <= to);
+        self.terms.get(start..end).unwrap_or_default().to_vec()
+    }
+
+    /// The span that lies in `segment`.
+    pub(crate) fn span_in(&self, segment: u64) -> Option<Span> {
+        let at = self.spans.partition_point(|span| span.segment < segment);
+        self.spans.get(at).copied().filter(|span| span.segment == segment)
     }
 
     /// Where a term starts: rising in LSN and term.
@@ -75,7 +100,7 @@ impl Group {
 pub(crate) struct Table {
     pub(crate) formation: Option<Formation>,
     /// The last start met of each member's data directory.
-    pub(crate) boots: BTreeMap<Member, Boot>,
+    boots: BTreeMap<Member, Boot>,
     /// The log lost entries that may have been acknowledged.
     pub(crate) doubt: Option<Doubt>,
     groups: BTreeMap<GroupId, Group>,
@@ -83,6 +108,9 @@ pub(crate) struct Table {
     dirty: BTreeSet<GroupId>,
     /// At least as many terms started since then.
     dirty_terms: usize,
+    /// Acknowledgements in all groups, and in those touched.
+    acked: usize,
+    dirty_acked: usize,
 }
 
 impl Table {
@@ -94,9 +122,16 @@ impl Table {
         self.groups.iter().map(|(id, group)| (*id, group))
     }
 
+    pub(crate) fn boots(&self) -> Vec<(Member, Boot)> {
+        self.boots.iter().map(|(member, boot)| (*member, *boot)).collect()
+    }
+
     fn touch(&mut self, group: GroupId) -> &mut Group {
-        self.dirty.insert(group);
-        self.groups.entry(group).or_default()
+        let known = self.groups.entry(group).or_default();
+        if self.dirty.insert(group) {
+            self.dirty_acked += known.acked.len();
+        }
+        known
     }
 
     /// Takes in a record that stands in `segment`.
@@ -104,21 +139,28 @@ impl Table {
         match record {
             Record::Formation(formation) => self.formation = Some(formation.clone()),
             Record::HardState { group, term, vote } => {
-                let group = self.touch(*group);
+                let group = if planted::is(Planted::HeaderVotesStale) {
+                    self.groups.entry(*group).or_default()
+                } else {
+                    self.touch(*group)
+                };
                 group.term = *term;
                 group.vote = *vote;
             }
             Record::Checkpointed { group, lsn } => {
                 self.touch(*group).checkpointed = *lsn;
             }
-            Record::Boot { member, boot } => {
-                self.boots.insert(*member, *boot);
-            }
+            Record::Boot { member, boot } => self.meet(*member, *boot),
             Record::Acked { group, member, term, lsn } => {
-                self.touch(*group).acked.insert(*member, (*term, *lsn));
+                let new = self.touch(*group).acked.insert(*member, (*term, *lsn)).is_none();
+                self.acked += usize::from(new);
+                self.dirty_acked += usize::from(new);
             }
             Record::Sound { group, committed } => {
-                self.touch(*group).sound = true;
+                let sound = self.touch(*group);
+                sound.sound = true;
+                // Of an earlier state: that of a group in doubt is dropped at each start.
+                sound.checkpointed = Lsn(0);
                 if *group == GroupId::SYSTEM
                     && let Some(doubt) = &mut self.doubt
                 {
@@ -134,6 +176,7 @@ impl Table {
                 let terms = group.terms.len();
                 group.start_term(entry.lsn, entry.term)?;
                 group.last = entry.lsn;
+                group.hlc = entry.hlc;
                 match group.spans.last_mut() {
                     Some(span) if span.segment == segment => span.last = entry.lsn,
                     _ => group.spans.push(Span { segment, first: entry.lsn, last: entry.lsn }),
@@ -144,22 +187,71 @@ impl Table {
         Ok(())
     }
 
+    /// A data directory that another one has replaced is forgotten, unless it is a founding one:
+    /// nobody else ever counts.
+    fn meet(&mut self, member: Member, boot: Boot) {
+        let founding = self.formation.as_ref().map_or(&[][..], |formation| &formation.members);
+        self.boots.retain(|known, _| {
+            known.node != member.node
+                || known.incarnation >= member.incarnation
+                || founding.contains(known)
+        });
+        self.boots.insert(member, boot);
+    }
+
+    /// The log has lost its end: every group may lack entries, whatever was found since an earlier
+    /// loss, and what their states hold may be ahead of it.
+    pub(crate) fn lose(&mut self) {
+        self.doubt = Some(Doubt::default());
+        for group in self.groups.values_mut() {
+            group.sound = false;
+            group.checkpointed = Lsn(0);
+        }
+    }
+
     /// How long the next segment header gets at most, as things stand.
     pub(crate) fn header_bound(&self) -> u64 {
-        header_bound(self.members(), self.dirty.len(), self.dirty_terms)
+        let (rows, terms, acked) = (self.dirty.len(), self.dirty_terms, self.dirty_acked);
+        HeaderSize { rows, terms, acked, ..self.base_size() }.bytes()
     }
 
     /// How long a header gets at most that lists every group.
     pub(crate) fn complete_bound(&self) -> u64 {
-        header_bound(self.members(), self.groups.len(), self.dirty_terms)
+        let (rows, terms, acked) = (self.groups.len(), self.dirty_terms, self.acked);
+        HeaderSize { rows, terms, acked, ..self.base_size() }.bytes()
+    }
+
+    /// How long a header gets that lists no group.
+    pub(crate) fn base_bound(&self) -> u64 {
+        self.base_size().bytes()
+    }
+
+    fn base_size(&self) -> HeaderSize {
+        HeaderSize { members: self.members(), boots: self.boots.len(), ..HeaderSize::default() }
     }
 
     /// How much longer a record makes the next header at most.
-    pub(crate) fn growth(record: &Record) -> u64 {
-        match record {
-            Record::Formation(_) => frame_len(record) as u64,
-            _ => (ROW + ROW_TERM) as u64,
-        }
+    pub(crate) fn growth(&self, record: &Record) -> u64 {
+        self.growth_of(record, group_of(record).is_some_and(|group| self.dirty.contains(&group)))
+    }
+
+    /// The same, where the header lists the group anyway, or not.
+    fn growth_of(&self, record: &Record, listed: bool) -> u64 {
+        let Some(group) = group_of(record) else {
+            return match record {
+                Record::Boot { .. } => BOOT_LEN as u64,
+                _ => frame_len(record) as u64,
+            };
+        };
+        let known = self.groups.get(&group).map_or(0, |group| group.acked.len());
+        // Only members acknowledge.
+        let row = ROW + known.max(self.members()) * ROW_ACKED;
+        let own = match record {
+            Record::Append { .. } => ROW_TERM,
+            Record::Acked { .. } => ROW_ACKED,
+            _ => 0,
+        };
+        (own + if listed { 0 } else { row }) as u64
     }
 
     fn members(&self) -> usize {
@@ -170,7 +262,7 @@ impl Table {
     /// last call, or of all. Nothing counts as changed afterwards.
     pub(crate) fn rows(&mut self, segment: u64, complete: bool) -> Vec<Row> {
         let dirty = std::mem::take(&mut self.dirty);
-        self.dirty_terms = 0;
+        (self.dirty_terms, self.dirty_acked) = (0, 0);
         let row = |id: GroupId, group: &Group| {
             let span = group.spans.last().filter(|span| span.segment == segment);
             let first = span.map_or(Lsn(0), |span| span.first);
@@ -186,6 +278,9 @@ impl Table {
                 first,
                 last: group.last,
                 terms: group.terms[from..].to_vec(),
+                sound: group.sound,
+                hlc: group.hlc,
+                acked: acked(group),
             }
         };
         if complete {
@@ -195,12 +290,36 @@ impl Table {
         }
     }
 
+    /// Takes in what a segment's header says of everything before it.
+    pub(crate) fn fold(&mut self, header: &SegmentHeader) -> Result<(), &'static str> {
+        if header.lost.is_some() {
+            self.lose();
+        }
+        self.doubt = header.doubt;
+        self.boots = header.boots.iter().copied().collect();
+        for row in &header.rows {
+            self.fold_row(header.segment - 1, row)?;
+        }
+        if header.complete && self.groups.len() != header.rows.len() {
+            return Err("the group table is not complete");
+        }
+        if header.formation.is_none() && self.formation.is_some() {
+            return Err("the founding configuration is gone");
+        }
+        self.formation.clone_from(&header.formation);
+        Ok(())
+    }
+
     /// Takes in a header's row about `segment`.
-    pub(crate) fn fold(&mut self, segment: u64, row: &Row) -> Result<(), &'static str> {
+    fn fold_row(&mut self, segment: u64, row: &Row) -> Result<(), &'static str> {
         let group = self.groups.entry(row.group).or_default();
         group.term = row.term;
         group.vote = row.vote;
         group.checkpointed = row.checkpointed;
+        group.sound = row.sound;
+        self.acked = self.acked + row.acked.len() - group.acked.len();
+        group.acked =
+            row.acked.iter().map(|(member, term, lsn)| (*member, (*term, *lsn))).collect();
         if row.first > Lsn(0) {
             if row.first > group.last.next() || row.last < row.first {
                 return Err("the group table's LSNs do not follow those of the segments before");
@@ -216,10 +335,17 @@ impl Table {
             group.last = row.last;
             group.spans.push(Span { segment, first: row.first, last: row.last });
         }
+        group.hlc = row.hlc;
         if group.last != row.last || group.terms.is_empty() != (group.last == Lsn(0)) {
             return Err("the group table does not match those of the segments before");
         }
         Ok(())
+    }
+
+    /// Whether a group may lack entries that this node has acknowledged.
+    fn in_doubt(&self, id: GroupId, group: &Group) -> bool {
+        let within = |doubt: Doubt| doubt.bound.is_none_or(|bound| id.0 <= bound.0);
+        !group.sound && self.doubt.is_some_and(within)
     }
 
     /// For the core.
@@ -228,13 +354,73 @@ impl Table {
             group: id,
             term: group.term,
             vote: group.vote,
-            checkpointed: group.checkpointed,
+            // The state of a group in doubt is dropped.
+            checkpointed: if self.in_doubt(id, group) { Lsn(0) } else { group.checkpointed },
             last: group.last,
             terms: group.terms.clone(),
             sound: group.sound,
-            acked: group.acked.iter().map(|(m, (term, lsn))| (*m, *term, *lsn)).collect(),
-            hlc: Hlc(0),
+            acked: acked(group),
+            hlc: group.hlc,
         };
         self.groups().map(one).collect()
     }
+}
+
+fn group_of(record: &Record) -> Option<GroupId> {
+    match record {
+        Record::Formation(_) | Record::Boot { .. } => None,
+        Record::HardState { group, .. }
+        | Record::Append { group, .. }
+        | Record::Checkpointed { group, .. }
+        | Record::Acked { group, .. }
+        | Record::Sound { group, .. } => Some(*group),
+    }
+}
+
+/// How long headers get at most while records are planned, before the table knows them.
+pub(crate) struct Planned<'a> {
+    table: &'a Table,
+    /// Groups that the next header lists because of what is planned.
+    listed: BTreeSet<GroupId>,
+    /// What is planned goes on in another segment.
+    rolled: bool,
+    grown: u64,
+    /// The part that every header from now on has.
+    lasting: u64,
+}
+
+impl<'a> Planned<'a> {
+    pub(crate) fn new(table: &'a Table) -> Planned<'a> {
+        Planned { table, listed: BTreeSet::new(), rolled: false, grown: 0, lasting: 0 }
+    }
+
+    /// How much longer the next record makes the next header.
+    pub(crate) fn growth(&self, record: &Record) -> u64 {
+        let listed = group_of(record).is_some_and(|group| {
+            self.listed.contains(&group) || !self.rolled && self.table.dirty.contains(&group)
+        });
+        self.table.growth_of(record, listed)
+    }
+
+    /// The next record has its place.
+    pub(crate) fn take(&mut self, record: &Record) {
+        let growth = self.growth(record);
+        self.grown += growth;
+        match group_of(record) {
+            Some(group) => drop(self.listed.insert(group)),
+            None => self.lasting += growth,
+        }
+    }
+
+    /// The next segment is begun: how long its header gets, and that of the one after it so far.
+    pub(crate) fn roll(&mut self) -> (u64, u64) {
+        self.listed.clear();
+        self.rolled = true;
+        let header = self.table.complete_bound() + self.grown;
+        (padded(header), padded(self.table.base_bound() + self.lasting))
+    }
+}
+
+fn acked(group: &Group) -> Vec<(Member, Term, Lsn)> {
+    group.acked.iter().map(|(member, (term, lsn))| (*member, *term, *lsn)).collect()
 }

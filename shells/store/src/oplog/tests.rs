@@ -2,7 +2,9 @@
 
 mod crash;
 mod damage;
+mod lost;
 pub(crate) mod mem;
+mod mend;
 mod model;
 mod roundtrip;
 mod snapshots;

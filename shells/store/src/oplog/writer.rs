@@ -3,18 +3,21 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use highwater_core::{Incarnation, Record};
+use highwater_core::{
+    Incarnation, Record,
+    planted::{self, Planted},
+};
 
 use super::{
     WriteError,
     format::{
         BLOCK_HEADER, BlockHeader, BlockKind, SECTOR, SegmentHeader, encode_record, frame_len,
-        padded,
+        is_vote, padded,
     },
     index::{Point, SegmentIndex},
     prepare,
     shared::{Preparing, Segment, Shared},
-    table::Table,
+    table::{Planned, Table},
 };
 use crate::disk::Disk;
 
@@ -72,8 +75,9 @@ enum Place {
 }
 
 impl Layout {
-    fn place(&mut self, record: &Record) -> Place {
-        let (len, growth) = (frame_len(record), Table::growth(record));
+    /// Places a record that makes the next header longer by `growth` at most.
+    fn place(&mut self, record: &Record, growth: u64) -> Place {
+        let len = frame_len(record);
         if self.table + growth > self.table_max {
             return Place::NextSegment;
         }
@@ -150,6 +154,11 @@ impl<D: Disk> LogWriter<D> {
         if self.dead {
             return Err(WriteError::Closed);
         }
+        if self.leaves_damage() {
+            self.dead = true;
+            self.roll().await?;
+            self.dead = false;
+        }
         let needed = self.plan_when_ready(&records).await?;
         self.dead = true;
         let mut rest = &records[..];
@@ -215,7 +224,7 @@ impl<D: Disk> LogWriter<D> {
             let segment = self.segment + 1;
             if self.shared.lock().spares.is_empty() {
                 let Shared { disk, options, .. } = &*self.shared;
-                let spare = prepare::make(disk, segment, options.segment_bytes).await?;
+                let spare = prepare::make(disk, segment, options.segment_bytes, None).await?;
                 self.shared.lock().spares.push_back(spare);
             }
             // The new segment's header carries the epoch.
@@ -259,6 +268,13 @@ impl<D: Disk> LogWriter<D> {
         }
     }
 
+    /// Whether to go on in the next segment, because this one is damaged. The new header then knows
+    /// every vote in it, it can be mended, and the next start need not cut it.
+    fn leaves_damage(&self) -> bool {
+        let state = self.shared.lock();
+        state.damaged.contains_key(&self.segment) && !state.spares.is_empty()
+    }
+
     /// How long a new segment's header gets at most.
     fn header_bound(&self, table: &Table) -> u64 {
         table.complete_bound().min(padded(self.shared.options.header_max()))
@@ -269,9 +285,8 @@ impl<D: Disk> LogWriter<D> {
     fn plan(&self, records: &[Record]) -> Result<u64, WriteError> {
         let state = self.shared.lock();
         let needed: u64 = records.iter().map(|record| frame_len(record) as u64).sum();
-        let growth: u64 = records.iter().map(Table::growth).sum();
         let header_max = padded(self.shared.options.header_max());
-        let header = padded(state.table.complete_bound() + growth).min(header_max);
+        let mut planned = Planned::new(&state.table);
         let mut spares = state.spares.iter();
         let mut layout = Layout { table: state.table.header_bound(), ..self.layout };
         for record in records {
@@ -281,13 +296,15 @@ impl<D: Disk> LogWriter<D> {
                 "a frame of {len} bytes was admitted to an oplog whose bound is {}",
                 self.shared.options.frame_max()
             );
-            while layout.place(record) == Place::NextSegment {
+            while layout.place(record, planned.growth(record)) == Place::NextSegment {
                 let spare = spares.next().ok_or(WriteError::NoRoom { needed })?;
-                layout.at = header;
+                let (header, table) = planned.roll();
+                layout.at = header.min(header_max);
                 layout.limit = limit(spare.bytes);
                 layout.body = 0;
-                layout.table = SECTOR;
+                layout.table = table;
             }
+            planned.take(record);
         }
         Ok(needed)
     }
@@ -303,7 +320,7 @@ impl<D: Disk> LogWriter<D> {
         let mut staged = 0;
         let mut block = BlockBuilder::default();
         for record in records {
-            match self.layout.place(record) {
+            match self.layout.place(record, state.table.growth(record)) {
                 Place::Same => {}
                 Place::NewBlock => {
                     self.finish(&mut block);
@@ -321,6 +338,7 @@ impl<D: Disk> LogWriter<D> {
                 state.active.index.note(*group, point, frame_len(record));
             }
             block.frames += 1;
+            block.votes |= is_vote(record);
             staged += 1;
         }
         self.finish(&mut block);
@@ -340,13 +358,16 @@ impl<D: Disk> LogWriter<D> {
             return;
         }
         let body = &self.buffer[block.start + BLOCK_HEADER..];
+        // No block tells of one that is written together with it: either may be torn.
+        let synced =
+            if planted::is(Planted::SyncedUptoAhead) { self.sequence - 1 } else { self.synced };
         let header = BlockHeader {
-            kind: BlockKind::Data,
+            kind: if block.votes { BlockKind::Data } else { BlockKind::Entries },
             body_len: body.len() as u32,
             segment: self.segment,
             sequence: self.sequence,
             epoch: self.epoch,
-            synced_upto: self.synced,
+            synced_upto: synced,
             body_sum: crc32c::crc32c(body),
             frames: block.frames,
             offset: block.offset,
@@ -355,7 +376,7 @@ impl<D: Disk> LogWriter<D> {
         self.buffer[block.start..block.start + BLOCK_HEADER].copy_from_slice(&encoded);
         self.buffer.resize(block.start + padded(header.len()) as usize, 0);
         self.sequence += 1;
-        block.frames = 0;
+        (block.frames, block.votes) = (0, false);
     }
 
     /// Writes and syncs what is staged.
@@ -363,7 +384,12 @@ impl<D: Disk> LogWriter<D> {
         let pending = self.shared.lock().active.pending.clone();
         let Some((at, data)) = pending else { return Ok(()) };
         let len = data.len();
-        self.shared.disk.write_sync(&self.file, at, data).await?;
+        let written = self.shared.disk.write_sync(&self.file, at, data).await;
+        if written.is_err() && planted::is(Planted::FsyncRetried) {
+            self.shared.disk.sync(&self.file).await?;
+        } else {
+            written?;
+        }
         self.syncs += 1;
         self.synced = self.sequence - 1;
         self.marked = false;
@@ -391,7 +417,10 @@ impl<D: Disk> LogWriter<D> {
                 incarnation: self.incarnation,
                 bytes: spare.bytes,
                 complete,
+                lost: None,
+                doubt: state.table.doubt,
                 formation: state.table.formation.clone(),
+                boots: state.table.boots(),
                 rows: state.table.rows(self.segment, complete),
             };
             (spare, header.encode())
@@ -468,13 +497,15 @@ struct BlockBuilder {
     /// Where it will stand in the segment.
     offset: u64,
     frames: u32,
+    /// Whether a vote is among them.
+    votes: bool,
 }
 
 impl BlockBuilder {
     fn begin(buffer: &mut BytesMut, offset: u64) -> BlockBuilder {
         let start = buffer.len();
         buffer.resize(start + BLOCK_HEADER, 0);
-        BlockBuilder { start, offset, frames: 0 }
+        BlockBuilder { start, offset, frames: 0, votes: false }
     }
 
     fn body_len(&self, buffer: &BytesMut) -> u32 {

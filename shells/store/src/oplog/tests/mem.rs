@@ -87,6 +87,8 @@ pub(crate) struct World {
     pub(crate) fail_sync_at: Option<u64>,
     /// All files together may hold so much.
     pub(crate) capacity: Option<usize>,
+    /// A byte that can't be read until it is written: file and offset.
+    pub(crate) bad: Option<(String, u64)>,
     /// Commits wait until this is over.
     pub(crate) hold_commits: bool,
     off: bool,
@@ -218,7 +220,17 @@ impl World {
         self.step()
     }
 
+    fn bad_in(&self, file: &MemFile) -> Option<u64> {
+        let (name, at) = self.bad.as_ref()?;
+        (self.names.get(name) == Some(&file.0)).then_some(*at)
+    }
+
     fn write(&mut self, file: &MemFile, offset: u64, data: &[u8]) -> io::Result<()> {
+        if let Some(at) = self.bad_in(file)
+            && (offset..offset + data.len() as u64).contains(&at)
+        {
+            self.bad = None;
+        }
         let used: usize = self.inodes.values().map(|inode| inode.view.len()).sum();
         let inode = self.inodes.get_mut(&file.0).expect("open files have inodes");
         let (start, end) = (offset as usize, offset as usize + data.len());
@@ -288,6 +300,11 @@ impl Disk for MemDisk {
     async fn read_at(&self, file: &MemFile, offset: u64, len: usize) -> io::Result<Bytes> {
         tokio::task::yield_now().await;
         let world = self.on()?;
+        if let Some(at) = world.bad_in(file)
+            && (offset..offset + len as u64).contains(&at)
+        {
+            return Err(io::Error::other("a bad sector"));
+        }
         let view = &world.inodes[&file.0].view;
         let start = (offset as usize).min(view.len());
         Ok(Bytes::copy_from_slice(&view[start..(start + len).min(view.len())]))

@@ -4,18 +4,31 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use highwater_core::{
-    Entry, Formation, GroupId, Hlc, Incarnation, Kind, Lsn, Member, NodeId, Record, RecoveredGroup,
-    Term,
+    Boot, Doubt, Entry, Formation, GroupId, Hlc, Incarnation, Kind, Lsn, Member, NodeId, Record,
+    RecoveredGroup, Term,
 };
 
 use super::mem::{MemDisk, Rng};
-use crate::oplog::{LogReader, Opened, OplogOptions, RecoveredLog, open};
+use crate::{
+    identity::Start,
+    oplog::{LogReader, Opened, OplogOptions, RecoveredLog, open},
+};
 
 pub(super) const INCARNATION: Incarnation = Incarnation(0x0199_0000_0000_1234_5678_9abc_def0_1234);
 pub(super) const SMALL: OplogOptions = OplogOptions { segment_bytes: 64 << 10, spare_segments: 2 };
 
+/// For a disk without the file `identity`.
+pub(super) const START: Start = Start {
+    member: Member { node: NodeId(1), incarnation: INCARNATION },
+    boot: Boot { counter: 1, nonce: 2 },
+    log: INCARNATION,
+    spare: Incarnation(INCARNATION.0 + 1),
+};
+
 pub(super) async fn open_small(disk: &MemDisk) -> Opened<MemDisk> {
-    open(disk.clone(), INCARNATION, SMALL).await.expect("a sound log")
+    let log = open(disk.clone(), &START, SMALL).await.expect("a sound log");
+    assert_eq!((&log.recovered.lost, log.member), (&None, START.member));
+    log
 }
 
 pub(super) fn member(node: u64) -> Member {
@@ -41,11 +54,15 @@ struct Group {
     vote: Option<Member>,
     checkpointed: Lsn,
     entries: Vec<Entry>,
+    sound: bool,
+    acked: BTreeMap<Member, (Term, Lsn)>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Model {
     formation: Option<Formation>,
+    boots: BTreeMap<Member, Boot>,
+    doubt: Option<Doubt>,
     groups: BTreeMap<GroupId, Group>,
 }
 
@@ -58,8 +75,39 @@ impl Model {
         model
     }
 
-    fn apply(&mut self, record: &Record) {
+    /// A log whose end was lost: of what follows, only what a vote and a restored peer are judged by
+    /// counts.
+    pub(super) fn lose(&mut self, behind: &[Record]) {
+        for record in behind {
+            if !matches!(
+                record,
+                Record::Append { .. } | Record::Checkpointed { .. } | Record::Sound { .. }
+            ) {
+                self.apply(record);
+            }
+        }
+        self.doubt = Some(Doubt { bound: None });
+        for group in self.groups.values_mut() {
+            (group.sound, group.checkpointed) = (false, Lsn(0));
+        }
+    }
+
+    pub(super) fn apply(&mut self, record: &Record) {
         match record {
+            Record::Boot { member, boot } => {
+                self.boots.insert(*member, *boot);
+            }
+            Record::Acked { group, member, term, lsn } => {
+                let group = self.groups.entry(*group).or_default();
+                group.acked.insert(*member, (*term, *lsn));
+            }
+            Record::Sound { group, committed } => {
+                let known = self.groups.entry(*group).or_default();
+                (known.sound, known.checkpointed) = (true, Lsn(0));
+                if let (GroupId::SYSTEM, Some(doubt)) = (*group, &mut self.doubt) {
+                    doubt.bound = Some(*committed);
+                }
+            }
             Record::Formation(formation) => self.formation = Some(formation.clone()),
             Record::HardState { group, term, vote } => {
                 let group = self.groups.entry(*group).or_default();
@@ -77,6 +125,19 @@ impl Model {
         }
     }
 
+    pub(super) fn groups(&self) -> impl Iterator<Item = GroupId> {
+        self.groups.keys().copied()
+    }
+
+    pub(super) fn entries(&self, group: GroupId, from: Lsn, to: Lsn) -> Vec<Entry> {
+        self.groups[&group].entries[from.0 as usize - 1..to.0 as usize].to_vec()
+    }
+
+    /// The last LSN of a group.
+    pub(super) fn last(&self, group: GroupId) -> Lsn {
+        Lsn(self.groups.get(&group).map_or(0, |group| group.entries.len() as u64))
+    }
+
     pub(super) fn matches(&self, recovered: &RecoveredLog) -> bool {
         let groups: Vec<_> = self
             .groups
@@ -88,18 +149,24 @@ impl Model {
                         terms.push((entry.lsn, entry.term));
                     }
                 }
+                let within = |doubt: Doubt| doubt.bound.is_none_or(|bound| id.0 <= bound.0);
+                let in_doubt = !group.sound && self.doubt.is_some_and(within);
                 RecoveredGroup {
                     group: *id,
                     term: group.term,
                     vote: group.vote,
-                    checkpointed: group.checkpointed,
+                    checkpointed: if in_doubt { Lsn(0) } else { group.checkpointed },
                     last: Lsn(group.entries.len() as u64),
                     terms,
-                    ..RecoveredGroup::default()
+                    sound: group.sound,
+                    acked: group.acked.iter().map(|(m, (term, lsn))| (*m, *term, *lsn)).collect(),
+                    hlc: group.entries.last().map_or(Hlc(0), |entry| entry.hlc),
                 }
             })
             .collect();
-        self.formation == recovered.formation && groups == recovered.groups
+        let boots: Vec<_> = self.boots.iter().map(|(member, boot)| (*member, *boot)).collect();
+        (&self.formation, &groups) == (&recovered.formation, &recovered.groups)
+            && (&boots, self.doubt) == (&recovered.boots, recovered.doubt)
     }
 
     /// Reads every entry back and compares.
@@ -132,7 +199,7 @@ impl Model {
             let known = model.groups.entry(id).or_default().clone();
             let last = known.entries.len() as u64;
             let term = known.entries.last().map_or(0, |entry| entry.term.0).max(known.term.0);
-            let record = match rng.below(20) {
+            let record = match rng.below(24) {
                 0 => {
                     let vote = rng.chance(70).then(|| member(rng.below(3)));
                     Record::HardState { group: id, term: Term(term + 1), vote }
@@ -144,6 +211,17 @@ impl Model {
                     entry(group, last - back, term + 1, payload(rng, 200))
                 }
                 3 => entry(group, last + 1, term.max(1), payload(rng, frame_max as u64 - 64)),
+                4 => Record::Boot {
+                    member: member(rng.below(3)),
+                    boot: Boot { counter: rng.below(9), nonce: rng.next() },
+                },
+                5 | 6 => Record::Acked {
+                    group: id,
+                    member: member(rng.below(3)),
+                    term: Term(term),
+                    lsn: Lsn(last),
+                },
+                7 => Record::Sound { group: id, committed: Lsn(last) },
                 _ => entry(group, last + 1, term.max(1), payload(rng, 600)),
             };
             model.apply(&record);

@@ -4,7 +4,7 @@ use highwater_core::{Entry, GroupId, Lsn, Record, Term};
 
 use super::{
     mem::{MemDisk, Rng},
-    model::{INCARNATION, Model, SMALL, entry, member, open_small},
+    model::{Model, SMALL, START, entry, member, open_small},
 };
 use crate::oplog::{Found, LoadError, Opened, OplogOptions, WriteError, inspect, open};
 
@@ -30,7 +30,7 @@ async fn filled(disk: &MemDisk, seed: u64, batches: u64) -> (Opened<MemDisk>, Ve
 async fn long_histories_come_back() {
     for seed in 0..6 {
         let disk = MemDisk::new();
-        let (log, records) = filled(&disk, seed, 120).await;
+        let (log, records) = filled(&disk, seed, 150).await;
         let model = Model::of(&records);
         for max_bytes in [0, 5_000, 1 << 20] {
             model.check_loads(&log.reader, max_bytes).await;
@@ -50,7 +50,7 @@ async fn long_histories_come_back() {
 #[tokio::test]
 async fn one_sync_a_write_and_none_for_the_marker() {
     let disk = MemDisk::new();
-    let mut log = open(disk.clone(), INCARNATION, OplogOptions { segment_bytes: 4 << 20, ..SMALL })
+    let mut log = open(disk.clone(), &START, OplogOptions { segment_bytes: 4 << 20, ..SMALL })
         .await
         .expect("a blank disk");
     let before = log.writer.syncs();
@@ -70,7 +70,7 @@ async fn one_sync_a_write_and_none_for_the_marker() {
         log.writer.close_marker().await.expect("the disk is fine");
     }
     assert!((room - log.writer.room()).abs_diff(10 * 4096) < 4096);
-    let log = open(disk.power_cut(&mut Rng(1), 0), INCARNATION, SMALL).await.expect("it is sound");
+    let log = open(disk.power_cut(&mut Rng(1), 0), &START, SMALL).await.expect("it is sound");
     assert_eq!(log.recovered.groups[0].last, Lsn(5010));
 }
 
@@ -78,7 +78,7 @@ async fn one_sync_a_write_and_none_for_the_marker() {
 async fn three_thousand_groups() {
     let options = OplogOptions { segment_bytes: 1 << 20, spare_segments: 2 };
     let disk = MemDisk::new();
-    let mut log = open(disk.clone(), INCARNATION, options).await.expect("a blank disk");
+    let mut log = open(disk.clone(), &START, options).await.expect("a blank disk");
     let mut records = Vec::new();
     // Past the sixteenth segment, so that a header lists all of them.
     for round in 1..=22 {
@@ -108,7 +108,7 @@ async fn three_thousand_groups() {
     assert_eq!(summary.damages, 0);
     assert_eq!(complete, [(1, 0), (16, 3000)]);
     let model = Model::of(&records);
-    let log = open(disk.power_cut(&mut Rng(3), 0), INCARNATION, options).await.expect("sound");
+    let log = open(disk.power_cut(&mut Rng(3), 0), &START, options).await.expect("sound");
     assert!(model.matches(&log.recovered));
     for group in (0..3000).step_by(501) {
         let read = log.reader.load(GroupId(group), Lsn(2), Lsn(3), 1 << 20).await.expect("sound");
@@ -254,7 +254,7 @@ async fn room_is_no_more_than_fits() {
     for segment_bytes in [64 << 10, 256 << 10] {
         let options = OplogOptions { segment_bytes, ..SMALL };
         for payload in [0, 1_950, 3_969, 4_100, 8_100, 16_200, options.frame_max() - 64] {
-            let mut log = open(MemDisk::new(), INCARNATION, options).await.expect("a blank disk");
+            let mut log = open(MemDisk::new(), &START, options).await.expect("a blank disk");
             log.preparer.fill().await.expect("the disk is fine");
             let room = log.writer.room() as usize;
             assert!(room > segment_bytes as usize / 4, "{room} bytes are no room");
@@ -272,7 +272,7 @@ async fn a_fast_writer_waits_for_spares() {
     let disk = MemDisk::new();
     let options = OplogOptions { spare_segments: 1, ..SMALL };
     let Opened { mut writer, preparer, reader, .. } =
-        open(disk.clone(), INCARNATION, options).await.expect("a blank disk");
+        open(disk.clone(), &START, options).await.expect("a blank disk");
     let preparing = tokio::spawn(preparer.run());
     tokio::task::yield_now().await;
     for lsn in 1..=400 {
@@ -324,5 +324,5 @@ fn futures_may_move_between_threads() {
         send(log.preparer.run());
     }
     let _ = check;
-    send(open(MemDisk::new(), INCARNATION, SMALL));
+    send(open(MemDisk::new(), &START, SMALL));
 }

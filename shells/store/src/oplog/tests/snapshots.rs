@@ -1,12 +1,12 @@
 //! The bytes on disk are frozen: a difference here is a format change and needs a new version.
 
 use bytes::{Bytes, BytesMut};
-use highwater_core::{Formation, GroupId, Lsn, Record, Term};
+use highwater_core::{Boot, Doubt, Formation, GroupId, Hlc, Lsn, Record, Term};
 
 use super::model::{INCARNATION, member};
 use crate::oplog::format::{
-    BlockFault, BlockHeader, BlockKind, FrameError, HeaderFault, Row, Salt, SegmentHeader,
-    decode_record, encode_record, frame_len, header_bound, header_len,
+    BlockFault, BlockHeader, BlockKind, FrameError, HeaderFault, HeaderSize, Loss, Row, Salt,
+    SegmentHeader, decode_record, encode_filler, encode_record, frame_len, header_len,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -23,6 +23,9 @@ fn header() -> SegmentHeader {
         first: Lsn(first),
         last: Lsn(20),
         terms,
+        sound: group == 0,
+        hlc: Hlc::at(0x0199),
+        acked: vec![(member(2), Term(7), Lsn(19))],
     };
     SegmentHeader {
         segment: 5,
@@ -32,7 +35,10 @@ fn header() -> SegmentHeader {
         incarnation: INCARNATION,
         bytes: 4 << 20,
         complete: true,
+        lost: Some(Loss::Votes),
+        doubt: Some(Doubt { bound: Some(Lsn(17)) }),
         formation: Some(Formation { members: vec![member(1), member(2)] }),
+        boots: vec![(member(1), Boot { counter: 3, nonce: 4 })],
         rows: vec![
             row(0, Some(member(2)), 10, vec![(Lsn(10), Term(5)), (Lsn(15), Term(7))]),
             row(17, None, 0, Vec::new()),
@@ -47,7 +53,8 @@ fn segment_header() {
     insta::assert_snapshot!("segment_header", hex(&encoded[..len]));
     assert_eq!(SegmentHeader::decode(&encoded[..len]), Ok(header()));
     assert!(encoded[len..].iter().all(|byte| *byte == 0) && encoded.len() == 4096);
-    assert_eq!(encoded.len() as u64, header_bound(2, 2, 2));
+    let size = HeaderSize { members: 2, boots: 1, rows: 2, terms: 2, acked: 2 };
+    assert_eq!(encoded.len() as u64, size.bytes());
     for at in 0..len {
         let mut damaged = encoded[..len].to_vec();
         damaged[at] ^= 1;
@@ -55,10 +62,45 @@ fn segment_header() {
     }
     assert_eq!(header_len(&encoded, len as u64 - 1), None);
     let mut later = encoded[..len].to_vec();
-    later[12] = 2;
+    later[12] = 3;
     let sum = crc32c::crc32c(&later[12..]).to_le_bytes();
     later[8..12].copy_from_slice(&sum);
-    assert_eq!(SegmentHeader::decode(&later), Err(HeaderFault::Version(2)));
+    assert_eq!(SegmentHeader::decode(&later), Err(HeaderFault::Version(3)));
+    for (lost, doubt) in [
+        (None, None),
+        (None, Some(Doubt { bound: None })),
+        (Some(Loss::Entries), Some(Doubt { bound: None })),
+    ] {
+        let header = SegmentHeader { lost, doubt, ..header() };
+        assert_eq!(SegmentHeader::decode(&header.encode()[..len]), Ok(header));
+    }
+}
+
+/// As the first release wrote it.
+#[test]
+fn segment_header_version_1() {
+    let hex = "48574f504c4f47311c7b6e210100000038010000030000000500000000000000\
+               0300000000000000630000000000000000003f00000000003412f0debc9a7856\
+               3412000000009901000040000000000002000000020000000100000000000000\
+               0700000000000000000001000000000002000000000000000700000000000000\
+               0000020000000000000000000000000007000000000000000200000000000000\
+               0700000000000000000002000000000003000000000000000a00000000000000\
+               140000000000000001000000020000000a000000000000000500000000000000\
+               0f00000000000000070000000000000011000000000000000700000000000000\
+               0000000000000000000000000000000000000000000000000300000000000000\
+               000000000000000014000000000000000000000000000000";
+    let bytes: Vec<u8> = (0..hex.len() / 2)
+        .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).expect("hex"))
+        .collect();
+    assert_eq!(header_len(&bytes, 1 << 20), Some(bytes.len()));
+    let mut expected = header();
+    (expected.lost, expected.doubt) = (None, None);
+    expected.boots.clear();
+    for row in &mut expected.rows {
+        (row.sound, row.hlc) = (false, Hlc(0));
+        row.acked.clear();
+    }
+    assert_eq!(SegmentHeader::decode(&bytes), Ok(expected));
 }
 
 #[test]
@@ -100,6 +142,9 @@ fn control_frames() {
         Record::HardState { group: GroupId(3), term: Term(10), vote: None },
         Record::Formation(Formation { members: vec![member(1), member(2), member(3)] }),
         Record::Checkpointed { group: GroupId(3), lsn: Lsn(77) },
+        Record::Boot { member: member(2), boot: Boot { counter: 5, nonce: 6 } },
+        Record::Acked { group: GroupId(3), member: member(2), term: Term(9), lsn: Lsn(78) },
+        Record::Sound { group: GroupId(3), committed: Lsn(79) },
     ];
     let mut out = BytesMut::new();
     for record in &records {
@@ -107,12 +152,14 @@ fn control_frames() {
         encode_record(record, &mut out);
         assert_eq!(out.len() - before, frame_len(record));
     }
+    encode_filler(40, &mut out);
     insta::assert_snapshot!("control_frames", hex(&out));
     let encoded = out.freeze();
     let mut body = encoded.clone();
     for record in &records {
-        assert_eq!(decode_record(&mut body).as_ref(), Ok(record));
+        assert_eq!(decode_record(&mut body), Ok(Some(record.clone())));
     }
+    assert_eq!(decode_record(&mut body), Ok(None));
     assert!(body.is_empty());
     let one = &encoded[..frame_len(&records[0])];
     for at in 0..one.len() * 8 {
