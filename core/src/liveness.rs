@@ -220,10 +220,9 @@ impl Node {
         }
     }
 
-    fn on_confirm(&mut self, node: NodeId, groups: Vec<(GroupId, Term)>) {
-        if groups.len() > self.ctx.config.confirm_groups_max {
-            return self.ctx.fault(node, "it asks for too much at once");
-        }
+    fn on_confirm(&mut self, node: NodeId, mut groups: Vec<(GroupId, Term)>) {
+        // The peer may have other limits; it asks for the rest again.
+        groups.truncate(self.ctx.config.confirm_groups_max);
         let (leading, ceased) = groups.into_iter().partition(|(id, term)| {
             self.groups.get(id).is_some_and(|group| group.is_leader() && group.term() == *term)
         });

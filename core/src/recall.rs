@@ -217,7 +217,7 @@ impl Node {
         let Some(asked) = self.ctx.recall.open.get(&node).copied() else { return };
         let in_order = groups.is_sorted_by(|a, b| a.0 < b.0)
             && next.is_none_or(|next| groups.last().is_some_and(|last| last.0 < next));
-        if groups.len() > self.ctx.config.confirm_groups_max || !in_order {
+        if !in_order {
             return self.ctx.fault(node, "it remembers out of order");
         }
         if groups.iter().any(|(_, term, _)| *term > Term::MAX) {

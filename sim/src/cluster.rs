@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use highwater_core::{ClusterId, Effect, Entry, GroupId, Identity, Node, NodeId, Outcome, Peer};
+use highwater_core::{
+    ClusterId, Effect, Entry, GroupId, GroupMessage, Identity, Message, Node, NodeId, Notice,
+    Outcome, Peer, Recovered,
+};
 use highwater_node::{
     Exit, Handle, Observer, Options, Parts,
     env::{Inbound, Transport},
@@ -25,11 +28,12 @@ use madsim::{runtime::Handle as Runtime, task::NodeId as MachineId};
 use tokio::sync::mpsc;
 
 use crate::{
+    atlas::Atlas,
     clock::SimClock,
     disk::SimDisk,
     judge::{Judge, ProcessId},
     net::{Network, Receiver, SimTransport},
-    plan::{Crash, Plan},
+    plan::{Crash, Limits, Plan},
     quic::{self, Cabling},
     rng::Rng,
     stats::Seen,
@@ -41,6 +45,8 @@ use crate::{
 const CLUSTER: ClusterId = ClusterId(0x5117);
 /// Messages that wait for a node's driver.
 const INBOUND_MAX: usize = 4_096;
+/// How long a process that is asked to stop may take for its leaderships.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One process: a machine has one at a time, or none.
 #[derive(Debug)]
@@ -80,6 +86,8 @@ struct Running {
     awaits_left: Option<(u64, Crash)>,
     /// Drawn before the crash.
     down_ms: Option<u64>,
+    /// It was asked to stop.
+    draining: bool,
 }
 
 /// A machine: its disk, its clock, and what runs on it.
@@ -91,6 +99,12 @@ pub(crate) struct Machine {
     pub(crate) clock: SimClock,
     running: Mutex<Running>,
     rng: Mutex<Rng>,
+    /// Which of the plan's limits hold for the next process; `None`: the first ones.
+    limits: Mutex<Option<usize>>,
+    /// The wall time at which its data directory was made; it is made anew only later.
+    made_ms: AtomicU64,
+    /// No process starts here any more.
+    is_gone: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -103,6 +117,7 @@ pub(crate) struct Cluster {
     pub(crate) plan: Arc<Plan>,
     pub(crate) network: Arc<Network>,
     pub(crate) judge: Arc<Judge>,
+    pub(crate) atlas: Arc<Atlas>,
     machines: BTreeMap<NodeId, Machine>,
     /// If the nodes talk by real QUIC.
     cabling: Option<Cabling>,
@@ -129,6 +144,9 @@ impl Cluster {
                 clock: SimClock::new(world.clone(), node.0, drift_ppm, wall_offset_ms),
                 running: Mutex::default(),
                 rng: Mutex::new(Rng::stream(world.seed, "machine", node.0)),
+                limits: Mutex::default(),
+                made_ms: AtomicU64::new(0),
+                is_gone: AtomicBool::new(false),
             };
             (*node, machine)
         };
@@ -139,6 +157,7 @@ impl Cluster {
         let cluster = Arc::new(Cluster {
             network: Arc::new(Network::new(world.clone(), plan.weather)),
             judge: Arc::new(Judge::new(world.clone(), &plan.nodes)),
+            atlas: Arc::new(Atlas::new(&plan.nodes)),
             machines,
             cabling,
             runtime: Runtime::current(),
@@ -170,9 +189,12 @@ impl Cluster {
 
     // --- life and death ---
 
-    /// Starts a process, unless one runs.
+    /// Starts a process, unless one runs, or none is to.
     pub(crate) fn start(self: &Arc<Cluster>, node: NodeId) {
         let machine = self.machine(node);
+        if machine.is_gone.load(Ordering::Relaxed) {
+            return;
+        }
         let process = {
             let mut running = lock(&machine.running);
             if running.process.is_some() {
@@ -237,6 +259,41 @@ impl Cluster {
         true
     }
 
+    /// Asks a process to stop. Whether there was one to ask.
+    pub(crate) fn drain(&self, node: NodeId) -> bool {
+        let machine = self.machine(node);
+        let handle = {
+            let mut running = lock(&machine.running);
+            let Some(handle) = running.handle.clone().filter(|_| !running.paused) else {
+                return false;
+            };
+            running.draining = true;
+            handle
+        };
+        let id = *lock(&machine.id);
+        if let Some(machine) = id.and_then(|id| self.runtime.get_node(id)) {
+            drop(machine.spawn(async move { handle.drain(DRAIN_TIMEOUT).await }));
+        }
+        true
+    }
+
+    /// No process runs here any more, for good.
+    pub(crate) fn bury(&self, node: NodeId) {
+        self.machine(node).is_gone.store(true, Ordering::Relaxed);
+        self.crash(node, Crash::Kill);
+    }
+
+    /// Sets the limits of the next process, by their place in the plan.
+    pub(crate) fn set_limits(&self, node: NodeId, limits: Option<usize>) {
+        *lock(&self.machine(node).limits) = limits;
+    }
+
+    /// Whether a process runs that has recovered, and is neither paused nor about to end.
+    pub(crate) fn is_well(&self, node: NodeId) -> bool {
+        let running = lock(&self.machine(node).running);
+        running.handle.is_some() && !running.paused && !running.draining
+    }
+
     /// Sets how long the machine stays down after its next crash.
     pub(crate) fn set_down_ms(&self, node: NodeId, ms: u64) {
         lock(&self.machine(node).running).down_ms = Some(ms);
@@ -274,11 +331,22 @@ impl Cluster {
 
     /// Takes every fault back that lasts: fuses, slow disks, pauses, cut links.
     pub(crate) fn heal(&self) {
-        self.network.heal();
+        self.calm();
         for (node, machine) in &self.machines {
+            self.resume(*node);
+            if machine.disk.has_erred() {
+                // What a failing disk put out of service stays so until an operator starts it again.
+                self.crash(*node, Crash::Kill);
+            }
+        }
+    }
+
+    /// ... except pauses.
+    pub(crate) fn calm(&self) {
+        self.network.heal();
+        for machine in self.machines.values() {
             machine.disk.calm();
             lock(&machine.running).awaits_left = None;
-            self.resume(*node);
         }
     }
 
@@ -316,18 +384,36 @@ impl Cluster {
             Err(what) => return self.start_failed(node, &what),
         };
         if !process.is_dead() {
-            self.world.fail("halt", format!("{node:?} ended by itself: {exit:?}"));
+            self.ended(node, exit);
         }
+    }
+
+    /// A process that was not killed has ended.
+    fn ended(&self, node: NodeId, exit: Exit) {
+        let machine = self.machine(node);
+        match &exit {
+            Exit::Drained if lock(&machine.running).draining => self.world.saw(Seen::Drained),
+            Exit::Halted(_) if machine.disk.has_erred() => self.world.saw(Seen::Halted),
+            _ => {
+                let what = format!("{node:?} ended by itself: {exit:?}");
+                return self.world.fail("halt", what);
+            }
+        }
+        self.world.fault(node.0, || format!("ends: {exit:?}"));
+        self.crash(node, Crash::Kill);
     }
 
     fn start_failed(&self, node: NodeId, what: &str) {
         let disk = &self.machine(node).disk;
-        if !disk.is_damaged() {
+        if disk.has_erred() {
+            self.world.saw(Seen::StartFailed);
+        } else if disk.is_damaged() {
+            self.world.saw(Seen::DamageRefused);
+            disk.undo_damage();
+        } else {
             return self.world.fail("recovery", format!("{node:?} does not start: {what}"));
         }
-        self.world.saw(Seen::DamageRefused);
         self.world.fault(node.0, || format!("refuses to start: {what}"));
-        disk.settle_damage(true);
         self.crash(node, Crash::Kill);
     }
 
@@ -345,26 +431,35 @@ impl Cluster {
             (u128::from(rng.next()) << 64 | u128::from(rng.next()), rng.next())
         };
         let wall_ms = highwater_node::env::Clock::now(&machine.clock).wall_ms;
+        let wall_ms = wall_ms.max(machine.made_ms.load(Ordering::Relaxed) + 1);
         let start = identity::open(&disk, CLUSTER, node, wall_ms, random)
             .await
             .map_err(|error| format!("identity: {error}"))?;
-        let opened = oplog::open(disk.clone(), &start, self.plan.oplog)
+        let limits = self.limits_of(node);
+        let opened = oplog::open(disk.clone(), &start, limits.oplog)
             .await
             .map_err(|error| format!("oplog: {error}"))?;
         let (member, boot) = (opened.member, start.boot);
-        machine.disk.settle_damage(false);
+        let made_ms = (member.incarnation.0 >> 80) as u64;
+        machine.made_ms.store(made_ms, Ordering::Relaxed);
         let found = &opened.recovered;
         self.world.saw_times(Seen::TailCut, u64::from(found.cut_bytes > 0));
+        let doubt = Recovered { doubt: found.doubt, ..Recovered::default() };
+        self.atlas.recovers(node);
+        if found.groups.iter().any(|group| doubt.is_in_doubt(group)) {
+            self.world.saw(Seen::InDoubt);
+            self.atlas.weakens(node);
+        }
         self.judge.recovered(node, found.formation.is_some(), &found.groups);
         self.world.event(Kind::Process, node.0, process.id.1, found.cut_bytes, 0, || {
             let last: Vec<_> = found.groups.iter().map(|g| (g.group, g.term, g.last)).collect();
             format!("recovered {last:?}, cut {} bytes", found.cut_bytes)
         });
-        let states = Arc::new(States::new(Box::new(disk.state_files()), self.plan.state));
+        let states = Arc::new(States::new(Box::new(disk.state_files()), limits.state));
         let (deliver, inbound) = mpsc::channel(INBOUND_MAX);
         let identity = Identity { cluster: CLUSTER, member, boot, nodes: self.plan.nodes.clone() };
         let options = Options {
-            core: self.plan.core.clone(),
+            core: limits.core.clone(),
             identity,
             seed,
             addresses: self.plan.nodes.iter().map(|n| (*n, format!("n{}", n.0))).collect(),
@@ -380,6 +475,9 @@ impl Cluster {
             inbound,
             observer: Some(Arc::new(Watcher {
                 judge: self.judge.clone(),
+                atlas: self.atlas.clone(),
+                world: self.world.clone(),
+                disk: machine.disk.clone(),
                 process: process.clone(),
                 steps: AtomicU64::new(0),
             })),
@@ -390,6 +488,12 @@ impl Cluster {
             lock(&machine.running).handle = Some(handle);
         }
         Ok(Fused { cluster: self.clone(), process: process.clone(), driver: Box::pin(driver) })
+    }
+
+    fn limits_of(&self, node: NodeId) -> &Limits {
+        let other = lock(&self.machine(node).limits).and_then(|n| self.plan.limits.get(n));
+        self.world.saw_times(Seen::OtherLimits, u64::from(other.is_some()));
+        other.unwrap_or(&self.plan.first)
     }
 
     /// Connects a process to the network, unless it is dead already.
@@ -489,6 +593,9 @@ impl Cluster {
 /// Shows the judge what a process does, for as long as it lives.
 struct Watcher {
     judge: Arc<Judge>,
+    atlas: Arc<Atlas>,
+    world: Arc<World>,
+    disk: Arc<SimDisk>,
     process: Arc<Process>,
     steps: AtomicU64,
 }
@@ -502,7 +609,15 @@ impl Observer for Watcher {
             node.check();
         }
         if !self.process.is_dead() {
+            if self.disk.has_erred() {
+                self.judge.erred(self.process.id);
+            }
             self.judge.step(self.process.id, node.groups(), effects);
+            effects.iter().for_each(|effect| self.counts(effect));
+            let process = self.process.id.0;
+            if self.atlas.is_weak(process) && !node.groups().any(|group| group.in_doubt) {
+                self.atlas.recovers(process);
+            }
         }
     }
 
@@ -510,6 +625,27 @@ impl Observer for Watcher {
         if !self.process.is_dead() {
             self.judge.applied(self.process.id, group, entries, outcomes);
         }
+    }
+}
+
+impl Watcher {
+    /// Counts what a node does because of damage.
+    fn counts(&self, effect: &Effect) {
+        let node = self.process.id.0;
+        let seen = match effect {
+            Effect::Notice(Notice::Formed { member: false }) if self.atlas.is_lost(node) => {
+                Seen::Wiped
+            }
+            Effect::Notice(Notice::Sound { .. }) => Seen::Sound,
+            Effect::Notice(Notice::Mended { .. }) => Seen::Mended,
+            Effect::Send { message: Message::Recall { .. }, .. } => Seen::Recalled,
+            Effect::Send {
+                message: Message::Group { message: GroupMessage::Fetch { .. }, .. },
+                ..
+            } => Seen::Fetch,
+            _ => return,
+        };
+        self.world.saw(seen);
     }
 }
 

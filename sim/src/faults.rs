@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::{
     cluster::Cluster,
     net::Cut,
-    plan::{Crash, Fault, Moment, Side, Target, Weather},
+    plan::{Broken, Crash, Fault, Moment, Side, Target, Where, Wound},
     run::Tasks,
     stats::Seen,
     timer::{now_ns, pause_ms, pause_ns, until},
@@ -24,22 +24,69 @@ pub(crate) struct Faults {
     cluster: Arc<Cluster>,
     tasks: Arc<Tasks>,
     healed: Arc<AtomicBool>,
+    /// While a disk is rolled back: nothing else goes wrong.
+    held: Arc<AtomicBool>,
 }
+
+/// How long a rolled-back disk waits for a moment at which its peers will be met.
+const CALM_WAIT_MS: u64 = 5_000;
+/// How long a node takes at most to have its answers, once it runs in a calm network.
+const ANSWERS_MS: u64 = 1_500;
 
 impl Faults {
     pub(crate) fn new(cluster: Arc<Cluster>, tasks: Arc<Tasks>) -> Faults {
-        Faults { cluster, tasks, healed: Arc::default() }
+        Faults { cluster, tasks, healed: Arc::default(), held: Arc::default() }
     }
 
     fn is_healed(&self) -> bool {
         self.healed.load(Ordering::Relaxed)
     }
 
-    /// Ends every fault; none follows.
-    pub(crate) fn heal(&self) {
+    /// Ends every fault, except that some nodes stay broken for good; none follows. The nodes that
+    /// are whole.
+    pub(crate) fn heal(&self) -> Vec<NodeId> {
         self.healed.store(true, Ordering::Relaxed);
         self.cluster.world.fault(0, || "healed".to_owned());
         self.cluster.heal();
+        let broken = &self.cluster.plan.broken;
+        let without = self.cluster.atlas.dispensable(broken.iter().map(|(node, _)| *node));
+        for (node, how) in broken.iter().filter(|(node, _)| without.contains(node)) {
+            self.cluster.world.fault(node.0, || format!("stays broken: {how:?}"));
+            self.break_for_good(*node, *how);
+        }
+        self.nodes().iter().copied().filter(|node| !without.contains(node)).collect()
+    }
+
+    fn break_for_good(&self, node: NodeId, how: Broken) {
+        match how {
+            Broken::Dead => self.cluster.bury(node),
+            Broken::Paused => {
+                if !self.cluster.pause(node) {
+                    self.cluster.bury(node);
+                }
+            }
+            Broken::Slow(times) => self.cluster.machine(node).disk.slow_down(times),
+            Broken::Cut(side) => {
+                let (links, cut) = self.around(node, side);
+                links.iter().for_each(|(from, to)| self.cluster.network.cut(*from, *to, cut));
+            }
+        }
+    }
+
+    /// The core of the cluster has converged.
+    pub(crate) fn converged(&self, whole: &[NodeId]) {
+        let world = &self.cluster.world;
+        let broken = self.cluster.plan.broken.iter().filter(|(node, _)| !whole.contains(node));
+        for (_, how) in broken {
+            world.saw(match how {
+                Broken::Dead => Seen::LivedWithDead,
+                Broken::Cut(Side::Both) => Seen::LivedWithCut,
+                Broken::Cut(_) => Seen::LivedWithOneWay,
+                Broken::Paused => Seen::LivedWithPaused,
+                Broken::Slow(_) => Seen::LivedWithSlow,
+            });
+        }
+        world.saw_times(Seen::Healed, u64::from(whole.len() == self.nodes().len()));
     }
 
     /// Starts machines again some time after their process ended.
@@ -66,34 +113,22 @@ impl Faults {
     }
 
     async fn apply(self, fault: Fault) {
+        if self.held.load(Ordering::Relaxed) {
+            return;
+        }
         self.cluster.world.fault(0, || format!("{fault:?}"));
         match fault {
-            Fault::Crash { target, crash, moment, down_ms, again } => {
-                let node = self.resolve(target);
-                if let Some(fuse) = again {
-                    self.cluster.machine(node).disk.set_fuse_at_start(fuse);
-                }
-                self.crash(node, crash, moment, down_ms);
-            }
-            Fault::PowerCutAll { after_election_us, down_ms } => {
-                self.power_cut_all(after_election_us, &down_ms).await;
-            }
-            Fault::Pause { target, ms } => self.pause(target, ms).await,
-            Fault::Split { side, ms } => {
-                let others: Vec<NodeId> =
-                    self.nodes().iter().copied().filter(|n| !side.contains(n)).collect();
-                let links = [pairs(&side, &others), pairs(&others, &side)].concat();
-                self.cut(links, Cut::BothWays, ms).await;
-            }
-            Fault::Isolate { target, side, ms } => self.isolate(target, side, ms).await,
-            Fault::OneWay { from, to, ms } => self.cut(vec![(from, to)], Cut::OneWay, ms).await,
-            Fault::Weather { weather, ms } => self.weather(weather, ms).await,
-            Fault::SlowDisk { target, times, ms } => {
-                let disk = &self.cluster.machine(self.resolve(target)).disk;
-                disk.slow_down(times);
-                pause_ms(ms).await;
-                disk.slow_down(1);
-            }
+            Fault::Crash { .. }
+            | Fault::PowerCutAll { .. }
+            | Fault::Pause { .. }
+            | Fault::Drain { .. } => self.to_process(fault).await,
+            Fault::Split { .. }
+            | Fault::Isolate { .. }
+            | Fault::OneWay { .. }
+            | Fault::Partial { .. }
+            | Fault::Flap { .. }
+            | Fault::Narrow { .. }
+            | Fault::Weather { .. } => self.to_network(fault).await,
             Fault::Drift { node, ppm } => {
                 self.cluster.machine(node).clock.drift(ppm);
                 self.cluster.world.saw(Seen::ClockDrift);
@@ -101,13 +136,195 @@ impl Faults {
             Fault::JumpWall { node, ms } => {
                 self.cluster.machine(node).clock.jump_wall(ms);
                 self.cluster.world.saw(Seen::WallJump);
+                self.cluster.world.saw_times(Seen::WallBack, u64::from(ms < 0));
             }
-            Fault::Damage { target, down_ms } => {
+            _ => self.to_disk(fault).await,
+        }
+    }
+
+    async fn to_process(&self, fault: Fault) {
+        match fault {
+            Fault::Crash { target, crash, moment, down_ms, again, limits } => {
                 let node = self.resolve(target);
-                self.cluster.set_down_ms(node, down_ms);
-                if self.cluster.crash(node, Crash::Power) {
-                    self.cluster.machine(node).disk.damage();
+                if let Some(fuse) = again {
+                    self.cluster.machine(node).disk.set_fuse_at_start(fuse);
                 }
+                self.cluster.set_limits(node, limits);
+                self.crash(node, crash, moment, down_ms);
+            }
+            Fault::PowerCutAll { after_election_us, down_ms } => {
+                self.power_cut_all(after_election_us, &down_ms).await;
+            }
+            Fault::Pause { target, ms } => self.pause(target, ms).await,
+            Fault::Drain { target, down_ms } => {
+                let node = self.resolve(target);
+                if self.cluster.drain(node) {
+                    self.cluster.set_down_ms(node, down_ms);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn to_network(&self, fault: Fault) {
+        match fault {
+            Fault::Split { side, ms } => {
+                let others: Vec<NodeId> =
+                    self.nodes().iter().copied().filter(|n| !side.contains(n)).collect();
+                let links = [pairs(&side, &others), pairs(&others, &side)].concat();
+                self.cut(&links, Cut::BothWays, ms).await;
+            }
+            Fault::Isolate { target, side, ms } => self.isolate(target, side, ms).await,
+            Fault::OneWay { from, to, ms } => self.cut(&[(from, to)], Cut::OneWay, ms).await,
+            Fault::Partial { shape, order, ms } => {
+                self.cut(&shape.deaf(&order), Cut::Partial(shape), ms).await;
+            }
+            Fault::Flap { one, other, gone_ms, back_ms, ms } => {
+                let ends = now_ns() + ms * 1_000_000;
+                while now_ns() < ends && !self.is_healed() {
+                    self.cut(&[(one, other), (other, one)], Cut::Flap, gone_ms).await;
+                    pause_ms(back_ms).await;
+                }
+            }
+            Fault::Narrow { target, bytes_per_ms, ms } => {
+                let node = self.resolve(target);
+                self.cluster.network.narrow(node, Some(bytes_per_ms));
+                if self.lasts(ms).await {
+                    self.cluster.network.narrow(node, None);
+                }
+            }
+            Fault::Weather { weather, ms } => {
+                self.cluster.network.set_weather(weather);
+                if self.lasts(ms).await {
+                    self.cluster.network.set_weather(self.cluster.plan.weather);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn to_disk(&self, fault: Fault) {
+        let cluster = &self.cluster;
+        let disk = |node: NodeId| &cluster.machine(node).disk;
+        match fault {
+            Fault::SlowDisk { target, times, ms } => {
+                let disk = disk(self.resolve(target));
+                disk.slow_down(times);
+                if self.lasts(ms).await {
+                    disk.slow_down(1);
+                }
+            }
+            Fault::StuckDisk { target, ms } => {
+                disk(self.resolve(target)).stick(now_ns() + ms * 1_000_000);
+            }
+            Fault::SyncError { target, part, down_ms } => {
+                let node = self.resolve(target);
+                cluster.set_down_ms(node, down_ms);
+                disk(node).fail_sync(part);
+            }
+            Fault::FullDisk { target, part, ms } => {
+                let disk = disk(self.resolve(target));
+                disk.set_full(part, true);
+                if self.lasts(ms).await {
+                    disk.set_full(part, false);
+                }
+            }
+            Fault::ReadError { target, part, ms, restart } => {
+                let node = self.resolve(target);
+                disk(node).fail_reads(part, now_ns() + ms * 1_000_000);
+                if restart {
+                    cluster.crash(node, Crash::Kill);
+                }
+            }
+            Fault::Damage { target, wound, down_ms } => {
+                self.damage(self.resolve(target), wound, down_ms);
+            }
+            Fault::Wipe { target, down_ms } => self.wipe(self.resolve(target), down_ms),
+            Fault::Copy { node } => {
+                disk(node).copy();
+                cluster.judge.copied(node);
+            }
+            Fault::RollBack { node, down_ms } => self.roll_back(node, down_ms).await,
+            _ => {}
+        }
+    }
+
+    /// Waits; whether the fault is still to be taken back then, since nobody has healed everything.
+    async fn lasts(&self, ms: u64) -> bool {
+        pause_ms(ms).await;
+        !self.is_healed()
+    }
+
+    // --- what the atlas has a say in ---
+
+    fn damage(&self, node: NodeId, wound: Wound, down_ms: u64) {
+        let (cluster, atlas) = (&self.cluster, &self.cluster.atlas);
+        let disk = &cluster.machine(node).disk;
+        let of_log = !matches!(wound.place, Where::State | Where::Identity);
+        self.note_mended();
+        if disk.is_damaged() || of_log && !atlas.may_lose(node) {
+            return;
+        }
+        cluster.set_down_ms(node, down_ms);
+        if cluster.crash(node, Crash::Power) && disk.damage(wound) && of_log {
+            atlas.hurt(node);
+        }
+    }
+
+    fn wipe(&self, node: NodeId, down_ms: u64) {
+        self.note_mended();
+        if !self.cluster.atlas.may_lose(node) {
+            return;
+        }
+        self.cluster.set_down_ms(node, down_ms);
+        if self.cluster.crash(node, Crash::Power) && self.cluster.machine(node).disk.wipe() {
+            self.cluster.atlas.lose(node);
+            self.cluster.judge.wiped(node);
+        }
+    }
+
+    async fn roll_back(&self, node: NodeId, down_ms: u64) {
+        let cluster = &self.cluster;
+        let waits = now_ns() + CALM_WAIT_MS * 1_000_000;
+        self.note_mended();
+        while !self.are_met(node) {
+            pause_ms(50).await;
+            if now_ns() > waits || self.is_healed() {
+                return;
+            }
+        }
+        if !cluster.atlas.may_lose(node) || self.held.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        cluster.calm();
+        cluster.set_down_ms(node, down_ms);
+        if cluster.crash(node, Crash::Power) && cluster.machine(node).disk.roll_back() {
+            cluster.atlas.lose(node);
+            cluster.judge.rolled_back(node);
+            let waits = now_ns() + (down_ms + CALM_WAIT_MS) * 1_000_000;
+            while !cluster.is_well(node) && now_ns() < waits {
+                pause_ms(50).await;
+            }
+            cluster.world.saw(Seen::RolledBack);
+            pause_ms(ANSWERS_MS).await;
+        }
+        if !self.is_healed() {
+            cluster.network.set_weather(cluster.plan.weather);
+        }
+        self.held.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether a node that starts now meets all others.
+    fn are_met(&self, node: NodeId) -> bool {
+        let mut others = self.nodes().iter().filter(|n| **n != node);
+        self.cluster.network.is_whole() && others.all(|n| self.cluster.is_well(*n))
+    }
+
+    /// Tells the atlas where nothing is left of damage.
+    fn note_mended(&self) {
+        for node in self.nodes() {
+            if !self.cluster.machine(*node).disk.is_damaged() {
+                self.cluster.atlas.heals(*node);
             }
         }
     }
@@ -166,8 +383,9 @@ impl Faults {
         let node = self.resolve(target);
         if self.cluster.pause(node) {
             self.cluster.world.saw(Seen::Paused);
-            pause_ms(ms).await;
-            self.cluster.resume(node);
+            if self.lasts(ms).await {
+                self.cluster.resume(node);
+            }
         }
     }
 
@@ -177,31 +395,29 @@ impl Faults {
         if databases.any(|(_, group)| self.cluster.judge.leader(group) == Some(node)) {
             self.cluster.world.saw(Seen::LeaderIsolated);
         }
+        let (links, cut) = self.around(node, side);
+        self.cut(&links, cut, ms).await;
+    }
+
+    /// The links of one node.
+    fn around(&self, node: NodeId, side: Side) -> (Vec<(NodeId, NodeId)>, Cut) {
         let others: Vec<NodeId> = self.nodes().iter().copied().filter(|n| *n != node).collect();
         let (out, back) = (pairs(&[node], &others), pairs(&others, &[node]));
-        let (links, cut) = match side {
+        match side {
             Side::Both => ([out, back].concat(), Cut::BothWays),
             Side::Out => (out, Cut::OneWay),
             Side::In => (back, Cut::OneWay),
-        };
-        self.cut(links, cut, ms).await;
+        }
     }
 
-    async fn cut(&self, links: Vec<(NodeId, NodeId)>, cut: Cut, ms: u64) {
-        for (from, to) in &links {
+    async fn cut(&self, links: &[(NodeId, NodeId)], cut: Cut, ms: u64) {
+        for (from, to) in links {
             self.cluster.network.cut(*from, *to, cut);
         }
-        pause_ms(ms).await;
-        for (from, to) in &links {
-            self.cluster.network.mend(*from, *to, cut);
-        }
-    }
-
-    async fn weather(&self, weather: Weather, ms: u64) {
-        self.cluster.network.set_weather(weather);
-        pause_ms(ms).await;
-        if !self.is_healed() {
-            self.cluster.network.set_weather(self.cluster.plan.weather);
+        if self.lasts(ms).await {
+            for (from, to) in links {
+                self.cluster.network.mend(*from, *to, cut);
+            }
         }
     }
 }

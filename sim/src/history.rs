@@ -2,8 +2,10 @@
 
 use bytes::Bytes;
 use highwater_core::{GroupId, NodeId};
-use highwater_node::api::{Consistency, Error, Got, ListQuery, Page, Receipt};
+use highwater_node::api::{Consistency, Error, Got, ListQuery, Listed, Page, Receipt, Record};
 use highwater_wire::op::Op;
+
+use crate::trace::digest;
 
 /// A client's question.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +55,29 @@ pub(crate) enum Told {
 }
 
 impl Told {
+    /// Of all that it says.
+    pub(crate) fn digest(&self) -> u64 {
+        let of_record = |record: &Record| {
+            let Record { version, content_type, value } = record;
+            version.0 ^ digest(content_type).rotate_left(7) ^ digest(value).rotate_left(14)
+        };
+        match self {
+            Told::Got(Got { record: Some(record), group, applied, term }) => {
+                digest(format!("{group:?} {applied:?} {term:?}").as_bytes()) ^ of_record(record)
+            }
+            Told::Listed(page) => {
+                let Page { group, applied, term, records, more } = page;
+                let head = format!("{group:?} {applied:?} {term:?} {more}");
+                let of = |h: u64, listed: &Listed| {
+                    let text = digest(&listed.key) ^ listed.size.rotate_left(50);
+                    (h ^ text ^ of_record(&listed.record)).rotate_left(9)
+                };
+                records.iter().fold(digest(head.as_bytes()), of)
+            }
+            other => digest(format!("{other:?}").as_bytes()),
+        }
+    }
+
     /// In a few words.
     pub(crate) fn brief(&self) -> String {
         match self {

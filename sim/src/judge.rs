@@ -48,6 +48,13 @@ struct Open {
 #[derive(Default)]
 struct State {
     voters: usize,
+    copies: BTreeMap<NodeId, DurableLog>,
+    /// Processes whose disk has failed them.
+    erred: BTreeSet<ProcessId>,
+    /// What nodes held before they lost it: a leader may count it for as long as it does not know.
+    ghosts: BTreeMap<NodeId, DurableLog>,
+    /// Nodes that follow without a vote.
+    learners: BTreeSet<NodeId>,
     logs: BTreeMap<NodeId, DurableLog>,
     elections: ElectionSafety,
     votes: SingleVote,
@@ -107,6 +114,37 @@ impl Judge {
         }
     }
 
+    /// A node's disk was wiped: it never counts again.
+    pub(crate) fn wiped(&self, node: NodeId) {
+        let mut state = self.lock();
+        if let Some(log) = state.logs.insert(node, DurableLog::default()) {
+            state.ghosts.insert(node, log);
+        }
+    }
+
+    /// A process's disk has failed it: it may put what is on it out of service.
+    pub(crate) fn erred(&self, process: ProcessId) {
+        self.lock().erred.insert(process);
+    }
+
+    /// A copy of a node's disk was taken, of what was durable then.
+    pub(crate) fn copied(&self, node: NodeId) {
+        let mut state = self.lock();
+        if let Some(log) = state.logs.get(&node).cloned() {
+            state.copies.insert(node, log);
+        }
+    }
+
+    /// A node's disk holds what its copy held.
+    pub(crate) fn rolled_back(&self, node: NodeId) {
+        let mut state = self.lock();
+        if let Some(copy) = state.copies.remove(&node)
+            && let Some(log) = state.logs.insert(node, copy)
+        {
+            state.ghosts.insert(node, log);
+        }
+    }
+
     /// A process's core made a step.
     pub(crate) fn step<'a>(
         &self,
@@ -117,14 +155,15 @@ impl Judge {
         let mut guard = self.lock();
         let state = &mut *guard;
         for effect in effects {
-            self.effect(state, process.0, effect);
+            self.effect(state, process, effect);
         }
         for view in groups {
             self.view(state, process, &view);
         }
     }
 
-    fn effect(&self, state: &mut State, node: NodeId, effect: &Effect) {
+    fn effect(&self, state: &mut State, process: ProcessId, effect: &Effect) {
+        let node = process.0;
         match effect {
             Effect::Persist { records, .. } => self.persist(state, node, records),
             Effect::Send { to, message: Message::Group { group, term, message } } => {
@@ -150,7 +189,16 @@ impl Judge {
                 if let highwater_core::Notice::Rebuilt { .. } = notice {
                     self.world.saw(Seen::StateRebuilt);
                 }
-                if let highwater_core::Notice::Quarantined { group, reason } = notice {
+                if let highwater_core::Notice::Formed { member } = notice {
+                    if *member {
+                        state.learners.remove(&node);
+                    } else {
+                        state.learners.insert(node);
+                    }
+                }
+                if let highwater_core::Notice::Quarantined { group, reason } = notice
+                    && !state.erred.contains(&process)
+                {
                     let what = format!("{node:?} quarantines {group:?}: {reason}");
                     self.world.fail("quarantine", what);
                 }
@@ -219,7 +267,9 @@ impl Judge {
             applied: now.applied,
             quarantined: view.quarantined.is_some(),
         };
-        state.standings.insert((node, group), standing);
+        let before = state.standings.insert((node, group), standing);
+        let led = before.is_some_and(|s| s.leader == Some(node) && s.term == view.term);
+        self.world.saw_times(Seen::SteppedDown, u64::from(led && view.leader != Some(node)));
         self.world.saw_times(Seen::Checkpointed, u64::from(now.checkpointed > old.checkpointed));
         if now.durable > old.durable
             && let Some(log) = state.logs.get_mut(&node)
@@ -273,7 +323,12 @@ impl Judge {
             return;
         }
         let entry_term = log.term_at(upto).unwrap_or_default();
-        let holders = state.logs.values().filter(|l| l.holds(group, upto, entry_term)).count();
+        let holds = |log: &DurableLog| log.holds(group, upto, entry_term);
+        let counts = |(node, log): &(&NodeId, &DurableLog)| {
+            let has = !state.learners.contains(node) && holds(log);
+            has || state.ghosts.get(node).is_some_and(holds)
+        };
+        let holders = state.logs.iter().filter(counts).count();
         let verdict =
             state.commits.commits((group, term), (upto, entry_term), holders, state.voters);
         self.world.check("commit rule", verdict);
@@ -371,9 +426,8 @@ impl Judge {
     pub(crate) fn told(&self, call: &Call, told: &Told) {
         let mut guard = self.lock();
         let state = &mut *guard;
-        let text = format!("{told:?}");
         let node = call.node.0;
-        self.world.event(Kind::Return, node, call.id, 0, digest(text.as_bytes()), || {
+        self.world.event(Kind::Return, node, call.id, 0, told.digest(), || {
             format!("#{} {}", call.id, told.brief())
         });
         let Some(open) = state.open.remove(&call.id) else { return };
@@ -436,8 +490,9 @@ impl Judge {
                 world.saw(Seen::WriteUnknown);
                 state.unknown.insert(id);
             }
-            Told::Failed(_) => {
+            Told::Failed(error) => {
                 world.saw(Seen::WriteFailed);
+                world.saw_times(Seen::RefusedFull, u64::from(*error == Error::StorageFull));
                 let committed = &state.committed;
                 let is_dead = |group, lsn, term| committed.is_dead(group, lsn, term);
                 match state.outcomes.failed(id, is_dead) {
@@ -524,12 +579,12 @@ impl Judge {
         (state.calls, state.outcomes.acks() as u64)
     }
 
-    /// The last checks, once the cluster has settled.
-    pub(crate) fn finish(&self) {
+    /// The last checks, once these nodes have settled.
+    pub(crate) fn finish(&self, nodes: &[NodeId]) {
         let state = self.lock();
         let took_effect = state.unknown.iter().filter(|op| state.outcomes.took_effect(**op));
         self.world.saw_times(Seen::UnknownTookEffect, took_effect.count() as u64);
-        for (node, log) in &state.logs {
+        for (node, log) in state.logs.iter().filter(|(node, _)| nodes.contains(node)) {
             for group in state.machine.groups() {
                 let holds = holds_all(*node, group, &state.machine, |lsn| log.log(group)?.at(lsn));
                 self.world.check("state-machine safety", holds);

@@ -21,6 +21,8 @@ mod workload;
 mod world;
 
 #[cfg(madsim)]
+mod atlas;
+#[cfg(madsim)]
 pub mod cli;
 #[cfg(madsim)]
 mod clients;

@@ -26,7 +26,7 @@ use highwater_wire::{message, peer::PeerMessage};
 use tokio::sync::mpsc;
 
 use crate::{
-    plan::Weather,
+    plan::{Shape, Weather},
     quic::Arrivals,
     rng::{Rng, spread},
     stats::Seen,
@@ -42,6 +42,10 @@ pub(crate) enum Cut {
     BothWays,
     /// The other direction works.
     OneWay,
+    /// Others hear both ends.
+    Partial(Shape),
+    /// It comes back all the time.
+    Flap,
 }
 
 /// What becomes of that which reaches a process.
@@ -92,6 +96,10 @@ struct State {
     rng: Rng,
     weather: Weather,
     cuts: BTreeMap<(NodeId, NodeId), Vec<Cut>>,
+    /// How many bytes a millisecond go through each of a node's links.
+    narrow: BTreeMap<NodeId, u64>,
+    /// Until when a narrow link has something to carry.
+    busy_until_ns: BTreeMap<(NodeId, NodeId), u64>,
     endpoints: BTreeMap<NodeId, Endpoint>,
     /// By time of arrival, then in the order of sending.
     queue: BinaryHeap<Reverse<(u64, u64)>>,
@@ -117,6 +125,8 @@ impl Network {
             rng: Rng::stream(world.seed, "network", 0),
             weather,
             cuts: BTreeMap::new(),
+            narrow: BTreeMap::new(),
+            busy_until_ns: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             queue: BinaryHeap::new(),
             parcels: BTreeMap::new(),
@@ -150,10 +160,26 @@ impl Network {
         }
     }
 
+    /// Limits how many bytes a millisecond go through each of a node's links, or not.
+    pub(crate) fn narrow(&self, node: NodeId, bytes_per_ms: Option<u64>) {
+        let mut state = self.lock();
+        state.narrow.remove(&node);
+        if let Some(limit) = bytes_per_ms {
+            state.narrow.insert(node, limit);
+        }
+    }
+
+    /// Whether every link works and is as fast as it can be.
+    pub(crate) fn is_whole(&self) -> bool {
+        let state = self.lock();
+        state.narrow.is_empty() && state.cuts.values().all(Vec::is_empty)
+    }
+
     /// Mends every link, and calms the weather.
     pub(crate) fn heal(&self) {
         let mut state = self.lock();
         state.cuts.clear();
+        state.narrow.clear();
         state.weather = Weather::CALM;
     }
 
@@ -222,12 +248,17 @@ impl Network {
             });
             return event(drops, ", lost,");
         }
+        let Some(queued_ns) = state.queue_ns((from, to), bytes.len()) else {
+            self.world.saw(Seen::LinkFull);
+            return event(drops, ", no room on the link,");
+        };
+        self.world.saw_times(Seen::LinkNarrow, u64::from(queued_ns >= 5_000_000));
         let copies = 1 + u64::from(repeats && state.rng.ppm(state.weather.duplicate_ppm));
         let sent_ns = now_ns();
         state.sequence += 1;
         let nth = state.sequence;
         for copy in 0..copies {
-            let arrives = sent_ns + state.delay_ns(bytes.len());
+            let arrives = sent_ns + queued_ns + state.delay_ns(bytes.len());
             state.sequence += 1;
             let id = state.sequence;
             state.queue.push(Reverse((arrives, id)));
@@ -315,6 +346,9 @@ impl Network {
     }
 }
 
+/// A narrow link's queue takes no more than it carries in this time.
+const QUEUE_MAX_NS: u64 = 2_000_000_000;
+
 impl State {
     /// What the weather has done to a message that arrived.
     fn count(&mut self, world: &World, parcel: &Parcel) {
@@ -324,6 +358,20 @@ impl State {
         world.saw_times(Seen::MessageDuplicated, u64::from(parcel.copy));
         let late = now_ns() - parcel.sent_ns >= 100_000_000;
         world.saw_times(Seen::MessageLate, u64::from(late));
+    }
+
+    /// How long a narrow link takes until so many bytes are through; `None`: they find no room.
+    fn queue_ns(&mut self, (from, to): (NodeId, NodeId), bytes: usize) -> Option<u64> {
+        let limits = [self.narrow.get(&from), self.narrow.get(&to)];
+        let Some(limit) = limits.into_iter().flatten().min() else { return Some(0) };
+        let now = now_ns();
+        let busy_until = self.busy_until_ns.entry((from, to)).or_default();
+        let begins = now.max(*busy_until);
+        if begins > now + QUEUE_MAX_NS {
+            return None;
+        }
+        *busy_until = begins + bytes as u64 * 1_000_000 / limit;
+        Some(*busy_until - now)
     }
 
     fn delay_ns(&mut self, bytes: usize) -> u64 {
@@ -344,6 +392,8 @@ fn blocked(cut: Cut) -> Seen {
     match cut {
         Cut::BothWays => Seen::PartitionBlocked,
         Cut::OneWay => Seen::OneWayBlocked,
+        Cut::Partial(shape) => shape.blocked(),
+        Cut::Flap => Seen::FlapBlocked,
     }
 }
 
@@ -484,6 +534,26 @@ mod tests {
             network.send(peer(A), B, &PeerMessage::StatusQuery { id: 1 });
             pause_ms(10).await;
             assert_eq!(count(&mut inbound), 1);
+        });
+    }
+
+    #[test]
+    fn a_narrow_link_queues_and_overflows() {
+        with(Weather::CALM, |network, mut inbound| async move {
+            network.narrow(B, Some(1));
+            assert!(!network.is_whole());
+            for _ in 0..200 {
+                network.send(peer(A), B, &core_message());
+            }
+            pause_ms(500).await;
+            let some = count(&mut inbound);
+            assert!((1..150).contains(&some), "{some}");
+            pause_ms(60_000).await;
+            let (rest, stats) = (count(&mut inbound), network.world.stats());
+            assert_eq!((some + rest) as u64 + stats.get(Seen::LinkFull), 200);
+            assert!(stats.get(Seen::LinkFull) > 0 && stats.get(Seen::LinkNarrow) > 0);
+            network.narrow(B, None);
+            assert!(network.is_whole());
         });
     }
 

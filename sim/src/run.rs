@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use highwater_core::planted;
+use highwater_core::{GroupId, NodeId, planted};
 use highwater_node::api::{Consistency, ListQuery};
 use madsim::{
     runtime::Runtime,
@@ -108,7 +108,7 @@ async fn supervise(
     slot: &Mutex<Option<Arc<Cluster>>>,
     until_ns: Option<u64>,
 ) {
-    world.fault(0, || format!("{} nodes, {:?}", plan.nodes.len(), plan.core));
+    world.fault(0, || format!("{} nodes, {:?}", plan.nodes.len(), plan.first.core));
     let (cluster, endings) = Cluster::new(world.clone(), plan);
     *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(cluster.clone());
     let tasks = Arc::new(Tasks::default());
@@ -189,10 +189,11 @@ async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &Tasks) {
     for client in clients {
         let _ = client.await;
     }
-    faults.heal();
-    if settle(cluster, now_ns() + CONVERGENCE_NS).await {
-        read_back(cluster).await;
-        cluster.judge.finish();
+    let whole = faults.heal();
+    if settle(cluster, &whole, now_ns() + CONVERGENCE_NS).await {
+        read_back(cluster, &whole).await;
+        cluster.judge.finish(&whole);
+        faults.converged(&whole);
     }
 }
 
@@ -216,17 +217,17 @@ async fn stand(cluster: &Arc<Cluster>) -> bool {
     }
 }
 
-/// Waits until the healed cluster works: each database takes a write through each node, and all
-/// replicas agree. Whether that was in time.
-async fn settle(cluster: &Arc<Cluster>, deadline_ns: u64) -> bool {
+/// Waits until what is whole of the cluster works: each database takes a write through each of its
+/// nodes, and they agree. Whether that was in time.
+async fn settle(cluster: &Arc<Cluster>, whole: &[NodeId], deadline_ns: u64) -> bool {
     while cluster.judge.databases().len() <= DATABASES.len() && now_ns() < deadline_ns {
         pause_ms(100).await;
     }
     let databases = cluster.judge.databases();
-    let mut why = write_everywhere(cluster, &databases, deadline_ns).await;
+    let mut why = write_everywhere(cluster, whole, &databases, deadline_ns).await;
     if why.is_empty() {
         loop {
-            why = cluster.judge.unsettled(cluster.nodes());
+            why = cluster.judge.unsettled(whole);
             if why.is_empty() && databases.len() > DATABASES.len() {
                 return true;
             }
@@ -245,10 +246,11 @@ async fn settle(cluster: &Arc<Cluster>, deadline_ns: u64) -> bool {
 /// One write to each database through each node; why not, where it fails until the deadline.
 async fn write_everywhere(
     cluster: &Arc<Cluster>,
-    databases: &[(String, highwater_core::GroupId)],
+    whole: &[NodeId],
+    databases: &[(String, GroupId)],
     deadline_ns: u64,
 ) -> Vec<String> {
-    for node in cluster.nodes() {
+    for node in whole {
         for (database, _) in databases {
             loop {
                 let told = if cluster.is_up(*node) {
@@ -270,10 +272,10 @@ async fn write_everywhere(
     Vec::new()
 }
 
-/// Reads every database from every replica, and once linearizably: the judge compares.
-async fn read_back(cluster: &Arc<Cluster>) {
+/// Reads every database from every replica that is whole, and once linearizably: the judge compares.
+async fn read_back(cluster: &Arc<Cluster>, whole: &[NodeId]) {
     for (database, group) in cluster.judge.databases() {
-        for node in cluster.nodes() {
+        for node in whole {
             for consistency in [Consistency::Local(None), Consistency::Linearizable] {
                 let query = ListQuery { limit: 1_000, values: true, ..ListQuery::default() };
                 let ask = Ask::List(query, consistency);

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::plan::Profile;
+
 macro_rules! seen {
     ($($(#[doc = $doc:literal])+ $name:ident: $text:literal, $share:expr;)+) => {
         /// Something worth counting.
@@ -45,14 +47,26 @@ seen! {
     CrashInRecovery: "crash during recovery", Some(0);
     /// A crash of all nodes shortly after an election.
     CrashAfterElection: "power cut just after an election", Some(0);
+    /// A process was asked to stop, handed its leaderships over, and stopped.
+    Drained: "node drained", Some(0);
+    /// A process started with other limits than the one before.
+    OtherLimits: "restart with other limits", Some(0);
+    /// A node's disk was wiped, and it followed without a vote.
+    Wiped: "wiped node follows without a vote", Some(0);
+    /// A node's disk was rolled back, and it started from that.
+    RolledBack: "rolled-back node started", Some(0);
     /// A crash lost at least one byte that was not synced.
     LostUnsynced: "crash lost unsynced bytes", Some(80);
     /// A crash lost at least one record of the oplog that was not synced.
     LostRecords: "crash lost unsynced records", Some(50);
     /// A crash left part of a write.
     TornWrite: "crash tore a write", Some(0);
+    /// ... so that its end is there and its beginning is not.
+    TornSubset: "crash lost a write's beginning, not its end", Some(0);
     /// A crash lost a directory entry.
     LostName: "crash lost a directory entry", Some(0);
+    /// A crash lost what a failed sync had left in the page cache.
+    LostDropped: "crash lost pages of a failed sync", Some(0);
     /// A damaged log was refused.
     DamageRefused: "damaged oplog refused", Some(0);
     /// A node was paused while others ran.
@@ -61,6 +75,18 @@ seen! {
     PartitionBlocked: "partition blocked messages", Some(0);
     /// A one-way partition stopped a message.
     OneWayBlocked: "one-way partition blocked messages", Some(0);
+    /// Two halves that only one node hears both of: a message was stopped.
+    BridgeBlocked: "bridge partition blocked messages", Some(0);
+    /// Nodes hear their neighbours only: a message was stopped.
+    ChainBlocked: "chain partition blocked messages", Some(0);
+    /// All hear one node only: a message was stopped.
+    StarBlocked: "quorum-loss partition blocked messages", Some(0);
+    /// A link that comes and goes stopped a message.
+    FlapBlocked: "flapping link blocked messages", Some(0);
+    /// A message waited for 5 ms on a narrow link.
+    LinkNarrow: "message queued on a narrow link", Some(0);
+    /// A narrow link's queue was full.
+    LinkFull: "narrow link overflowed", Some(0);
     /// A leader was cut off.
     LeaderIsolated: "leader isolated", Some(0);
     /// A message was lost.
@@ -81,10 +107,48 @@ seen! {
     DatagramLost: "QUIC datagram lost", Some(0);
     /// A disk call took at least 20 ms.
     SlowIo: "slow disk call", Some(0);
+    /// A disk call was stuck.
+    StuckIo: "stuck disk call", Some(0);
+    /// A sync of the oplog failed, and dirty pages were dropped.
+    LogSyncFailed: "oplog sync failed", Some(0);
+    /// A sync of a state file failed, and dirty pages were dropped.
+    StateSyncFailed: "state sync failed", Some(0);
+    /// A full disk refused something to the oplog.
+    LogFull: "disk full for the oplog", Some(0);
+    /// A full disk refused something to a state file.
+    StateFull: "disk full for the state", Some(0);
+    /// The oplog could not be read.
+    LogReadFailed: "oplog read failed", Some(0);
+    /// A state file could not be read.
+    StateReadFailed: "state read failed", Some(0);
+    /// A flipped bit in a block of entries was read.
+    FlippedEntries: "flipped bit read: newest segment, entries", Some(0);
+    /// A flipped bit in a block that holds votes was read.
+    FlippedVotes: "flipped bit read: newest segment, votes", Some(0);
+    /// A flipped bit in an older segment was read.
+    FlippedOlder: "flipped bit read: older segment", Some(0);
+    /// A flipped bit in a state file was read.
+    FlippedState: "flipped bit read: state", Some(0);
+    /// A flipped bit in the identity was read.
+    FlippedIdentity: "flipped bit read: identity", Some(0);
+    /// What a misdirected write hit or missed in the oplog was read.
+    StrayLog: "misdirected write read: oplog", Some(0);
+    /// What a misdirected write hit or missed in a state file was read.
+    StrayState: "misdirected write read: state", Some(0);
+    /// What a misdirected write hit or missed in the identity was read.
+    StrayIdentity: "misdirected write read: identity", Some(0);
+    /// A node stopped since its oplog could not be written.
+    Halted: "node halted by its disk", Some(0);
+    /// A node did not start since its disk failed.
+    StartFailed: "start failed by the disk", Some(0);
+    /// A write was refused since the oplog has no room.
+    RefusedFull: "write refused for want of room", Some(0);
     /// A clock changed its pace.
     ClockDrift: "clock drifts", Some(0);
     /// A wall clock jumped.
     WallJump: "wall clock jumps", Some(0);
+    /// ... back.
+    WallBack: "wall clock steps back", Some(0);
     /// A database's group changed its leader.
     LeaderChange: "leader change", Some(0);
     /// ... while clients wrote to it.
@@ -98,7 +162,7 @@ seen! {
     /// Recovery cut a torn tail.
     TailCut: "torn tail cut", Some(0);
     /// A damaged state was dropped and applied again.
-    StateRebuilt: "state rebuilt from the oplog", None;
+    StateRebuilt: "state rebuilt from the oplog", Some(0);
     /// A segment of the oplog was filled.
     SegmentRolled: "oplog segment rolled", Some(0);
     /// A write was acknowledged.
@@ -135,6 +199,97 @@ seen! {
     Transferred: "leadership handed over", Some(0);
     /// A database was created under faults.
     LateDatabase: "database created under faults", Some(0);
+    /// A leader that no quorum answered stepped down.
+    SteppedDown: "leader stepped down for want of a quorum", Some(0);
+    /// A node asked peers for entries that it can't read.
+    Fetch: "unreadable entries asked of a peer", Some(0);
+    /// ... and put them in place of the damage.
+    Mended: "damaged entries mended", Some(0);
+    /// A group was found to have lost the end of its log.
+    InDoubt: "group in doubt after a cut", Some(0);
+    /// ... and held everything again.
+    Sound: "group sound again", Some(0);
+    /// A data directory was fenced.
+    Fenced: "data directory fenced", Some(0);
+    /// A node asked peers at its start what they remember of it.
+    Recalled: "peers asked what they remember", Some(0);
+    /// The cluster converged without a node that was dead for good.
+    LivedWithDead: "converged beside a dead node", Some(0);
+    /// ... that was cut off.
+    LivedWithCut: "converged beside a node that was cut off", Some(0);
+    /// ... that was cut off one way.
+    LivedWithOneWay: "converged beside a node cut off one way", Some(0);
+    /// ... that stood still.
+    LivedWithPaused: "converged beside a paused node", Some(0);
+    /// ... whose disk was slow.
+    LivedWithSlow: "converged beside a slow disk", Some(0);
+    /// The cluster converged with all nodes.
+    Healed: "all nodes converged", Some(0);
+}
+
+impl Seen {
+    /// What only the swarm brings about.
+    const SWARM: &'static [Seen] = &[
+        Seen::LostDropped,
+        Seen::Drained,
+        Seen::OtherLimits,
+        Seen::Wiped,
+        Seen::RolledBack,
+        Seen::BridgeBlocked,
+        Seen::ChainBlocked,
+        Seen::StarBlocked,
+        Seen::FlapBlocked,
+        Seen::LinkNarrow,
+        Seen::LinkFull,
+        Seen::StuckIo,
+        Seen::LogSyncFailed,
+        Seen::StateSyncFailed,
+        Seen::LogFull,
+        Seen::StateFull,
+        Seen::LogReadFailed,
+        Seen::StateReadFailed,
+        Seen::FlippedVotes,
+        Seen::FlippedOlder,
+        Seen::FlippedState,
+        Seen::FlippedIdentity,
+        Seen::StrayState,
+        Seen::StrayIdentity,
+        Seen::Halted,
+        Seen::StartFailed,
+        Seen::RefusedFull,
+        Seen::Fetch,
+        Seen::Mended,
+        Seen::InDoubt,
+        Seen::Sound,
+        Seen::Fenced,
+        Seen::Recalled,
+        Seen::StateRebuilt,
+        Seen::LivedWithDead,
+        Seen::LivedWithCut,
+        Seen::LivedWithOneWay,
+        Seen::LivedWithPaused,
+        Seen::LivedWithSlow,
+        Seen::Healed,
+    ];
+    /// What no profile brings about yet: the core and the store do not know it.
+    const LATER: &'static [Seen] = &[
+        Seen::RolledBack,
+        Seen::FlippedVotes,
+        Seen::Mended,
+        Seen::InDoubt,
+        Seen::Sound,
+        Seen::Fenced,
+        Seen::Recalled,
+    ];
+
+    /// In how many percent of a profile's seeds it is due. The swarm owes each thing in one percent.
+    fn due_in(self, profile: Profile) -> Option<u64> {
+        let percent = self.due_percent().filter(|_| !Seen::LATER.contains(&self))?;
+        match profile {
+            Profile::Default => Some(percent).filter(|_| !Seen::SWARM.contains(&self)),
+            Profile::Swarm => Some(percent.max(1)),
+        }
+    }
 }
 
 /// How often each thing was seen in one run.
@@ -178,21 +333,25 @@ impl Totals {
         self.counts.get(&seen).copied().unwrap_or((0, 0))
     }
 
-    /// What was seen in fewer runs than is due. Few runs prove nothing about rare things: from
-    /// `Totals::ENOUGH` runs on it is asked.
-    pub(crate) fn missing(&self) -> Vec<Seen> {
-        let short = |seen: &&Seen| {
-            let (_, seeds) = self.get(**seen);
-            seen.due_percent().is_some_and(|p| seeds == 0 || seeds * 100 < p * self.seeds)
+    /// What was seen in fewer runs than is due, with the percentage that is. Few runs prove nothing
+    /// about rare things: a share is asked for once ten runs are due.
+    pub(crate) fn missing(&self, profile: Profile) -> Vec<(Seen, u64)> {
+        let short = |seen: Seen| {
+            let (percent, (_, seeds)) = (seen.due_in(profile)?, self.get(seen));
+            let none = seeds == 0 && self.seeds >= Totals::enough(profile);
+            let few = percent * self.seeds >= 1_000 && seeds * 100 < percent * self.seeds;
+            (none || few).then_some((seen, percent))
         };
-        if self.seeds < Totals::ENOUGH {
-            return Vec::new();
-        }
-        Seen::ALL.iter().filter(short).copied().collect()
+        Seen::ALL.iter().filter_map(|seen| short(*seen)).collect()
     }
 
     /// From so many runs on, everything that is due must have been seen.
-    pub(crate) const ENOUGH: u64 = 50;
+    fn enough(profile: Profile) -> u64 {
+        match profile {
+            Profile::Default => 50,
+            Profile::Swarm => 500,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -201,24 +360,27 @@ mod tests {
 
     #[test]
     fn a_zero_and_a_small_share_are_missing() {
-        let mut totals = Totals::default();
-        let mut stats = Stats::default();
-        for seen in Seen::ALL {
-            if !matches!(seen, Seen::Paused | Seen::LostUnsynced) {
-                stats.add(*seen, 2);
-            }
-        }
-        let lossy = {
-            let mut stats = stats.clone();
-            stats.add(Seen::LostUnsynced, 1);
+        let rare = [Seen::Paused, Seen::LostUnsynced];
+        let stats = |also: &[Seen]| {
+            let mut stats = Stats::default();
+            Seen::ALL.iter().filter(|seen| !rare.contains(seen)).for_each(|s| stats.add(*s, 2));
+            also.iter().for_each(|seen| stats.add(*seen, 1));
             stats
         };
-        for i in 0..Totals::ENOUGH {
-            assert_eq!(totals.missing(), []);
-            totals.add(if i % 2 == 0 { &lossy } else { &stats });
+        let mut totals = Totals::default();
+        for i in 0..50 {
+            assert_eq!(totals.missing(Profile::Default), []);
+            totals.add(&stats(&[Seen::LostUnsynced][..1 - i % 2]));
         }
-        assert_eq!(totals.missing(), [Seen::LostUnsynced, Seen::Paused]);
+        let due = [(Seen::LostUnsynced, 80), (Seen::Paused, 0)];
+        assert_eq!(totals.missing(Profile::Default), due);
+        assert_eq!(totals.missing(Profile::Swarm), due[..1], "too few for one percent");
         assert_eq!(totals.get(Seen::LostUnsynced), (25, 25));
         assert_eq!(totals.get(Seen::Batch), (100, 50));
+        for i in 0..950 {
+            totals.add(&stats(if i < 9 { &rare } else { &rare[1..] }));
+        }
+        assert_eq!(totals.missing(Profile::Default), []);
+        assert_eq!(totals.missing(Profile::Swarm), [(Seen::Paused, 1)]);
     }
 }

@@ -1,5 +1,10 @@
 //! `cargo sim run|check|replay|planted`.
 
+/// A run allocates all the time, on a thread of its own.
+#[cfg(madsim)]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[cfg(madsim)]
 fn main() -> std::process::ExitCode {
     highwater_sim::cli::main()

@@ -25,7 +25,7 @@ shrink   finds the smallest schedule and workload that still fail, and writes it
 planted  switches each planted fault on and counts the seeds (of 0..300) until an oracle sees it;
          several rounds take the ranges that follow, and print the median
 
-profiles: default";
+profiles: default, swarm";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Command {

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::{args::Args, replay_line};
 use crate::{
+    plan::Profile,
     pool,
     report::Report,
     run::{Settings, run_seed},
@@ -47,12 +48,12 @@ impl Summary {
         }
     }
 
-    fn missing(&self) -> Vec<Seen> {
-        if self.overridden { Vec::new() } else { self.totals.missing() }
+    fn missing(&self, profile: Profile) -> Vec<(Seen, u64)> {
+        if self.overridden { Vec::new() } else { self.totals.missing(profile) }
     }
 
-    fn passed(&self) -> bool {
-        self.failed.is_empty() && self.idle.is_empty() && self.missing().is_empty()
+    fn passed(&self, profile: Profile) -> bool {
+        self.failed.is_empty() && self.idle.is_empty() && self.missing(profile).is_empty()
     }
 }
 
@@ -92,7 +93,7 @@ pub(super) fn run(args: &Args) -> bool {
         tell_summary(&summary, args, seconds);
     }
     let all = summary.totals.seeds == args.seeds.end - args.seeds.start;
-    all && summary.passed()
+    all && summary.passed(args.profile)
 }
 
 fn tell_finding(report: &Report, args: &Args) {
@@ -110,8 +111,7 @@ fn tell_summary(summary: &Summary, args: &Args, seconds: f64) {
         let percent = seeds * 100 / totals.seeds.max(1);
         println!("{:<42} {times:>10} {seeds:>7} {percent:>5}", seen.name());
     }
-    for seen in summary.missing() {
-        let due = seen.due_percent().unwrap_or(0);
+    for (seen, due) in summary.missing(args.profile) {
         println!("MISSING: {} is due in {due} % of seeds and at least one", seen.name());
     }
     for seed in &summary.idle {
@@ -157,10 +157,11 @@ fn summary_json(summary: &Summary, args: &Args, seconds: f64) -> serde_json::Val
             }))
         })
         .collect();
-    let missing: Vec<_> = summary.missing().iter().map(|seen| seen.name()).collect();
+    let missing: Vec<_> =
+        summary.missing(args.profile).iter().map(|(seen, _)| seen.name()).collect();
     let simulated = summary.simulated_ns as f64 / 1e9;
     json!({
-        "passed": summary.passed(),
+        "passed": summary.passed(args.profile),
         "seeds": summary.totals.seeds,
         "findings": findings,
         "missing": missing,

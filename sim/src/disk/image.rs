@@ -2,10 +2,14 @@
 //! and the writes in between. Content is volatile until the file is synced, names until their
 //! directory is.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
+};
 
 use bytes::Bytes;
 
+use super::pages::{PAGE, Pages};
 use crate::rng::Rng;
 
 /// What a disk writes whole or not at all.
@@ -20,23 +24,23 @@ enum Change {
     Length(usize),
 }
 
-/// A change that is not synced, and how to take it back.
+/// A change that is not synced.
 #[derive(Debug)]
 struct Pending {
     number: u64,
     change: Change,
-    /// The length before, and the bytes that were there from `offset` on.
-    len: usize,
-    offset: usize,
-    bytes: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
 struct File {
-    /// What reads see. What would survive for certain is this less what is pending.
-    cache: Vec<u8>,
-    /// In order.
-    pending: Vec<Pending>,
+    /// What reads see.
+    cache: Pages,
+    /// What would survive for certain.
+    disk: Pages,
+    /// What the cache has and the disk has not, in order.
+    pending: VecDeque<Pending>,
+    /// Pages that a failed sync has left clean, although the disk has not what the cache has.
+    dropped: BTreeSet<usize>,
 }
 
 #[derive(Debug)]
@@ -53,8 +57,19 @@ pub(crate) struct Loss {
     pub(crate) bytes: u64,
     /// Writes of which a part is there.
     pub(crate) torn: u64,
+    /// ... with a part behind one that is gone.
+    pub(crate) holes: u64,
     /// Files made, renamed or removed, and now not.
     pub(crate) names: u64,
+    /// Pages that a failed sync had dropped.
+    pub(crate) dropped: u64,
+}
+
+/// A copy of all that was durable at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Copy {
+    files: BTreeMap<FileId, Pages>,
+    names: BTreeMap<String, FileId>,
 }
 
 /// The files of one machine.
@@ -142,17 +157,26 @@ impl Image {
         Ok(self.file(id)?.cache.len() as u64)
     }
 
-    /// Up to `len` bytes; fewer at the end.
-    pub(crate) fn read(&mut self, id: FileId, offset: u64, len: usize) -> io::Result<&[u8]> {
-        let cache = &self.file(id)?.cache;
-        let start = (offset as usize).min(cache.len());
-        Ok(&cache[start..start.saturating_add(len).min(cache.len())])
+    /// Reads into `out`; how much there was.
+    pub(crate) fn read(&mut self, id: FileId, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        Ok(self.file(id)?.cache.read(offset as usize, out))
+    }
+
+    /// Reads up to `len` bytes.
+    pub(crate) fn read_some(&mut self, id: FileId, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        Ok(self.file(id)?.cache.read_some(offset as usize, len))
     }
 
     pub(crate) fn write(&mut self, id: FileId, offset: u64, data: Bytes) -> io::Result<()> {
         let number = self.number();
         self.file(id)?.change(number, Change::Write(offset as usize, data));
         Ok(())
+    }
+
+    /// Whether a range touches a page that was never written.
+    pub(crate) fn has_hole(&self, id: FileId, offset: u64, len: u64) -> bool {
+        let range = pages_of(offset as usize, len as usize);
+        self.files.get(&id).is_some_and(|file| file.cache.has_hole(range))
     }
 
     pub(crate) fn set_len(&mut self, id: FileId, len: u64) -> io::Result<()> {
@@ -168,32 +192,47 @@ impl Image {
 
     /// Makes durable what was written to the file before the mark.
     pub(crate) fn sync(&mut self, id: FileId, mark: u64) -> io::Result<()> {
-        let file = self.file(id)?;
-        let upto = file.pending.partition_point(|pending| pending.number <= mark);
-        file.pending.drain(..upto);
+        self.file(id)?.sync(mark);
         Ok(())
     }
 
-    /// Flips bits of one byte of a file that is synced; the byte it was.
-    pub(crate) fn damage(&mut self, id: FileId, offset: u64, flip: u8) -> Option<u8> {
-        let file = self.files.get_mut(&id).filter(|file| file.pending.is_empty())?;
-        let byte = file.cache.get_mut(offset as usize)?;
-        let was = *byte;
-        *byte ^= flip;
+    /// The sync of what was written before the mark fails, and the pages are clean from then on: no
+    /// later sync writes them. Some systems keep showing what was written (`forget` is false),
+    /// others what the disk has. How many pages there were.
+    pub(crate) fn drop_dirty(&mut self, id: FileId, mark: u64, forget: bool) -> io::Result<u64> {
+        Ok(self.file(id)?.drop_dirty(mark, forget))
+    }
+
+    /// Whether all of a range is on the disk as reads see it, and nothing is on its way there.
+    pub(crate) fn is_settled(&self, id: FileId, offset: u64, len: u64) -> bool {
+        self.files.get(&id).is_some_and(|file| file.is_settled(offset as usize, len as usize))
+    }
+
+    /// Changes bytes of a file where they lie, unseen by its owner; the bytes that were there.
+    pub(crate) fn corrupt(&mut self, id: FileId, offset: u64, bytes: &[u8]) -> Option<Vec<u8>> {
+        let file = self.files.get_mut(&id)?;
+        let mut was = vec![0; bytes.len()];
+        if file.cache.read(offset as usize, &mut was) < was.len() {
+            return None;
+        }
+        file.cache.write(offset as usize, bytes);
+        file.disk.write(offset as usize, bytes);
         Some(was)
+    }
+
+    /// Names and files of a directory.
+    pub(crate) fn files_in(&self, dir: &str) -> Vec<(String, FileId)> {
+        let names = self.names.iter().filter(|(name, _)| directory(name) == dir);
+        names.map(|(name, id)| (name.clone(), *id)).collect()
     }
 
     // --- the end ---
 
     /// The process is gone; the page cache stays. Files without a name go.
     pub(crate) fn forget_nameless(&mut self) {
-        let named = |id: &FileId| {
-            self.names.values().any(|n| n == id) || self.durable_names.values().any(|n| n == id)
-        };
-        let gone: Vec<FileId> = self.files.keys().copied().filter(|id| !named(id)).collect();
-        for id in gone {
-            self.files.remove(&id);
-        }
+        let named: BTreeSet<FileId> =
+            self.names.values().chain(self.durable_names.values()).copied().collect();
+        self.files.retain(|id, _| named.contains(id));
     }
 
     /// The power goes: of what was not synced, a random part is there.
@@ -212,6 +251,31 @@ impl Image {
             file.power_cut(rng, &mut loss);
         }
         loss
+    }
+
+    /// A copy of what is durable now.
+    pub(crate) fn copy(&self) -> Copy {
+        let named: BTreeSet<FileId> = self.durable_names.values().copied().collect();
+        let files = self.files.iter().filter(|(id, _)| named.contains(id));
+        Copy {
+            files: files.map(|(id, file)| (*id, file.disk.clone())).collect(),
+            names: self.durable_names.clone(),
+        }
+    }
+
+    /// Puts a copy in place of everything. Only while no process runs.
+    pub(crate) fn restore(&mut self, copy: Copy) {
+        let file = |(id, disk): (FileId, Pages)| {
+            (id, File { cache: disk.clone(), disk, ..File::default() })
+        };
+        self.files = copy.files.into_iter().map(file).collect();
+        (self.names, self.durable_names) = (copy.names.clone(), copy.names);
+        self.namings.clear();
+    }
+
+    /// Nothing is left. Only while no process runs.
+    pub(crate) fn wipe(&mut self) {
+        *self = Image { numbers: self.numbers, ..Image::default() };
     }
 }
 
@@ -233,14 +297,6 @@ impl Naming {
     }
 }
 
-fn put(into: &mut Vec<u8>, offset: usize, data: &[u8]) {
-    let end = offset + data.len();
-    if into.len() < end {
-        into.resize(end, 0);
-    }
-    into[offset..end].copy_from_slice(data);
-}
-
 /// What a power cut leaves of a file's unsynced writes.
 enum Survival {
     Nothing,
@@ -253,30 +309,91 @@ enum Survival {
     Prefix(usize),
 }
 
+/// The pages that a range touches.
+fn pages_of(offset: usize, len: usize) -> std::ops::Range<usize> {
+    offset / PAGE..(offset + len).div_ceil(PAGE)
+}
+
+impl Change {
+    fn apply(&self, to: &mut Pages) {
+        match self {
+            Change::Write(offset, data) => to.write(*offset, data),
+            Change::Length(len) => to.resize(*len),
+        }
+    }
+
+    /// The pages that it touches.
+    fn pages(&self, all: usize) -> std::ops::Range<usize> {
+        match self {
+            Change::Write(offset, data) => pages_of(*offset, data.len()),
+            Change::Length(len) => len / PAGE..all.max(len.div_ceil(PAGE)),
+        }
+    }
+}
+
 impl File {
     fn change(&mut self, number: u64, change: Change) {
-        let len = self.cache.len();
-        let (offset, end) = match &change {
-            Change::Write(offset, data) => (*offset, offset + data.len()),
-            Change::Length(to) => (*to, len),
-        };
-        let before = self.cache.get(offset.min(len)..end.min(len)).unwrap_or_default().to_vec();
-        match &change {
-            Change::Write(offset, data) => put(&mut self.cache, *offset, data),
-            Change::Length(to) => self.cache.resize(*to, 0),
+        change.apply(&mut self.cache);
+        self.pending.push_back(Pending { number, change });
+    }
+
+    fn before(&mut self, mark: u64) -> Vec<Change> {
+        let upto = self.pending.partition_point(|pending| pending.number <= mark);
+        self.pending.drain(..upto).map(|pending| pending.change).collect()
+    }
+
+    fn sync(&mut self, mark: u64) {
+        let changes = self.before(mark);
+        // Where nothing else is under way, the disk has the very pages of the cache.
+        let same = self.pending.is_empty() && self.dropped.is_empty();
+        for change in changes {
+            match &change {
+                Change::Write(offset, data) if same => {
+                    self.disk.share(&self.cache, pages_of(*offset, data.len()));
+                }
+                _ => change.apply(&mut self.disk),
+            }
+            if let Change::Write(offset, data) = &change {
+                let whole = offset.div_ceil(PAGE)..(offset + data.len()) / PAGE;
+                self.dropped.retain(|page| !whole.contains(page));
+            }
         }
-        self.pending.push(Pending { number, change, len, offset, bytes: before });
+    }
+
+    fn drop_dirty(&mut self, mark: u64, forget: bool) -> u64 {
+        let all = self.cache.len().div_ceil(PAGE);
+        let changes = self.before(mark);
+        let pages: BTreeSet<usize> = changes.iter().flat_map(|c| c.pages(all)).collect();
+        if forget {
+            self.cache = self.disk.clone();
+            self.pending.iter().for_each(|pending| pending.change.apply(&mut self.cache));
+        } else {
+            self.dropped.extend(&pages);
+        }
+        pages.len() as u64
+    }
+
+    fn is_settled(&self, offset: usize, len: usize) -> bool {
+        let pages = pages_of(offset, len);
+        let all = self.cache.len().div_ceil(PAGE);
+        offset + len <= self.cache.len().min(self.disk.len())
+            && self.dropped.range(pages.clone()).next().is_none()
+            && !self.pending.iter().any(|pending| {
+                let touched = pending.change.pages(all);
+                touched.start < pages.end && pages.start < touched.end
+            })
     }
 
     fn power_cut(&mut self, rng: &mut Rng, loss: &mut Loss) {
+        loss.dropped += std::mem::take(&mut self.dropped).len() as u64;
         let pending = std::mem::take(&mut self.pending);
-        if pending.is_empty() {
-            return;
+        if !pending.is_empty() {
+            self.tear(pending, rng, loss);
         }
-        for Pending { len, offset, bytes, .. } in pending.iter().rev() {
-            self.cache.resize(*len, 0);
-            put(&mut self.cache, (*offset).min(*len), bytes);
-        }
+        self.cache = self.disk.clone();
+    }
+
+    fn tear(&mut self, pending: VecDeque<Pending>, rng: &mut Rng, loss: &mut Loss) {
         let survival = match rng.below(6) {
             0 => Survival::Nothing,
             1 => Survival::Everything,
@@ -295,35 +412,48 @@ impl File {
                 Survival::Prefix(_) => 0,
             };
             match change {
-                Change::Length(len) if rng.percent(percent) => self.cache.resize(len, 0),
+                Change::Length(len) if rng.percent(percent) => self.disk.resize(len),
                 Change::Length(_) => {}
-                Change::Write(offset, data) => {
-                    let lost = self.keep_sectors(offset, &data, percent, rng);
-                    loss.bytes += lost;
-                    loss.torn += u64::from(lost > 0 && lost < data.len() as u64);
-                }
+                Change::Write(offset, data) => self.keep_sectors(offset, &data, percent, rng, loss),
             }
         }
     }
 
-    fn keep_sectors(&mut self, offset: usize, data: &[u8], percent: u64, rng: &mut Rng) -> u64 {
-        let (mut at, mut lost) = (0, 0);
+    fn keep_sectors(
+        &mut self,
+        offset: usize,
+        data: &[u8],
+        percent: u64,
+        rng: &mut Rng,
+        loss: &mut Loss,
+    ) {
+        let (mut at, mut lost, mut hole) = (0, 0, false);
         while at < data.len() {
             let len = (SECTOR - (offset + at) % SECTOR).min(data.len() - at);
             if rng.percent(percent) {
-                put(&mut self.cache, offset + at, &data[at..at + len]);
+                self.disk.write(offset + at, &data[at..at + len]);
+                hole |= lost > 0;
             } else {
-                lost += len as u64;
+                lost += len;
             }
             at += len;
         }
-        lost
+        loss.bytes += lost as u64;
+        loss.torn += u64::from(lost > 0 && lost < data.len());
+        loss.holes += u64::from(hole);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn bytes(image: &mut Image, id: FileId, len: usize) -> Vec<u8> {
+        let mut out = vec![0; len];
+        let read = image.read(id, 0, &mut out).unwrap();
+        out.truncate(read);
+        out
+    }
 
     fn synced(image: &mut Image, id: FileId) {
         let mark = image.mark();
@@ -346,7 +476,7 @@ mod tests {
             let loss = image.power_cut(&mut rng);
             assert_eq!(image.find("oplog/kept"), Some(kept));
             assert_eq!(image.find("oplog/loose").is_none(), loss.names == 1, "seed {seed}");
-            let read = image.read(kept, 0, 8000).unwrap();
+            let read = bytes(&mut image, kept, 8000);
             assert_eq!(read[..1000], [7; 1000]);
             let overwritten = read.iter().filter(|b| **b == 9).count() as u64;
             assert_eq!(overwritten + loss.bytes, 3000, "seed {seed}");
@@ -381,7 +511,7 @@ mod tests {
             image.write(id, 0, Bytes::from_static(b"behind them")).unwrap();
             image.sync(id, mark).unwrap();
             image.power_cut(&mut Rng::stream(seed, "test", 0));
-            seen.insert(image.read(id, 0, 20).unwrap().to_vec());
+            seen.insert(bytes(&mut image, id, 20));
         }
         let seen: Vec<_> = seen.into_iter().collect();
         assert_eq!(seen, [b"before".to_vec(), b"behind them".to_vec()]);
@@ -399,7 +529,7 @@ mod tests {
             image.set_len(id, 4).unwrap();
             image.set_len(id, 6).unwrap();
             image.power_cut(&mut Rng::stream(seed, "test", 0));
-            seen.insert(image.read(id, 0, 20).unwrap().to_vec());
+            seen.insert(bytes(&mut image, id, 20));
         }
         let due = [b"0123".to_vec(), b"0123\0\0".to_vec(), b"0123456789".to_vec()];
         assert!(due.iter().all(|due| seen.contains(due)), "{seen:?}");
@@ -432,5 +562,60 @@ mod tests {
         image.remove("oplog/1").unwrap();
         assert_eq!(image.list("oplog"), ["2"]);
         assert!(image.remove("oplog/1").is_err());
+    }
+
+    #[test]
+    fn a_failed_sync_leaves_pages_clean_that_are_not_on_the_disk() {
+        for forget in [false, true] {
+            let mut image = Image::default();
+            let id = image.create("file");
+            image.sync_dir("");
+            image.write(id, 0, Bytes::from(vec![1; 2 * PAGE])).unwrap();
+            synced(&mut image, id);
+            image.write(id, 0, Bytes::from(vec![2; 2 * PAGE])).unwrap();
+            let mark = image.mark();
+            image.write(id, 1, Bytes::from_static(&[3])).unwrap();
+            assert_eq!(image.drop_dirty(id, mark, forget).unwrap(), 2);
+            let seen = bytes(&mut image, id, 3);
+            assert_eq!(seen, if forget { [1, 3, 1] } else { [2, 3, 2] });
+            // A second sync takes what was written later, and nothing else.
+            synced(&mut image, id);
+            assert_eq!(image.is_settled(id, 0, 10), forget);
+            // A page that is written again as a whole is as good as new.
+            image.write(id, PAGE as u64, Bytes::from(vec![4; PAGE])).unwrap();
+            synced(&mut image, id);
+            let loss = image.power_cut(&mut Rng::stream(1, "test", 0));
+            assert_eq!(loss.dropped, u64::from(!forget));
+            let kept = bytes(&mut image, id, 2 * PAGE);
+            assert_eq!(kept[..3], [1, 3, 1]);
+            assert_eq!(kept[PAGE..], [4; PAGE]);
+        }
+    }
+
+    #[test]
+    fn a_copy_holds_what_was_durable_then() {
+        let mut image = Image::default();
+        let id = image.create("file");
+        image.create("loose");
+        image.write(id, 0, Bytes::from_static(b"old")).unwrap();
+        synced(&mut image, id);
+        image.name(Naming::Unlink("loose".to_owned()), "loose");
+        image.sync_dir("");
+        image.write(id, 0, Bytes::from_static(b"unsynced")).unwrap();
+        let copy = image.copy();
+        synced(&mut image, id);
+        image.create("new");
+        image.sync_dir("");
+        image.restore(copy);
+        assert_eq!(
+            (bytes(&mut image, id, 20), image.list("")),
+            (b"old".to_vec(), vec!["file".to_owned()])
+        );
+        assert!(image.is_settled(id, 0, 3));
+        image.corrupt(id, 1, b"x").unwrap();
+        image.power_cut(&mut Rng::stream(1, "test", 0));
+        assert_eq!(bytes(&mut image, id, 20), b"oxd");
+        image.wipe();
+        assert_eq!(image.list(""), Vec::<String>::new());
     }
 }

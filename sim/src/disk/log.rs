@@ -7,6 +7,7 @@ use highwater_store::disk::Disk;
 
 use super::{Call, DiskHandle, FileId};
 use crate::{
+    plan::Part,
     stats::Seen,
     trace::{Kind, digest},
 };
@@ -64,7 +65,9 @@ impl Disk for DiskHandle {
     async fn read_at(&self, file: &SimFile, offset: u64, len: usize) -> io::Result<Bytes> {
         self.take_time(10, 100).await;
         let mut inner = self.enter_or_die(Call::Log).await;
-        let data = Bytes::copy_from_slice(inner.image.read(file.id, offset, len)?);
+        inner.check_read(Part::Log, &self.disk.world)?;
+        let data = Bytes::from(inner.image.read_some(file.id, offset, len)?);
+        inner.wounds.are_read(file.id, offset, data.len() as u64, &self.disk.world);
         self.event(Kind::LogRead, file.id.0, offset, data.len() as u64, || {
             format!("{} at {offset}: {} bytes", file.name, data.len())
         });
@@ -77,7 +80,9 @@ impl Disk for DiskHandle {
             self.event(Kind::LogWrite, file.id.0, offset, digest(&data), || {
                 format!("{} at {offset}: {} bytes", file.name, data.len())
             });
-            inner.image.write(file.id, offset, data)?;
+            let grows = offset + data.len() as u64 > inner.image.len(file.id)?;
+            inner.check_room(Part::Log, grows, &self.disk.world)?;
+            inner.write(file.id, offset, data)?;
         }
         self.take_time(5, 40).await;
         Ok(())
@@ -87,22 +92,14 @@ impl Disk for DiskHandle {
         let mark = self.enter_or_die(Call::Log).await.image.mark();
         self.take_time(200, 2_500).await;
         let mut inner = self.enter_or_die(Call::LogSync).await;
-        inner.image.sync(file.id, mark)?;
+        inner.sync(file.id, mark, Part::Log, &self.disk.world)?;
         self.event(Kind::Sync, file.id.0, mark, 0, || file.name.clone());
         Ok(())
     }
 
     async fn write_sync(&self, file: &SimFile, offset: u64, data: Bytes) -> io::Result<()> {
-        let len = data.len() as u64;
-        self.enter_or_die(Call::Log).await.committing = Some(file.id);
         self.write_at(file, offset, data).await?;
-        self.sync(file).await?;
-        let mut inner = self.enter_or_die(Call::Log).await;
-        inner.commits.push_back((file.id, offset, len));
-        if inner.commits.len() > 64 {
-            inner.commits.pop_front();
-        }
-        Ok(())
+        self.sync(file).await
     }
 
     async fn rename(&self, from: &str, to: &str) -> io::Result<()> {

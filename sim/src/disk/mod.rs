@@ -1,29 +1,33 @@
-//! A machine's disk: its image, the time that calls take, and the calls at which the machine dies.
-//! The handles of a dead process do nothing: they are fenced before it is killed, because the
-//! destructors of killed tasks still run.
+//! A machine's disk: its image, the time that calls take, the calls at which the machine dies, and
+//! what goes wrong with it. The handles of a dead process do nothing: they are fenced before it is
+//! killed, because the destructors of killed tasks still run.
 
+mod blocks;
 mod image;
 mod log;
+mod pages;
 mod state;
+mod wounds;
 
 use std::{
-    collections::VecDeque,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-pub(crate) use image::{FileId, Loss};
+use bytes::Bytes;
+pub(crate) use image::{Copy, FileId, Loss};
 pub(crate) use state::SimStateFiles;
 
 use crate::{
-    plan::{Crash, Fuse},
+    plan::{Crash, Fuse, Part, Wound},
     rng::Rng,
     stats::Seen,
-    timer::pause_ns,
+    timer::{now_ns, pause_ns, until},
     trace::Kind,
     world::World,
 };
 use image::Image;
+use wounds::Wounds;
 
 /// What a call is, to a fuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +36,19 @@ enum Call {
     LogSync,
     State,
     StateSync,
+}
+
+/// What is wrong with one part of a disk for now.
+#[derive(Clone, Copy, Debug, Default)]
+struct Trouble {
+    /// The next sync fails.
+    sync_fails: bool,
+    /// Nothing more can be allocated.
+    full: bool,
+    /// Reads fail until then.
+    unreadable_until_ns: u64,
+    /// The next read fails.
+    read_fails: bool,
 }
 
 struct Inner {
@@ -44,11 +61,15 @@ struct Inner {
     rng: Rng,
     /// Every call takes this many times as long.
     slowness: u64,
-    /// The latest commits: file, offset, length.
-    commits: VecDeque<(FileId, u64, u64)>,
-    /// Where the commit under way, or else the latest one, goes.
-    committing: Option<FileId>,
-    damage: Option<(FileId, u64, u8)>,
+    /// No call of the oplog ends before.
+    stuck_until_ns: u64,
+    log: Trouble,
+    state: Trouble,
+    /// Whether the process was told of an error that was none of its own.
+    erred: bool,
+    wounds: Wounds,
+    /// What was durable once.
+    copy: Option<Copy>,
 }
 
 /// What to do when a fuse is lit.
@@ -71,9 +92,12 @@ impl SimDisk {
             fuse_at_start: None,
             rng: Rng::stream(world.seed, "disk", node),
             slowness: 1,
-            commits: VecDeque::new(),
-            committing: None,
-            damage: None,
+            stuck_until_ns: 0,
+            log: Trouble::default(),
+            state: Trouble::default(),
+            erred: false,
+            wounds: Wounds::default(),
+            copy: None,
         };
         Arc::new(SimDisk { world, node, inner: Mutex::new(inner), on_fuse: Mutex::new(None) })
     }
@@ -93,6 +117,7 @@ impl SimDisk {
         if let Some(fuse) = inner.fuse_at_start.take() {
             inner.fuse = Some((fuse, Crash::Power));
         }
+        inner.erred = false;
         DiskHandle { disk: self.clone(), generation: inner.generation }
     }
 
@@ -106,16 +131,49 @@ impl SimDisk {
         self.lock().fuse_at_start = Some(fuse);
     }
 
-    /// No fuse, and the disk as fast as it can be.
+    /// No fuse, no trouble, and the disk as fast as it can be. What it holds stays as it is.
     pub(crate) fn calm(&self) {
         let mut inner = self.lock();
-        (inner.fuse, inner.fuse_at_start, inner.slowness) = (None, None, 1);
+        (inner.fuse, inner.fuse_at_start) = (None, None);
+        (inner.slowness, inner.stuck_until_ns) = (1, 0);
+        (inner.log, inner.state) = (Trouble::default(), Trouble::default());
     }
+
+    // --- trouble ---
 
     /// Every call takes this many times as long from now on.
     pub(crate) fn slow_down(&self, times: u64) {
         self.lock().slowness = times;
     }
+
+    /// No call of the oplog ends until then.
+    pub(crate) fn stick(&self, until_ns: u64) {
+        self.lock().stuck_until_ns = until_ns;
+    }
+
+    /// The next sync fails, and what it should have written is lost.
+    pub(crate) fn fail_sync(&self, part: Part) {
+        self.lock().part(part).sync_fails = true;
+    }
+
+    /// From now on nothing more can be allocated, or it can again.
+    pub(crate) fn set_full(&self, part: Part, full: bool) {
+        self.lock().part(part).full = full;
+    }
+
+    /// Reads fail until then; the next one does in any case.
+    pub(crate) fn fail_reads(&self, part: Part, until_ns: u64) {
+        let mut inner = self.lock();
+        let trouble = inner.part(part);
+        (trouble.read_fails, trouble.unreadable_until_ns) = (true, until_ns);
+    }
+
+    /// Whether the process that runs, or ran last, was told of an error that was not its own fault.
+    pub(crate) fn has_erred(&self) -> bool {
+        self.lock().erred
+    }
+
+    // --- the end of a process ---
 
     /// The process has ended: its handles do nothing any more. Call it before killing.
     pub(crate) fn fence(&self, crash: Crash) -> Loss {
@@ -132,60 +190,78 @@ impl SimDisk {
                 let loss = image.power_cut(rng);
                 self.world.saw_times(Seen::LostUnsynced, u64::from(loss.bytes > 0));
                 self.world.saw_times(Seen::TornWrite, loss.torn);
+                self.world.saw_times(Seen::TornSubset, loss.holes);
                 self.world.saw_times(Seen::LostName, loss.names);
+                self.world.saw_times(Seen::LostDropped, loss.dropped);
                 loss
             }
         }
-    }
-
-    /// Flips bits at the start of a block in the newest segment of the oplog, which was synced
-    /// before others were: such damage can be told from a torn tail, and start-up looks there. Only
-    /// while no process runs. Whether there was such a block.
-    pub(crate) fn damage(&self) -> bool {
-        let mut inner = self.lock();
-        let Inner { commits, committing, rng, image, damage, .. } = &mut *inner;
-        let settled = commits.len().saturating_sub(3);
-        // A segment that was just begun may be the newest one by now, or not: then this is none.
-        let newest = committing.filter(|file| commits.back().is_some_and(|(f, ..)| f == file));
-        let blocks: Vec<_> =
-            commits.iter().take(settled).filter(|(file, ..)| Some(*file) == newest).collect();
-        if blocks.is_empty() || damage.is_some() {
-            return false;
-        }
-        let (file, offset, len) = **rng.pick(&blocks);
-        let at = offset + rng.below(len.min(24));
-        let flip = 1 << rng.below(8);
-        let Some(was) = image.damage(file, at, flip) else { return false };
-        *damage = Some((file, at, was));
-        self.world.fault(self.node, || format!("damages {file:?} at {at}"));
-        true
     }
 
     /// The run is over: nothing reaches the disk any more, and its memory is free.
     pub(crate) fn discard(&self) {
         let mut inner = self.lock();
         inner.generation += 1;
-        inner.image = Image::default();
+        (inner.image, inner.copy) = (Image::default(), None);
     }
 
-    /// Whether there is damage that nobody has met yet.
-    pub(crate) fn is_damaged(&self) -> bool {
-        self.lock().damage.is_some()
-    }
-
-    /// Puts the damaged byte back, or (where the node lives with it) leaves it.
-    pub(crate) fn settle_damage(&self, undo: bool) {
+    /// Remembers what is durable now.
+    pub(crate) fn copy(&self) {
         let mut inner = self.lock();
-        if let Some((file, at, was)) = inner.damage.take()
-            && undo
-            && let Some(now) = inner.image.damage(file, at, 0)
-        {
-            inner.image.damage(file, at, now ^ was);
-        }
+        inner.copy = Some(inner.image.copy());
+    }
+
+    /// Puts what was remembered back in place. Only while no process runs. Whether there was such a
+    /// copy, of another state than this.
+    pub(crate) fn roll_back(&self) -> bool {
+        let mut inner = self.lock();
+        let Some(copy) = inner.copy.take() else { return false };
+        inner.wounds = Wounds::default();
+        inner.image.restore(copy);
+        true
+    }
+
+    /// Loses everything. Only while no process runs. Whether there was something.
+    pub(crate) fn wipe(&self) -> bool {
+        let mut inner = self.lock();
+        let had = !inner.image.list("oplog").is_empty();
+        inner.image.wipe();
+        (inner.wounds, inner.copy) = (Wounds::default(), None);
+        had
+    }
+
+    // --- damage ---
+
+    /// Damages something that was synced. Whether there was such a thing.
+    pub(crate) fn damage(&self, wound: Wound) -> bool {
+        let mut inner = self.lock();
+        let Inner { image, rng, wounds, .. } = &mut *inner;
+        let Some(what) = wounds.inflict(wound, image, rng) else { return false };
+        self.world.fault(self.node, || format!("damages {what}"));
+        true
+    }
+
+    /// Whether there is damage that could keep a node from starting.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.lock().wounds.any()
+    }
+
+    /// Puts all damaged bytes back.
+    pub(crate) fn undo_damage(&self) {
+        let mut inner = self.lock();
+        let Inner { image, wounds, .. } = &mut *inner;
+        wounds.undo(image);
     }
 }
 
 impl Inner {
+    fn part(&mut self, part: Part) -> &mut Trouble {
+        match part {
+            Part::Log => &mut self.log,
+            Part::State => &mut self.state,
+        }
+    }
+
     /// Whether this call is the one to die at.
     fn burns(&mut self, call: Call) -> Option<Crash> {
         let (fuse, crash) = self.fuse.as_mut()?;
@@ -202,6 +278,69 @@ impl Inner {
         }
         self.fuse = None;
         Some(crash)
+    }
+
+    /// Fails a read, if that is due.
+    fn check_read(&mut self, part: Part, world: &World) -> io::Result<()> {
+        let trouble = self.part(part);
+        let fails = std::mem::take(&mut trouble.read_fails);
+        if !fails && now_ns() >= trouble.unreadable_until_ns {
+            return Ok(());
+        }
+        self.erred = true;
+        world.saw(match part {
+            Part::Log => Seen::LogReadFailed,
+            Part::State => Seen::StateReadFailed,
+        });
+        Err(io::Error::other("injected: the medium can't be read"))
+    }
+
+    /// Reads, and notes what damage was met.
+    fn read(
+        &mut self,
+        id: FileId,
+        offset: u64,
+        out: &mut [u8],
+        world: &World,
+    ) -> io::Result<usize> {
+        let len = self.image.read(id, offset, out)?;
+        self.wounds.are_read(id, offset, len as u64, world);
+        Ok(len)
+    }
+
+    /// Writes, over damage as well.
+    fn write(&mut self, id: FileId, offset: u64, data: Bytes) -> io::Result<()> {
+        self.wounds.are_written(id, offset, data.len() as u64);
+        self.image.write(id, offset, data)
+    }
+
+    /// Refuses to allocate, if the disk is full.
+    fn check_room(&mut self, part: Part, allocates: bool, world: &World) -> io::Result<()> {
+        if !allocates || !self.part(part).full {
+            return Ok(());
+        }
+        self.erred = true;
+        world.saw(match part {
+            Part::Log => Seen::LogFull,
+            Part::State => Seen::StateFull,
+        });
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    /// Syncs what was written before a mark, or fails to.
+    fn sync(&mut self, id: FileId, mark: u64, part: Part, world: &World) -> io::Result<()> {
+        if !std::mem::take(&mut self.part(part).sync_fails) {
+            return self.image.sync(id, mark);
+        }
+        self.erred = true;
+        let forget = self.rng.percent(50);
+        let pages = self.image.drop_dirty(id, mark, forget)?;
+        let seen = match part {
+            Part::Log => Seen::LogSyncFailed,
+            Part::State => Seen::StateSyncFailed,
+        };
+        world.saw_times(seen, u64::from(pages > 0));
+        Err(io::Error::other("injected: the sync failed"))
     }
 }
 
@@ -273,6 +412,11 @@ impl DiskHandle {
             self.disk.world.saw(Seen::SlowIo);
         }
         pause_ns(us * 1_000).await;
+        let stuck_until_ns = self.disk.lock().stuck_until_ns;
+        if now_ns() < stuck_until_ns {
+            self.disk.world.saw(Seen::StuckIo);
+            until(stuck_until_ns).await;
+        }
     }
 }
 
@@ -363,28 +507,83 @@ mod tests {
     }
 
     #[test]
-    fn damage_hits_a_settled_block_and_can_be_undone() {
+    fn a_full_disk_still_takes_what_has_its_place() {
+        with(|disk| async move {
+            let handle = disk.handle();
+            let file = handle.open("oplog/1", true).await.unwrap();
+            handle.write_sync(&file, 0, Bytes::from(vec![0; 8192])).await.unwrap();
+            let state = handle.state_files().create_temp("2.redb").unwrap();
+            state.set_len(8192).unwrap();
+            state.write(0, &[1; 4096]).unwrap();
+            disk.set_full(Part::Log, true);
+            disk.set_full(Part::State, true);
+            handle.write_sync(&file, 4096, Bytes::from(vec![1; 4096])).await.unwrap();
+            state.write(0, &[2; 4096]).unwrap();
+            assert!(!disk.has_erred());
+            let grown = handle.write_at(&file, 8192, Bytes::from_static(b"x")).await;
+            assert_eq!(grown.unwrap_err().kind(), io::ErrorKind::StorageFull);
+            assert!(state.write(4096, &[2; 4096]).is_err() && disk.has_erred());
+            disk.calm();
+            state.write(4096, &[2; 4096]).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_sync_or_a_read_fails_once_or_for_a_while() {
         with(|disk| async move {
             let handle = disk.handle();
             let file = handle.open("oplog/1", true).await.unwrap();
             handle.sync_dir("oplog").await.unwrap();
-            assert!(!disk.damage(), "nothing is settled yet");
-            let block = Bytes::from(vec![7; 4096]);
-            for n in 0..6 {
-                handle.write_sync(&file, n * 4096, block.clone()).await.unwrap();
-            }
+            disk.fail_sync(Part::Log);
+            assert!(handle.write_sync(&file, 0, Bytes::from_static(b"lost")).await.is_err());
+            assert!(disk.has_erred());
+            handle.sync(&file).await.unwrap();
             disk.fence(Crash::Power);
-            let read = async || {
-                let handle = disk.handle();
-                let file = handle.open("oplog/1", false).await.unwrap();
-                handle.read_at(&file, 0, 6 * 4096).await.unwrap()
-            };
-            assert!(disk.damage() && disk.is_damaged());
-            let damaged = read().await;
-            let at = damaged.iter().position(|byte| *byte != 7).unwrap();
-            assert!(at < 3 * 4096 && at % 4096 < 24, "{at}");
-            disk.settle_damage(true);
-            assert!(read().await.iter().all(|byte| *byte == 7) && !disk.is_damaged());
+            let handle = disk.handle();
+            assert!(!disk.has_erred());
+            let file = handle.open("oplog/1", false).await.unwrap();
+            assert_eq!(handle.read_at(&file, 0, 10).await.unwrap(), "", "a later sync saved it");
+            disk.fail_reads(Part::Log, 0);
+            assert!(handle.read_at(&file, 0, 10).await.is_err());
+            assert!(handle.read_at(&file, 0, 10).await.is_ok());
+            disk.fail_reads(Part::Log, now_ns() + 1_000_000_000);
+            for _ in 0..3 {
+                assert!(handle.read_at(&file, 0, 10).await.is_err());
+            }
+            pause_ns(1_000_000_000).await;
+            assert!(handle.read_at(&file, 0, 10).await.is_ok());
+        });
+    }
+
+    #[test]
+    fn stuck_calls_go_on_later() {
+        with(|disk| async move {
+            let handle = disk.handle();
+            let file = handle.open("oplog/1", true).await.unwrap();
+            let at = now_ns() + 3_000_000_000;
+            disk.stick(at);
+            handle.write_sync(&file, 0, Bytes::from_static(b"late")).await.unwrap();
+            assert!(now_ns() >= at && !disk.has_erred());
+        });
+    }
+
+    #[test]
+    fn a_disk_is_wiped_or_rolled_back() {
+        with(|disk| async move {
+            let handle = disk.handle();
+            let file = handle.open("oplog/1", true).await.unwrap();
+            handle.sync_dir("oplog").await.unwrap();
+            handle.write_sync(&file, 0, Bytes::from_static(b"old")).await.unwrap();
+            disk.copy();
+            handle.write_sync(&file, 0, Bytes::from_static(b"new")).await.unwrap();
+            disk.fence(Crash::Power);
+            assert!(disk.roll_back() && !disk.roll_back());
+            let handle = disk.handle();
+            let file = handle.open("oplog/1", false).await.unwrap();
+            assert_eq!(handle.read_at(&file, 0, 10).await.unwrap(), "old");
+            disk.fence(Crash::Kill);
+            assert!(disk.wipe() && !disk.wipe());
+            assert!(disk.handle().open("oplog/1", false).await.is_err());
         });
     }
 }

@@ -8,7 +8,10 @@ use highwater_store::state::StateFiles;
 use redb::StorageBackend;
 
 use super::{Call, DiskHandle, FileId, Inner, off};
-use crate::trace::{Kind, digest};
+use crate::{
+    plan::Part,
+    trace::{Kind, digest},
+};
 
 /// Where state files live.
 const DIR: &str = "state";
@@ -97,11 +100,10 @@ impl StorageBackend for Backend {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let mut inner = self.enter(Call::State)?;
-        let data = inner.image.read(self.id, offset, out.len())?;
-        if data.len() < out.len() {
+        inner.check_read(Part::State, &self.disk.disk.world)?;
+        if inner.read(self.id, offset, out, &self.disk.disk.world)? < out.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        out.copy_from_slice(data);
         self.disk.event(Kind::StateRead, self.id.0, offset, out.len() as u64, || {
             format!("file {} at {offset}: {} bytes", self.id.0, out.len())
         });
@@ -120,7 +122,7 @@ impl StorageBackend for Backend {
         let mut inner = self.enter(Call::StateSync)?;
         self.disk.event(Kind::Sync, self.id.0, 0, 0, || format!("state file {}", self.id.0));
         let mark = inner.image.mark();
-        inner.image.sync(self.id, mark)
+        inner.sync(self.id, mark, Part::State, &self.disk.disk.world)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -131,6 +133,8 @@ impl StorageBackend for Backend {
         if offset + data.len() as u64 > inner.image.len(self.id)? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        inner.image.write(self.id, offset, Bytes::copy_from_slice(data))
+        let holes = inner.image.has_hole(self.id, offset, data.len() as u64);
+        inner.check_room(Part::State, holes, &self.disk.disk.world)?;
+        inner.write(self.id, offset, Bytes::copy_from_slice(data))
     }
 }

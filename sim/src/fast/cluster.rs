@@ -264,7 +264,7 @@ impl Cluster {
             return self.boot(node, id);
         }
         let plan = self.plan.clone();
-        match self.machine_mut(node).recover(now_ns(), &plan.nodes, &plan.core) {
+        match self.machine_mut(node).recover(now_ns(), &plan.nodes, &plan.first.core) {
             Err(error) => {
                 self.world.fail("recovery", format!("{node:?} does not start: {error}"));
             }

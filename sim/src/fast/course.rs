@@ -312,7 +312,7 @@ impl Cluster {
     fn read_back(&mut self, nth: usize) {
         self.course.phase = Phase::Reads(nth);
         let Some((node, database)) = self.nth_pair(nth / 2) else {
-            self.judge.finish();
+            self.judge.finish(&self.plan.nodes);
             self.course.phase = Phase::Done;
             return;
         };

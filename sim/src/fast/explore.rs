@@ -73,8 +73,11 @@ impl Explored {
         self.spent_ns += spent_ns;
     }
 
-    fn missing(&self) -> Vec<Seen> {
-        self.totals.missing().into_iter().filter(|seen| !NEVER.contains(seen)).collect()
+    /// What the default profile owes, as far as a bare core can pay it.
+    fn missing(&self) -> Vec<(Seen, u64)> {
+        let mut missing = self.totals.missing(Profile::Default);
+        missing.retain(|(seen, _)| !NEVER.contains(seen));
+        missing
     }
 
     /// Whether nothing was found, and every fault that is due took effect.
@@ -92,8 +95,7 @@ impl fmt::Display for Explored {
             let percent = seeds * 100 / self.totals.seeds.max(1);
             writeln!(f, "{:<42} {times:>10} {seeds:>7} {percent:>5}", seen.name())?;
         }
-        for seen in self.missing() {
-            let due = seen.due_percent().unwrap_or(0);
+        for (seen, due) in self.missing() {
             writeln!(f, "MISSING: {} is due in {due} % of seeds and at least one", seen.name())?;
         }
         let (simulated, spent) = (self.simulated_ns as f64 / 1e9, self.spent_ns as f64 / 1e9);

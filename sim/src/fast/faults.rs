@@ -1,6 +1,7 @@
 //! Carries the plan's faults out, each at its time, and their ends. After the healing nothing more
-//! goes wrong. What has no meaning where there are no bytes is skipped: a crash at a call to redb's
-//! storage backend, and bits that flip in a file.
+//! goes wrong. What has no meaning where there are no bytes is skipped, like a crash at a call to
+//! redb's storage backend and bits that flip in a file; so is what only the swarm does to disks,
+//! processes and single links, and everything heals in the end.
 
 use highwater_core::NodeId;
 
@@ -17,13 +18,14 @@ use crate::{
 const MS: u64 = 1_000_000;
 
 /// What no run of the fast loop can see: it has no files.
-pub(super) const NEVER: [Seen; 6] = [
+pub(super) const NEVER: [Seen; 7] = [
     Seen::CrashAtStateCall,
     Seen::LostName,
     Seen::DamageRefused,
     Seen::TailCut,
     Seen::SegmentRolled,
     Seen::TornWrite,
+    Seen::TornSubset,
 ];
 
 impl Cluster {
@@ -51,7 +53,7 @@ impl Cluster {
         let (_, fault) = &plan.faults[nth];
         self.world.fault(0, || format!("{fault:?}"));
         match fault {
-            Fault::Crash { target, crash, moment, down_ms, again } => {
+            Fault::Crash { target, crash, moment, down_ms, again, .. } => {
                 let node = self.resolve(*target);
                 let machine = self.machine_mut(node);
                 machine.down_ms = Some(*down_ms);
@@ -93,8 +95,22 @@ impl Cluster {
             Fault::JumpWall { node, ms } => {
                 self.machine_mut(*node).clock.jump_wall(*ms);
                 self.world.saw(Seen::WallJump);
+                self.world.saw_times(Seen::WallBack, u64::from(*ms < 0));
             }
-            Fault::Damage { .. } => {}
+            Fault::Partial { shape, order, ms } => {
+                self.cut(shape.deaf(order), Cut::Partial(*shape), *ms);
+            }
+            Fault::Drain { .. }
+            | Fault::Flap { .. }
+            | Fault::Narrow { .. }
+            | Fault::StuckDisk { .. }
+            | Fault::SyncError { .. }
+            | Fault::FullDisk { .. }
+            | Fault::ReadError { .. }
+            | Fault::Damage { .. }
+            | Fault::Wipe { .. }
+            | Fault::Copy { .. }
+            | Fault::RollBack { .. } => {}
         }
     }
 

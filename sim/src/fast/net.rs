@@ -7,7 +7,13 @@ use highwater_core::{GroupMessage, Message, NodeId, Peer};
 use highwater_wire::peer::{ForwardRequest, PeerMessage};
 
 use super::agenda::now_ns;
-use crate::{plan::Weather, rng::Rng, stats::Seen, trace::Kind, world::World};
+use crate::{
+    plan::{Shape, Weather},
+    rng::Rng,
+    stats::Seen,
+    trace::Kind,
+    world::World,
+};
 
 /// Why a link is cut: it counts as one or the other fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +22,8 @@ pub(super) enum Cut {
     BothWays,
     /// The other direction works.
     OneWay,
+    /// Others hear both ends.
+    Partial(Shape),
 }
 
 /// A message on its way.
@@ -90,6 +98,7 @@ impl Network {
         self.cuts.get(&(from, to))?.first().map(|cut| match cut {
             Cut::BothWays => Seen::PartitionBlocked,
             Cut::OneWay => Seen::OneWayBlocked,
+            Cut::Partial(shape) => shape.blocked(),
         })
     }
 

@@ -72,7 +72,7 @@ impl GroupImage {
 }
 
 /// One node's oplog, through all its restarts.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct DurableLog {
     /// Known to be synced.
     synced: Image,

@@ -107,7 +107,7 @@ pub(crate) async fn make<D: Disk>(
 
 async fn make_temp<D: Disk>(disk: &D, bytes: u64, header: Option<Bytes>) -> io::Result<()> {
     let file = disk.open(TEMP, true).await?;
-    let zeros = Bytes::from(vec![0; CHUNK]);
+    let zeros = Bytes::from(vec![0; CHUNK.min(bytes as usize)]);
     let mut at = 0;
     while at < bytes {
         let len = (bytes - at).min(CHUNK as u64);
