@@ -26,7 +26,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time,
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     address::{self, Address},
@@ -103,7 +103,13 @@ pub fn serve(config: &Config) -> Result<(), Failure> {
     let disk = RealDisk::open(config.data_dir.clone()).map_err(Failure::start)?;
     let http = Http::start(config)?;
     let slot = http.slot.clone();
-    let ended = runtime.block_on(node(config, disk, &slot, &mut signals));
+    let ended = runtime.block_on(async {
+        while let Ended::Fenced = node(config, disk.clone(), &slot, &mut signals).await? {
+            slot.clear();
+            renew(&disk).await?;
+        }
+        Ok(())
+    });
     http.stop();
     // The IO threads hold nothing that matters now: what was acknowledged is fsynced.
     runtime.shutdown_background();
@@ -137,19 +143,33 @@ impl Failure {
     }
 }
 
+/// How a node's run ended, where nothing keeps it from another one.
+enum Ended {
+    Stopped,
+    /// Its data directory must get a new incarnation; then it starts again.
+    Fenced,
+}
+
+/// Gives a data directory that has lost votes or acknowledgements a new incarnation.
+async fn renew(disk: &RealDisk) -> Result<(), Failure> {
+    let member = identity::renew(disk, wall_ms(), init::random()?).await.map_err(Failure::start)?;
+    warn!(incarnation = %member.incarnation, "the data directory has a new incarnation");
+    Ok(())
+}
+
 /// Recovers the node, and drives it to its end.
 async fn node(
     config: &Config,
     disk: RealDisk,
     slot: &Slot,
     signals: &mut Signals,
-) -> Result<(), Failure> {
+) -> Result<Ended, Failure> {
     let recovery = recover(config, disk);
     let (options, parts, quic) = tokio::select! {
         biased;
         name = signals.recv() => {
             info!(signal = name, "told to stop while recovering");
-            return Ok(());
+            return Ok(Ended::Stopped);
         }
         recovered = recovery => recovered?,
     };
@@ -194,9 +214,16 @@ async fn node(
     match exit {
         Exit::Drained => {
             info!("the node has stopped");
-            Ok(())
+            Ok(Ended::Stopped)
         }
-        Exit::Fenced(reason) => Err(Failure::runtime(format!("the node is fenced: {reason}"))),
+        Exit::Fenced(reason) => {
+            error!(
+                reason,
+                "this node is fenced: its data directory has lost what it promised. It starts again \
+                 as one that follows without a vote, until it is replaced"
+            );
+            Ok(Ended::Fenced)
+        }
         Exit::Halted(reason) => Err(Failure::runtime(format!(
             "the node halted: {reason}. What it acknowledged is durable; mend the cause and start \
              it again"
