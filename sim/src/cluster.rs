@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use crate::{
     clock::SimClock,
     disk::SimDisk,
-    judge::{Judge, ProcessId},
+    judge::{Found, Judge, ProcessId},
     net::{Network, Receiver, SimTransport},
     plan::{Crash, Plan},
     quic::{self, Cabling},
@@ -138,7 +138,7 @@ impl Cluster {
         });
         let cluster = Arc::new(Cluster {
             network: Arc::new(Network::new(world.clone(), plan.weather)),
-            judge: Arc::new(Judge::new(world.clone(), &plan.nodes)),
+            judge: Arc::new(Judge::new(world.clone(), &plan.nodes, &plan.core)),
             machines,
             cabling,
             runtime: Runtime::current(),
@@ -354,7 +354,16 @@ impl Cluster {
         machine.disk.settle_damage(false);
         let found = &opened.recovered;
         self.world.saw_times(Seen::TailCut, u64::from(found.cut_bytes > 0));
-        self.judge.recovered(node, found.formation.is_some(), &found.groups);
+        self.judge.recovered(
+            process.id,
+            &Found {
+                incarnation: member.incarnation,
+                members: found.formation.as_ref().map(|formation| &formation.members[..]),
+                groups: &found.groups,
+                boots: &found.boots,
+                doubt: found.doubt,
+            },
+        );
         self.world.event(Kind::Process, node.0, process.id.1, found.cut_bytes, 0, || {
             let last: Vec<_> = found.groups.iter().map(|g| (g.group, g.term, g.last)).collect();
             format!("recovered {last:?}, cut {} bytes", found.cut_bytes)
@@ -497,11 +506,11 @@ const CHECK_EVERY: u64 = 64;
 
 impl Observer for Watcher {
     fn step(&self, node: &Node, effects: &[Effect]) {
-        if self.steps.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECK_EVERY) {
-            node.check();
-        }
         if !self.process.is_dead() {
-            self.judge.step(self.process.id, node.groups(), effects);
+            if self.steps.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECK_EVERY) {
+                self.judge.inspects(self.process.id, node);
+            }
+            self.judge.step(self.process.id, node, effects);
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     cluster::Cluster,
+    judge::Harm,
     net::Cut,
     plan::{Crash, Fault, Moment, Side, Target, Weather},
     run::Tasks,
@@ -106,6 +107,7 @@ impl Faults {
                 let node = self.resolve(target);
                 self.cluster.set_down_ms(node, down_ms);
                 if self.cluster.crash(node, Crash::Power) {
+                    self.cluster.judge.allow(node, Harm::LogDamaged);
                     self.cluster.machine(node).disk.damage();
                 }
             }

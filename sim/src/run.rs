@@ -18,7 +18,10 @@ use crate::{
     cluster::Cluster,
     faults::Faults,
     history::{Ask, Told},
-    oracles::liveness::{CONVERGENCE_NS, LIVENESS_TIMEOUT},
+    oracles::{
+        liveness::{CONVERGENCE_NS, LIVENESS_TIMEOUT},
+        silence::{SETTLING_MS, SILENCE_MS},
+    },
     panics,
     plan::{Plan, Profile, Weather},
     report::Report,
@@ -162,10 +165,12 @@ async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &Tasks) {
         tasks.spawn(faults.clone().strike());
     } else {
         cluster.network.set_weather(Weather::CALM);
+        cluster.judge.calm(true);
         if !stand(cluster).await {
             return;
         }
         cluster.network.set_weather(plan.weather);
+        cluster.judge.calm(false);
         tasks.spawn(faults.clone().strike());
     }
     let begun = now_ns();
@@ -190,9 +195,13 @@ async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &Tasks) {
         let _ = client.await;
     }
     faults.heal();
+    cluster.judge.calm(true);
     if settle(cluster, now_ns() + CONVERGENCE_NS).await {
         read_back(cluster).await;
-        cluster.judge.finish();
+        cluster.judge.finish(cluster.nodes());
+        pause_ms(SETTLING_MS).await;
+        cluster.judge.silence(true);
+        pause_ms(SILENCE_MS).await;
     }
 }
 

@@ -252,6 +252,7 @@ impl Cluster {
         self.course.phase = Phase::Gathers;
         self.course.deadline_ns = now_ns() + CONVERGENCE_NS;
         self.heal();
+        self.judge.calm(true);
         self.gather();
     }
 
@@ -312,7 +313,7 @@ impl Cluster {
     fn read_back(&mut self, nth: usize) {
         self.course.phase = Phase::Reads(nth);
         let Some((node, database)) = self.nth_pair(nth / 2) else {
-            self.judge.finish();
+            self.judge.finish(&self.plan.nodes);
             self.course.phase = Phase::Done;
             return;
         };
