@@ -400,6 +400,11 @@ impl Context {
         self.withheld.values().map(BTreeMap::len).sum()
     }
 
+    /// The last write that is durable.
+    pub(crate) fn durable_write(&self) -> WriteId {
+        self.persisted
+    }
+
     /// Writes that are not durable yet.
     pub(crate) fn writes(&self) -> u64 {
         self.next_write.0 - self.persisted.0 - 1

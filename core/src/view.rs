@@ -6,7 +6,7 @@ use crate::{
     context::{Context, Reason},
     group::{Group, Role},
     node::Node,
-    types::{GroupId, Lsn, Member, NodeId, Term},
+    types::{GroupId, Lsn, Member, NodeId, Term, WriteId},
     watermarks::Watermarks,
 };
 
@@ -156,6 +156,12 @@ impl Node {
     #[must_use]
     pub fn elections(&self) -> u64 {
         self.ctx.elections
+    }
+
+    /// The last write that the shell completed.
+    #[must_use]
+    pub fn durable_write(&self) -> WriteId {
+        self.ctx.durable_write()
     }
 
     /// What it holds in memory.

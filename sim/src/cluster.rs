@@ -31,7 +31,7 @@ use crate::{
     atlas::Atlas,
     clock::SimClock,
     disk::SimDisk,
-    judge::{Judge, ProcessId},
+    judge::{Found, Judge, ProcessId},
     net::{Network, Receiver, SimTransport},
     plan::{Crash, Limits, Plan},
     quic::{self, Cabling},
@@ -450,7 +450,17 @@ impl Cluster {
             self.world.saw(Seen::InDoubt);
             self.atlas.weakens(node);
         }
-        self.judge.recovered(node, found.formation.is_some(), &found.groups);
+        self.judge.recovered(
+            process.id,
+            &limits.core,
+            &Found {
+                incarnation: member.incarnation,
+                members: found.formation.as_ref().map(|formation| &formation.members[..]),
+                groups: &found.groups,
+                boots: &found.boots,
+                doubt: found.doubt,
+            },
+        );
         self.world.event(Kind::Process, node.0, process.id.1, found.cut_bytes, 0, || {
             let last: Vec<_> = found.groups.iter().map(|g| (g.group, g.term, g.last)).collect();
             format!("recovered {last:?}, cut {} bytes", found.cut_bytes)
@@ -605,14 +615,14 @@ const CHECK_EVERY: u64 = 64;
 
 impl Observer for Watcher {
     fn step(&self, node: &Node, effects: &[Effect]) {
-        if self.steps.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECK_EVERY) {
-            node.check();
-        }
         if !self.process.is_dead() {
             if self.disk.has_erred() {
                 self.judge.erred(self.process.id);
             }
-            self.judge.step(self.process.id, node.groups(), effects);
+            if self.steps.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECK_EVERY) {
+                self.judge.inspects(self.process.id, node);
+            }
+            self.judge.step(self.process.id, node, effects);
             effects.iter().for_each(|effect| self.counts(effect));
             let process = self.process.id.0;
             if self.atlas.is_weak(process) && !node.groups().any(|group| group.in_doubt) {

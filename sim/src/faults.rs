@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     cluster::Cluster,
+    judge::Harm,
     net::Cut,
     plan::{Broken, Crash, Fault, Moment, Side, Target, Where, Wound},
     run::Tasks,
@@ -266,8 +267,12 @@ impl Faults {
             return;
         }
         cluster.set_down_ms(node, down_ms);
-        if cluster.crash(node, Crash::Power) && disk.damage(wound) && of_log {
-            atlas.hurt(node);
+        if cluster.crash(node, Crash::Power) && disk.damage(wound) {
+            let harm = if of_log { Harm::LogDamaged } else { Harm::StateDamaged };
+            cluster.judge.allow(node, harm);
+            if of_log {
+                atlas.hurt(node);
+            }
         }
     }
 

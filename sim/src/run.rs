@@ -18,7 +18,10 @@ use crate::{
     cluster::Cluster,
     faults::Faults,
     history::{Ask, Told},
-    oracles::liveness::{CONVERGENCE_NS, LIVENESS_TIMEOUT},
+    oracles::{
+        liveness::{CONVERGENCE_NS, LIVENESS_TIMEOUT},
+        silence::{SETTLING_MS, SILENCE_MS},
+    },
     panics,
     plan::{Plan, Profile, Weather},
     report::Report,
@@ -162,10 +165,12 @@ async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &Tasks) {
         tasks.spawn(faults.clone().strike());
     } else {
         cluster.network.set_weather(Weather::CALM);
+        cluster.judge.calm(true);
         if !stand(cluster).await {
             return;
         }
         cluster.network.set_weather(plan.weather);
+        cluster.judge.calm(false);
         tasks.spawn(faults.clone().strike());
     }
     let begun = now_ns();
@@ -190,10 +195,17 @@ async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &Tasks) {
         let _ = client.await;
     }
     let whole = faults.heal();
+    let all = whole.len() == cluster.nodes().len();
+    cluster.judge.calm(all);
     if settle(cluster, &whole, now_ns() + CONVERGENCE_NS).await {
         read_back(cluster, &whole).await;
         cluster.judge.finish(&whole);
         faults.converged(&whole);
+        if all {
+            pause_ms(SETTLING_MS).await;
+            cluster.judge.silence(true);
+            pause_ms(SILENCE_MS).await;
+        }
     }
 }
 

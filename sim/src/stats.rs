@@ -197,6 +197,10 @@ seen! {
     Listed: "list", Some(0);
     /// A leadership was handed over.
     Transferred: "leadership handed over", Some(0);
+    /// Two nodes' whole states were compared at one LSN.
+    RootsCompared: "states of two nodes compared", Some(0);
+    /// A key's history that the search left undecided.
+    HistoryUndecided: "key's history left undecided", None;
     /// A database was created under faults.
     LateDatabase: "database created under faults", Some(0);
     /// A leader that no quorum answered stepped down.

@@ -104,6 +104,11 @@ impl World {
         lock(&self.stats).add(seen, n);
     }
 
+    /// Simulated nanoseconds since the run began.
+    pub(crate) fn now_ns(&self) -> u64 {
+        (self.now_ns)()
+    }
+
     /// The next number in the order of all events: what is numbered later came later.
     pub(crate) fn tick(&self) -> u64 {
         self.order.fetch_add(1, Ordering::Relaxed)

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     drift::Drifting,
-    judge::Judge,
+    judge::{Found, Judge},
     plan::{Crash, Plan},
     rng::Rng,
     stats::Seen,
@@ -268,10 +268,21 @@ impl Cluster {
             Err(error) => {
                 self.world.fail("recovery", format!("{node:?} does not start: {error}"));
             }
-            Ok((driver, formed, groups)) => {
-                self.judge.recovered(node, formed, &groups);
-                self.world.event(Kind::Process, node.0, id, groups.len() as u64, 0, || {
-                    let last: Vec<_> = groups.iter().map(|g| (g.group, g.term, g.last)).collect();
+            Ok((driver, found)) => {
+                self.judge.recovered(
+                    (node, id),
+                    &plan.first.core,
+                    &Found {
+                        incarnation: driver.me().member.incarnation,
+                        members: found.formation.as_ref().map(|formation| &formation.members[..]),
+                        groups: &found.groups,
+                        boots: &found.boots,
+                        doubt: found.doubt,
+                    },
+                );
+                self.world.event(Kind::Process, node.0, id, found.groups.len() as u64, 0, || {
+                    let last: Vec<_> =
+                        found.groups.iter().map(|g| (g.group, g.term, g.last)).collect();
                     format!("recovered {last:?}")
                 });
                 if let Some(process) = self.process(node, id) {
@@ -399,9 +410,9 @@ impl Cluster {
         let mut pass = std::mem::take(&mut self.pass);
         driver.pass(machine.clock.now(at_ns), &mut pass, |core, effects| {
             if steps.is_multiple_of(CHECK_EVERY) {
-                core.check();
+                self.judge.inspects(id, core);
             }
-            self.judge.step(id, core.groups(), effects);
+            self.judge.step(id, core, effects);
         });
         let me = driver.me();
         self.carry_out(id, me, &mut pass);

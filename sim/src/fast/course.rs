@@ -252,6 +252,7 @@ impl Cluster {
         self.course.phase = Phase::Gathers;
         self.course.deadline_ns = now_ns() + CONVERGENCE_NS;
         self.heal();
+        self.judge.calm(true);
         self.gather();
     }
 

@@ -5,10 +5,14 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use highwater_core::{
     Boot, ClusterId, Config, GroupId, Identity, Incarnation, Lsn, Member, Node, NodeId, Peer,
-    RecoverError, Recovered, RecoveredGroup,
+    RecoverError, Recovered,
 };
 
-use super::{driver::Driver, oplog::Oplog, state::State};
+use super::{
+    driver::Driver,
+    oplog::{Found, Oplog},
+    state::State,
+};
 use crate::{
     drift::Drifting,
     plan::{Crash, Fuse},
@@ -189,14 +193,14 @@ impl Machine {
         at_ns: u64,
         nodes: &[NodeId],
         config: &Config,
-    ) -> Result<(Driver, bool, Vec<RecoveredGroup>), RecoverError> {
+    ) -> Result<(Driver, Found), RecoverError> {
         self.clock.restart(at_ns, self.rng.below(1 << 40));
         let member = Member { node: self.node, incarnation: self.incarnation };
         let boot = Boot { counter: self.boots, nonce: self.rng.next() };
         let identity = Identity { cluster: CLUSTER, member, boot, nodes: nodes.to_vec() };
         let found = self.oplog.found();
+        let kept = found.clone();
         let (system_applied, system_control) = self.system_control();
-        let (formed, groups) = (found.formation.is_some(), found.groups.clone());
         let recovered = Recovered {
             formation: found.formation,
             groups: found.groups,
@@ -208,7 +212,7 @@ impl Machine {
         };
         let now = self.clock.now(at_ns);
         let node = Node::recover(config.clone(), identity, self.rng.next(), now, recovered)?;
-        Ok((Driver::new(node, Peer { member, boot }), formed, groups))
+        Ok((Driver::new(node, Peer { member, boot }), kept))
     }
 
     fn system_control(&self) -> (Lsn, Vec<(Bytes, Bytes)>) {

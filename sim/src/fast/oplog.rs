@@ -64,6 +64,7 @@ impl Image {
 }
 
 /// What a start finds in the oplog.
+#[derive(Clone)]
 pub(super) struct Found {
     pub(super) formation: Option<Formation>,
     pub(super) groups: Vec<RecoveredGroup>,

@@ -1,4 +1,4 @@
-//! The catalog: a name stands for one group, is made once, and is not denied once it stands.
+//! O20. The catalog: a name stands for one group, is made once, and is not denied once it stands.
 //!
 //! semantics.md 14. Failures 39, 44.
 

@@ -1,30 +1,48 @@
-//! What a node said to be durable is there after a restart, and nothing but what was written.
+//! O8. What a node said to be durable is there after a restart, and nothing but what was written.
 //!
-//! A replica's oplog recovers to a prefix of the records written to it, which holds everything
-//! that the node had reported as synced (its `durable` mark, its confirmations to a leader, its
-//! votes). semantics.md 1, 11, 12; Raft §5.2 ("persistent state"). Failures 17, 20, 23, 28, 32,
-//! 51, 53, 54.
+//! A replica's oplog recovers to a prefix of the records written to it, which holds everything that
+//! the disk had reported as synced, and every vote that the node gave. Where the harness did harm
+//! that loses synced bytes, the prefix may be shorter, but it is still one, and votes stand or the
+//! data directory is a new one. semantics.md 1, 11, 12; Raft §5.2 ("persistent state"). Failures 17,
+//! 20, 22, 23, 28, 32, 51, 53, 54.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use highwater_core::{GroupId, Lsn, Member, NodeId, Record, RecoveredGroup, Term};
+use highwater_core::{
+    Boot, Doubt, GroupId, Incarnation, Lsn, Member, NodeId, Record, RecoveredGroup, Term, WriteId,
+};
 
 use super::{
     Broken, Verdict, broken,
     log::{Mark, ReplicaLog},
 };
 
+/// What a node found on its disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found<'a> {
+    /// Its own data directory.
+    pub(crate) incarnation: Incarnation,
+    /// Who founded the cluster; `None` where it is not formed.
+    pub(crate) members: Option<&'a [Member]>,
+    pub(crate) groups: &'a [RecoveredGroup],
+    pub(crate) boots: &'a [(Member, Boot)],
+    pub(crate) doubt: Option<Doubt>,
+}
+
 #[derive(Clone, Debug, Default)]
 struct GroupImage {
     log: ReplicaLog,
     term: Term,
     vote: Option<Member>,
+    sound: bool,
+    acked: BTreeMap<Member, (Term, Lsn)>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Image {
     formed: bool,
     groups: BTreeMap<GroupId, GroupImage>,
+    boots: BTreeMap<Member, Boot>,
 }
 
 #[derive(Clone, Debug)]
@@ -32,61 +50,109 @@ enum Written {
     Formation,
     HardState(GroupId, Term, Option<Member>),
     Append(GroupId, Lsn, Mark),
+    Boot(Member, Boot),
+    Acked(GroupId, Member, Term, Lsn),
+    Sound(GroupId),
 }
 
 impl Image {
+    fn of(&mut self, group: GroupId) -> &mut GroupImage {
+        self.groups.entry(group).or_default()
+    }
+
     fn apply(&mut self, written: &Written) -> Verdict {
         match written {
             Written::Formation => self.formed = true,
+            Written::Boot(member, boot) => drop(self.boots.insert(*member, *boot)),
             Written::HardState(group, term, vote) => {
-                let group = self.groups.entry(*group).or_default();
+                let group = self.of(*group);
                 (group.term, group.vote) = (*term, *vote);
             }
-            Written::Append(group, lsn, mark) => {
-                self.groups.entry(*group).or_default().log.append(*lsn, *mark)?;
+            Written::Append(group, lsn, mark) => self.of(*group).log.append(*lsn, *mark)?,
+            Written::Acked(group, member, term, lsn) => {
+                self.of(*group).acked.insert(*member, (*term, *lsn));
             }
+            Written::Sound(group) => self.of(*group).sound = true,
         }
         Ok(())
     }
 
-    fn is(&self, formed: bool, found: &[RecoveredGroup]) -> bool {
-        let blank = RecoveredGroup::default();
-        let mut all = self.groups.keys().copied().chain(found.iter().map(|f| f.group));
-        self.formed == formed
-            && all.all(|id| {
-                let found = found.iter().find(|f| f.group == id).unwrap_or(&blank);
-                self.groups.get(&id).map_or(*found == blank, |group| group.is(found))
-            })
+    fn replay(history: &[Written]) -> Result<Image, Broken> {
+        let mut image = Image::default();
+        history.iter().try_for_each(|written| image.apply(written))?;
+        Ok(image)
+    }
+
+    /// Whether `agrees` holds of every group that is here or was found.
+    fn all(
+        &self,
+        found: &Found<'_>,
+        agrees: impl Fn(&GroupImage, &RecoveredGroup) -> bool,
+    ) -> bool {
+        let (blank, nothing) = (GroupImage::default(), RecoveredGroup::default());
+        let here = self.groups.iter().all(|(id, group)| {
+            agrees(group, found.groups.iter().find(|f| f.group == *id).unwrap_or(&nothing))
+        });
+        let strange = |f: &&RecoveredGroup| !self.groups.contains_key(&f.group);
+        here && found.groups.iter().filter(strange).all(|f| agrees(&blank, f))
+    }
+
+    fn is(&self, found: &Found<'_>) -> bool {
+        self.formed == found.members.is_some() && self.all(found, GroupImage::is)
+    }
+
+    fn has_logs_of(&self, found: &Found<'_>) -> bool {
+        self.all(found, GroupImage::has_log_of)
+    }
+
+    /// Takes on what was found beside the logs.
+    fn adopt(&mut self, found: &Found<'_>) {
+        self.formed = found.members.is_some();
+        self.boots = found.boots.iter().copied().collect();
+        for f in found.groups {
+            let group = self.groups.entry(f.group).or_default();
+            (group.term, group.vote, group.sound) = (f.term, f.vote, f.sound);
+            group.acked =
+                f.acked.iter().map(|(member, term, lsn)| (*member, (*term, *lsn))).collect();
+        }
     }
 }
 
 impl GroupImage {
+    fn has_log_of(&self, found: &RecoveredGroup) -> bool {
+        found.last == self.log.last().lsn && found.terms == self.log.terms()
+    }
+
     fn is(&self, found: &RecoveredGroup) -> bool {
         let last = self.log.last();
         let vote_stands = match found.term {
             term if term == self.term => found.vote == self.vote,
             term => term == last.term && term > self.term,
         };
-        found.last == last.lsn && vote_stands && found.terms == self.log.terms()
+        vote_stands && self.has_log_of(found)
     }
 }
 
 /// One node's oplog, through all its restarts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DurableLog {
-    /// Known to be synced.
+    /// Everything written that is not lost, in order.
+    history: Vec<Written>,
+    /// Reported as synced: so much of it.
     synced: Image,
-    /// Everything written.
+    synced_len: usize,
+    /// All of it.
     written: Image,
-    /// What lies between.
-    between: VecDeque<Written>,
-    /// The latest vote that the node gave.
-    votes: BTreeMap<GroupId, (Term, NodeId)>,
+    /// Writes under way, and where each ends in `history`.
+    under_way: VecDeque<(WriteId, usize)>,
+    /// The latest vote that the node gave, and with which data directory.
+    votes: BTreeMap<GroupId, (Term, NodeId, Incarnation)>,
+    incarnation: Incarnation,
 }
 
 impl DurableLog {
     /// The node writes records. Tells whether entries were overwritten.
-    pub(crate) fn writes(&mut self, records: &[Record]) -> Result<bool, Broken> {
+    pub(crate) fn writes(&mut self, write: WriteId, records: &[Record]) -> Result<bool, Broken> {
         let mut truncated = false;
         for record in records {
             let written = match record {
@@ -96,15 +162,29 @@ impl DurableLog {
                     truncated |= self.log(*group).is_some_and(|log| log.last().lsn >= entry.lsn);
                     Written::Append(*group, entry.lsn, Mark::of(entry))
                 }
-                Record::Checkpointed { .. }
-                | Record::Boot { .. }
-                | Record::Acked { .. }
-                | Record::Sound { .. } => continue,
+                Record::Boot { member, boot } => Written::Boot(*member, *boot),
+                Record::Acked { group, member, term, lsn } => {
+                    Written::Acked(*group, *member, *term, *lsn)
+                }
+                Record::Sound { group, .. } => Written::Sound(*group),
+                Record::Checkpointed { .. } => continue,
             };
             self.written.apply(&written)?;
-            self.between.push_back(written);
+            self.history.push(written);
         }
+        self.under_way.push_back((write, self.history.len()));
         Ok(truncated)
+    }
+
+    /// The node was told that this write, and all before it, are durable.
+    pub(crate) fn completed(&mut self, write: WriteId) -> Verdict {
+        while let Some((_, end)) = self.under_way.pop_front_if(|(id, _)| *id <= write) {
+            for written in &self.history[self.synced_len..end] {
+                self.synced.apply(written)?;
+            }
+            self.synced_len = end;
+        }
+        Ok(())
     }
 
     /// The node's log of a group as written.
@@ -119,36 +199,60 @@ impl DurableLog {
         has(&self.synced) && has(&self.written)
     }
 
-    /// The node reports that the group's log is durable up to `lsn`.
-    pub(crate) fn reports(&mut self, group: GroupId, lsn: Lsn) -> Verdict {
-        let upto = self.between.iter().rposition(
-            |written| matches!(written, Written::Append(g, l, _) if *g == group && *l <= lsn),
-        );
-        for written in self.between.drain(..upto.map_or(0, |at| at + 1)) {
-            self.synced.apply(&written)?;
+    /// How far the group's log is known to be durable, as written: not what will be overwritten.
+    pub(crate) fn durable(&self, group: GroupId) -> Lsn {
+        let (Some(synced), Some(written)) = (self.synced.groups.get(&group), self.log(group))
+        else {
+            return Lsn(0);
+        };
+        let mut lsn = synced.log.last().lsn.min(written.last().lsn);
+        while synced.log.at(lsn) != written.at(lsn) {
+            lsn = lsn.prev();
         }
-        Ok(())
+        lsn
     }
 
-    /// The node gives its vote, which must be durable by then.
+    /// The term and the vote that are known to be durable.
+    pub(crate) fn vote(&self, group: GroupId) -> (Term, Option<Member>) {
+        let Some(group) = self.synced.groups.get(&group) else { return (Term(0), None) };
+        let last = group.log.last().term;
+        if last > group.term { (last, None) } else { (group.term, group.vote) }
+    }
+
+    /// The node gives its vote.
     pub(crate) fn votes(&mut self, group: GroupId, term: Term, candidate: NodeId) {
-        let vote = self.votes.entry(group).or_insert((term, candidate));
-        *vote = (*vote).max((term, candidate));
+        let given = (term, candidate, self.incarnation);
+        let vote = self.votes.entry(group).or_insert(given);
+        *vote = (*vote).max(given);
     }
 
-    /// The node has recovered to this. How many records that it wrote, and had not reported as
-    /// synced, are gone.
-    pub(crate) fn recovers(
-        &mut self,
-        formed: bool,
-        found: &[RecoveredGroup],
-    ) -> Result<usize, Broken> {
-        for (group, (term, candidate)) in &self.votes {
+    /// The node starts, and found this. How many records that it wrote, and were not reported as
+    /// synced, are gone. Of a `damaged` disk more may be.
+    pub(crate) fn recovers(&mut self, found: &Found<'_>, damaged: bool) -> Result<usize, Broken> {
+        self.incarnation = found.incarnation;
+        self.under_way.clear();
+        self.votes_stand(found)?;
+        let written = self.history.len();
+        let kept = match self.prefix(found)? {
+            Some(kept) => kept,
+            None if !damaged || found.doubt.is_none() => {
+                return Err(self.no_prefix(found));
+            }
+            None => self.shorter_prefix(found)?.ok_or_else(|| self.no_prefix(found))?,
+        };
+        self.history.truncate(kept);
+        self.synced_len = kept;
+        self.written = self.synced.clone();
+        Ok(written - kept)
+    }
+
+    fn votes_stand(&self, found: &Found<'_>) -> Verdict {
+        for (group, (term, candidate, incarnation)) in &self.votes {
             let blank = RecoveredGroup::default();
-            let now = found.iter().find(|f| f.group == *group).unwrap_or(&blank);
+            let now = found.groups.iter().find(|f| f.group == *group).unwrap_or(&blank);
             let kept = now.term > *term
                 || now.term == *term && now.vote.is_some_and(|vote| vote.node == *candidate);
-            if !kept {
+            if !kept && *incarnation == found.incarnation {
                 let what = format!(
                     "the vote for {candidate:?} in {group:?}, {term:?} is lost: recovered {:?}, \
                      vote {:?}",
@@ -157,28 +261,56 @@ impl DurableLog {
                 return Err(broken(what).of(*group).term(*term));
             }
         }
-        loop {
-            if self.synced.is(formed, found) {
-                self.written = self.synced.clone();
-                return Ok(std::mem::take(&mut self.between).len());
+        Ok(())
+    }
+
+    /// The prefix that holds all that was synced, and is what was found.
+    fn prefix(&mut self, found: &Found<'_>) -> Result<Option<usize>, Broken> {
+        let mut image = self.synced.clone();
+        for kept in self.synced_len..=self.history.len() {
+            if image.is(found) {
+                self.synced = image;
+                return Ok(Some(kept));
             }
-            let Some(written) = self.between.pop_front() else { break };
-            self.synced.apply(&written)?;
+            if let Some(written) = self.history.get(kept) {
+                image.apply(written)?;
+            }
         }
+        Ok(None)
+    }
+
+    /// The longest prefix, however short, with the logs that were found.
+    fn shorter_prefix(&mut self, found: &Found<'_>) -> Result<Option<usize>, Broken> {
+        let (mut image, mut longest) = (Image::default(), None);
+        for (at, written) in self.history.iter().enumerate() {
+            if image.has_logs_of(found) {
+                longest = Some(at);
+            }
+            image.apply(written)?;
+        }
+        if image.has_logs_of(found) {
+            longest = Some(self.history.len());
+        }
+        let Some(kept) = longest else { return Ok(None) };
+        self.synced = Image::replay(&self.history[..kept])?;
+        self.synced.adopt(found);
+        Ok(Some(kept))
+    }
+
+    fn no_prefix(&self, found: &Found<'_>) -> Broken {
         let written: Vec<_> =
             self.written.groups.iter().map(|(id, g)| (id, g.log.last(), g.term, g.vote)).collect();
-        let what = format!(
-            "recovered what is no prefix of what was written, or lost what was synced: formed \
-             {formed}, {found:?}; written: {written:?}"
-        );
-        Err(broken(what))
+        broken(format!(
+            "recovered what is no prefix of what was written, or lost what was synced: {found:?}; \
+             written: {written:?}"
+        ))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use highwater_core::{Entry, Hlc, Incarnation, Kind};
+    use highwater_core::{Entry, Hlc, Kind};
 
     use super::*;
 
@@ -217,17 +349,27 @@ mod tests {
     fn node() -> DurableLog {
         let mut node = DurableLog::default();
         let vote = Record::HardState { group: G, term: Term(1), vote: Some(member(3)) };
-        node.writes(&[vote, append(1, 1), append(2, 1), append(3, 1)]).unwrap();
+        node.writes(WriteId(1), &[vote, append(1, 1), append(2, 1)]).unwrap();
+        node.writes(WriteId(2), &[append(3, 1)]).unwrap();
         node
+    }
+
+    fn on_disk(groups: &[RecoveredGroup]) -> Found<'_> {
+        let incarnation = Incarnation(0);
+        Found { incarnation, members: None, groups, boots: &[], doubt: None }
+    }
+
+    fn recovers(node: &mut DurableLog, groups: &[RecoveredGroup]) -> Result<usize, Broken> {
+        node.recovers(&on_disk(groups), false)
     }
 
     #[test]
     fn any_prefix_will_do_that_holds_what_was_synced() {
         for last in 2..=3 {
             let mut node = node();
-            node.reports(G, Lsn(2)).unwrap();
+            node.completed(WriteId(1)).unwrap();
             assert!(node.holds(G, Lsn(2), Term(1)) && !node.holds(G, Lsn(3), Term(1)));
-            let lost = node.recovers(false, &[found(last, 1, Some(member(3)), &[(1, 1)])]);
+            let lost = recovers(&mut node, &[found(last, 1, Some(member(3)), &[(1, 1)])]);
             assert_eq!(lost, Ok(3 - last as usize));
             assert_eq!(node.log(G).unwrap().last().lsn, Lsn(last));
         }
@@ -236,33 +378,35 @@ mod tests {
     #[test]
     fn fires_on_lost_synced_entries() {
         let mut node = node();
-        node.reports(G, Lsn(2)).unwrap();
-        assert!(node.recovers(false, &[found(1, 1, Some(member(3)), &[(1, 1)])]).is_err());
+        node.completed(WriteId(1)).unwrap();
+        assert!(recovers(&mut node, &[found(1, 1, Some(member(3)), &[(1, 1)])]).is_err());
         let mut blank = self::node();
-        blank.reports(G, Lsn(3)).unwrap();
-        assert!(blank.recovers(false, &[]).is_err());
+        blank.completed(WriteId(2)).unwrap();
+        assert!(recovers(&mut blank, &[]).is_err());
     }
 
     #[test]
     fn fires_on_what_was_never_written() {
         let found = |terms| found(3, 2, None, terms);
-        assert!(node().recovers(false, &[found(&[(1, 1), (3, 2)])]).is_err());
-        assert!(node().recovers(true, &[]).is_err());
+        assert!(recovers(&mut node(), &[found(&[(1, 1), (3, 2)])]).is_err());
+        let formed = Found { members: Some(&[]), ..on_disk(&[]) };
+        assert!(node().recovers(&formed, false).is_err());
     }
 
     #[test]
     fn an_unsynced_truncation_may_be_undone_but_not_half() {
         let overwritten = || {
             let mut node = node();
-            node.reports(G, Lsn(3)).unwrap();
-            assert_eq!(node.writes(&[append(2, 2)]), Ok(true));
+            node.completed(WriteId(2)).unwrap();
+            assert_eq!(node.writes(WriteId(3), &[append(2, 2)]), Ok(true));
             assert!(!node.holds(G, Lsn(2), Term(1)));
+            assert_eq!(node.durable(G), Lsn(1));
             node
         };
         let vote = Some(member(3));
-        overwritten().recovers(false, &[found(3, 1, vote, &[(1, 1)])]).unwrap();
-        overwritten().recovers(false, &[found(2, 2, None, &[(1, 1), (2, 2)])]).unwrap();
-        assert!(overwritten().recovers(false, &[found(1, 1, vote, &[(1, 1)])]).is_err());
+        recovers(&mut overwritten(), &[found(3, 1, vote, &[(1, 1)])]).unwrap();
+        recovers(&mut overwritten(), &[found(2, 2, None, &[(1, 1), (2, 2)])]).unwrap();
+        assert!(recovers(&mut overwritten(), &[found(1, 1, vote, &[(1, 1)])]).is_err());
     }
 
     #[test]
@@ -270,6 +414,36 @@ mod tests {
         let mut node = node();
         node.votes(G, Term(1), NodeId(3));
         node.votes(G, Term(4), NodeId(2));
-        assert!(node.recovers(false, &[found(3, 1, Some(member(3)), &[(1, 1)])]).is_err());
+        assert!(recovers(&mut node, &[found(3, 1, Some(member(3)), &[(1, 1)])]).is_err());
+    }
+
+    #[test]
+    fn damage_may_cut_what_was_synced_where_the_node_doubts_itself() {
+        let starts = |damaged, doubt, last| {
+            let mut node = node();
+            node.completed(WriteId(2)).unwrap();
+            let groups = [found(last, 1, Some(member(3)), &[(1, 1)])];
+            let lost = node.recovers(&Found { doubt, ..on_disk(&groups) }, damaged);
+            assert!(lost.is_err() || !node.holds(G, Lsn(2), Term(1)));
+            lost
+        };
+        let doubt = Some(Doubt::default());
+        assert_eq!(starts(true, doubt, 1), Ok(2));
+        assert!(starts(true, None, 1).is_err(), "cut, and sure of itself");
+        assert!(starts(false, doubt, 1).is_err());
+        assert!(starts(true, doubt, 9).is_err(), "never written");
+    }
+
+    #[test]
+    fn a_lost_vote_is_for_a_new_data_directory_only() {
+        let lost = |incarnation| {
+            let mut node = node();
+            node.votes(G, Term(4), NodeId(2));
+            let groups = [found(1, 1, None, &[(1, 1)])];
+            let found = Found { incarnation, doubt: Some(Doubt::default()), ..on_disk(&groups) };
+            node.recovers(&found, true)
+        };
+        assert!(lost(Incarnation(0)).is_err());
+        assert!(lost(Incarnation(7)).is_ok());
     }
 }

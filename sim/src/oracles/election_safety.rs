@@ -1,4 +1,4 @@
-//! Election safety: at most one leader per group and term.
+//! O1. Election safety: at most one leader per group and term.
 //!
 //! Raft, figure 3 ("Election Safety"); `ElectionSafety` in its TLA+. Failures 23, 25, 32.
 
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use highwater_core::{GroupId, NodeId, Term};
 
-use super::{Broken, Verdict, broken};
+use super::{Broken, broken};
 
 /// Who led which term.
 #[derive(Debug, Default)]
@@ -43,35 +43,6 @@ impl ElectionSafety {
     }
 }
 
-/// One vote per member and term: the means to election safety, checked where it is given.
-///
-/// Raft, figure 2 ("votedFor"); `votedFor` in its TLA+. Failure 23.
-#[derive(Debug, Default)]
-pub(crate) struct SingleVote {
-    votes: BTreeMap<(NodeId, GroupId, Term), NodeId>,
-}
-
-impl SingleVote {
-    /// A member votes.
-    pub(crate) fn votes(
-        &mut self,
-        voter: NodeId,
-        group: GroupId,
-        term: Term,
-        candidate: NodeId,
-    ) -> Verdict {
-        match self.votes.insert((voter, group, term), candidate) {
-            Some(other) if other != candidate => {
-                let what = format!(
-                    "{voter:?} votes for {other:?} and for {candidate:?} in {group:?}, {term:?}"
-                );
-                Err(broken(what).on(voter).on(other).on(candidate).of(group).term(term))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,15 +58,5 @@ mod tests {
         assert_eq!(oracle.leads(GroupId(5), Term(2), NodeId(2)), Ok(true));
         assert_eq!(oracle.leader_before(G, Term(3)), Some(NodeId(1)));
         assert!(oracle.leads(G, Term(2), NodeId(3)).is_err());
-    }
-
-    #[test]
-    fn fires_on_a_second_vote() {
-        let mut oracle = SingleVote::default();
-        assert!(oracle.votes(NodeId(1), G, Term(2), NodeId(2)).is_ok());
-        assert!(oracle.votes(NodeId(1), G, Term(2), NodeId(2)).is_ok());
-        assert!(oracle.votes(NodeId(1), G, Term(3), NodeId(3)).is_ok());
-        assert!(oracle.votes(NodeId(2), G, Term(2), NodeId(3)).is_ok());
-        assert!(oracle.votes(NodeId(1), G, Term(2), NodeId(3)).is_err());
     }
 }

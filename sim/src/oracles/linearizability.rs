@@ -1,4 +1,4 @@
-//! Linearizability of each database, exactly and in linear time.
+//! O14. Linearizability of each database, exactly and in linear time.
 //!
 //! Every write has an LSN, and every answer names the LSN that it was given at, so the order in
 //! which operations took effect needs no search (Wing and Gong, 1993, would need one): it must be
@@ -7,7 +7,7 @@
 //! What a read shows is checked against the [`Reference`](super::reference::Reference) at its LSN.
 //! A write without an answer may take effect at any LSN above that, or never.
 //!
-//! semantics.md 4, 5. Failures 26, 31.
+//! semantics.md 4. Failures 26, 31.
 
 use std::collections::BTreeMap;
 
@@ -57,16 +57,6 @@ pub(crate) fn read_is_after(floor: Lsn, group: GroupId, applied: Lsn) -> Verdict
     Ok(())
 }
 
-/// A read with a bookmark was answered at `applied`.
-pub(crate) fn bookmark_holds(bookmark: Lsn, group: GroupId, applied: Lsn) -> Verdict {
-    if applied < bookmark {
-        let what =
-            format!("a read of {group:?} with bookmark {bookmark:?} was answered at {applied:?}");
-        return Err(broken(what).of(group).lsns(applied, bookmark));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,11 +75,5 @@ mod tests {
         assert!(write_is_after(floor, G, Lsn(8)).is_ok());
         assert!(write_is_after(floor, G, Lsn(7)).is_err());
         assert_eq!(time.floor(GroupId(3)), Lsn(0));
-    }
-
-    #[test]
-    fn fires_on_a_bookmark_that_was_not_waited_for() {
-        assert!(bookmark_holds(Lsn(4), G, Lsn(4)).is_ok());
-        assert!(bookmark_holds(Lsn(4), G, Lsn(3)).is_err());
     }
 }

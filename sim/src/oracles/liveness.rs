@@ -1,4 +1,4 @@
-//! Liveness: once everything is healed, the cluster works again within a bound. Every group has
+//! O27. Liveness: once everything is healed, the cluster works again within a bound. Every group has
 //! one leader that all follow, every database takes a write, and all replicas hold the same.
 //!
 //! semantics.md 9, 10; simulation.md, "liveness phase". Failures 18, 33, 41, 42, 48, 58.

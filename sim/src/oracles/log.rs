@@ -27,6 +27,7 @@ impl Mark {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReplicaLog {
     entries: Vec<Mark>,
+    terms: Vec<(Lsn, Term)>,
 }
 
 impl ReplicaLog {
@@ -53,18 +54,18 @@ impl ReplicaLog {
         }
         self.entries.truncate(at - 1);
         self.entries.push(mark);
+        while self.terms.last().is_some_and(|(first, _)| *first >= lsn) {
+            self.terms.pop();
+        }
+        if self.terms.last().is_none_or(|(_, term)| *term != mark.term) {
+            self.terms.push((lsn, mark.term));
+        }
         Ok(())
     }
 
     /// Where each term starts.
-    pub(crate) fn terms(&self) -> Vec<(Lsn, Term)> {
-        let mut terms: Vec<(Lsn, Term)> = Vec::new();
-        for (i, mark) in self.entries.iter().enumerate() {
-            if terms.last().is_none_or(|(_, term)| *term != mark.term) {
-                terms.push((Lsn(i as u64 + 1), mark.term));
-            }
-        }
-        terms
+    pub(crate) fn terms(&self) -> &[(Lsn, Term)] {
+        &self.terms
     }
 }
 

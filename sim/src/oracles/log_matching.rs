@@ -1,4 +1,4 @@
-//! Log matching: two entries with the same LSN and term are the same, and so is all before them.
+//! O3. Log matching: two entries with the same LSN and term are the same, and so is all before them.
 //!
 //! Raft, figure 3 ("Log Matching"); `LogMatching` in its TLA+. An entry names the term before it,
 //! and its digest covers that: so equality of all that precedes follows by induction. Failures
@@ -26,6 +26,12 @@ impl LogMatching {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What any replica had at an LSN in a term.
+    pub(crate) fn at(&self, group: GroupId, lsn: Lsn, term: Term) -> Option<Mark> {
+        let digest = *self.seen.get(&(group, lsn, term))?;
+        Some(Mark { term, digest })
     }
 }
 

@@ -3,16 +3,32 @@
 //! impossible). They know nothing of each other and touch nothing; the judge hands them what they
 //! need, in order.
 
+pub(crate) mod answers;
+pub(crate) mod bounds;
 pub(crate) mod catalog;
-pub(crate) mod commit;
+pub(crate) mod commit_rule;
+pub(crate) mod committed_log;
+pub(crate) mod durability;
 pub(crate) mod durable_log;
 pub(crate) mod election_safety;
+pub(crate) mod fencing;
+pub(crate) mod histories;
+pub(crate) mod leader_completeness;
+pub(crate) mod leadership;
 pub(crate) mod linearizability;
 pub(crate) mod liveness;
 pub(crate) mod log;
 pub(crate) mod log_matching;
 pub(crate) mod outcomes;
+pub(crate) mod persist_first;
+pub(crate) mod quarantine;
 pub(crate) mod reference;
+pub(crate) mod repair;
+pub(crate) mod roots;
+pub(crate) mod sessions;
+pub(crate) mod silence;
+pub(crate) mod single_vote;
+pub(crate) mod stall;
 pub(crate) mod state_machine;
 pub(crate) mod transport;
 pub(crate) mod watermarks;

@@ -1,4 +1,4 @@
-//! The state machine as it ought to be, written anew and simply: what each op does, judged at
+//! O13. The state machine as it ought to be, written anew and simply: what each op does, judged at
 //! apply, and what a reader sees at any LSN.
 //!
 //! semantics.md 3, 4, 5. Failures 1, 5, 13, 37, 43, 44, 53.

@@ -1,4 +1,4 @@
-//! State-machine safety: every replica applies the same entry at an LSN, each once and in order
+//! O7. State-machine safety: every replica applies the same entry at an LSN, each once and in order
 //! within a run, and with the same outcome, also when it applies it again after a restart.
 //!
 //! Raft, figure 3 ("State Machine Safety"); semantics.md 3. Failures 1, 10, 18, 37, 40, 53.

@@ -1,4 +1,4 @@
-//! Transport: what a process hears was sent to that very process by whom it is said to be from, and
+//! O28. Transport: what a process hears was sent to that very process by whom it is said to be from, and
 //! each message is heard once.
 //!
 //! `highwater_node::env::Transport`, on which drivers and cores rely. Failures 14, 16.

@@ -1,4 +1,4 @@
-//! The order of watermarks on one replica, and that those never fall within a run which must not.
+//! O11. The order of watermarks on one replica, and that those never fall within a run which must not.
 //!
 //! semantics.md, "Watermarks". Failures 1, 9, 10, 12, 38.
 

@@ -1,0 +1,186 @@
+//! What clients ask and are told.
+
+use highwater_core::{GroupId, Lsn, NodeId};
+use highwater_node::api::{Consistency, Error, Got, ListQuery, Page};
+use highwater_wire::op::{Op, Versions};
+
+use super::{Judge, Open, State, op_id};
+use crate::{
+    history::{Ask, Call, Told},
+    oracles::{linearizability, roots::root, sessions, watermarks::is_known},
+    stats::Seen,
+    trace::{Kind, digest},
+};
+
+impl Judge {
+    /// A client calls.
+    pub(crate) fn calls(&self, call: &Call) {
+        let mut state = self.lock();
+        state.calls += 1;
+        let group = state.catalog.group(&call.database);
+        let floor = group.map(|group| state.time.floor(group)).unwrap_or_default();
+        let process = (call.node, state.processes.get(&call.node).copied().unwrap_or_default());
+        let shown = group.map(|group| state.sessions.floor(process, group)).unwrap_or_default();
+        state.open.insert(call.id, Open { group, floor, process, shown });
+        state.answers.calls(call.id);
+        state.histories.calls(call);
+        let mut digest_of = digest(call.database.as_bytes());
+        if let Ask::Write(op) = &call.ask {
+            let id = op_id(&op.encode());
+            digest_of ^= id.0;
+            state.asked.insert(id, (op.clone(), floor));
+            if let Some(group) = group {
+                *state.writing.entry(group).or_default() += 1;
+            }
+        }
+        self.world.event(Kind::Call, call.node.0, call.id, floor.0, digest_of, || {
+            format!("#{} {} {}", call.id, call.database, call.ask.brief())
+        });
+    }
+
+    /// A client has its answer.
+    pub(crate) fn told(&self, call: &Call, told: &Told) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let node = call.node.0;
+        self.world.event(Kind::Return, node, call.id, 0, told.digest(), || {
+            format!("#{} {}", call.id, told.brief())
+        });
+        self.world.check("answers", state.answers.told(call.id));
+        let Some(open) = state.open.remove(&call.id) else { return };
+        state.histories.told(call, told);
+        if let Some(group) = open.group
+            && matches!(call.ask, Ask::Write(_))
+        {
+            *state.writing.entry(group).or_default() -= 1;
+        }
+        if let Told::Failed(Error::NoSuchDatabase) = told
+            && call.ask != Ask::Create
+        {
+            let denied = state.catalog.denied(&call.database, open.group.is_some());
+            self.world.check("catalog", denied);
+        }
+        let led_here = open.group.is_some_and(|g| state.elections.latest(g) == Some(call.node));
+        match (&call.ask, told) {
+            (Ask::Write(op), told) => self.write_told(state, op, told, led_here),
+            (Ask::Get(key, consistency), Told::Got(got)) => {
+                self.got(state, key, *consistency, &open, got, led_here);
+            }
+            (Ask::List(query, consistency), Told::Listed(page)) => {
+                let lists = state.references.entry(page.group).or_default().lists(query, page);
+                self.world.check("reference", lists.map_err(|broken| broken.on(call.node)));
+                self.world.saw(Seen::Listed);
+                self.whole(state, call.node, query, page);
+                self.read(state, *consistency, &open, (page.group, page.applied), led_here);
+            }
+            (Ask::Create, Told::Created(group, existed)) => {
+                let stands = state.catalog.stands(&call.database, *group, *existed);
+                self.world.check("catalog", stands);
+            }
+            (Ask::Transfer(_), Told::Transferred) => self.world.saw(Seen::Transferred),
+            (_, Told::Failed(Error::Behind { .. })) => self.world.saw(Seen::Behind),
+            _ => {}
+        }
+    }
+
+    fn write_told(&self, state: &mut State, op: &Op, told: &Told, led_here: bool) {
+        let id = op_id(&op.encode());
+        let world = &self.world;
+        match told {
+            Told::Written(receipt) => {
+                world.check("outcomes", state.outcomes.acked(id, receipt));
+                state.time.learns(receipt.group, receipt.lsn);
+                world.saw(Seen::WriteAcked);
+                world.saw_times(Seen::WriteForwarded, u64::from(!led_here));
+                world.saw_times(Seen::Batch, u64::from(op.writes.len() > 1));
+                let swap = |w: &highwater_wire::op::Write| {
+                    matches!(w.condition.matches, Some(Versions::Of(_)))
+                };
+                world.saw_times(Seen::Swapped, u64::from(op.writes.iter().any(swap)));
+            }
+            Told::Failed(Error::Refused { index, version, lsn }) => {
+                world.saw(Seen::Refused);
+                let group = state.outcomes.group_of(id).unwrap_or_default();
+                let verdict = state.outcomes.refused(id, group, *lsn, (*index, *version));
+                world.check("outcomes", verdict);
+                state.time.learns(group, *lsn);
+            }
+            Told::Failed(Error::Unknown) | Told::Silence => {
+                world.saw(Seen::WriteUnknown);
+                state.unknown.insert(id);
+            }
+            Told::Failed(error) => {
+                world.saw(Seen::WriteFailed);
+                world.saw_times(Seen::RefusedFull, u64::from(*error == Error::StorageFull));
+                let committed = &state.committed;
+                let is_dead = |group, lsn, term| committed.is_dead(group, lsn, term);
+                match state.outcomes.failed(id, is_dead) {
+                    Ok(logged) => world.saw_times(Seen::SupersededWrite, u64::from(logged)),
+                    Err(what) => world.fail("outcomes", what),
+                }
+            }
+            other => world.fail("outcomes", format!("a write was answered by {other:?}")),
+        }
+    }
+
+    fn got(
+        &self,
+        state: &mut State,
+        key: &[u8],
+        consistency: Consistency,
+        open: &Open,
+        got: &Got,
+        led_here: bool,
+    ) {
+        let reads = state.references.entry(got.group).or_default().reads(key, got);
+        self.world.check("reference", reads.map_err(|broken| broken.on(open.process.0)));
+        self.read(state, consistency, open, (got.group, got.applied), led_here);
+    }
+
+    fn read(
+        &self,
+        state: &mut State,
+        consistency: Consistency,
+        open: &Open,
+        (group, applied): (GroupId, Lsn),
+        led_here: bool,
+    ) {
+        let world = &self.world;
+        if open.group.is_some_and(|known| known != group) {
+            world.fail("catalog", format!("{:?} is answered as {group:?}", open.group));
+        }
+        world.check("watermarks", is_known(applied, state.machine.last(group)));
+        let verdict = match consistency {
+            Consistency::Linearizable => {
+                world.saw(Seen::LinearizableRead);
+                world.saw_times(Seen::FollowerIndexRead, u64::from(!led_here));
+                linearizability::read_is_after(open.floor, group, applied)
+            }
+            Consistency::Local(None) => {
+                world.saw(Seen::LocalRead);
+                Ok(())
+            }
+            Consistency::Local(Some(bookmark)) => {
+                world.saw(Seen::BookmarkRead);
+                sessions::bookmark_holds(bookmark.lsn, group, applied)
+            }
+        };
+        let oracle = match consistency {
+            Consistency::Linearizable => "linearizability",
+            Consistency::Local(_) => "sessions",
+        };
+        world.check(oracle, verdict.map_err(|broken| broken.on(open.process.0)));
+        let shows = state.sessions.shows(open.process, group, open.shown, applied);
+        world.check("sessions", shows);
+        state.time.learns(group, applied);
+    }
+
+    /// Compares the states that are read whole.
+    fn whole(&self, state: &mut State, node: NodeId, query: &ListQuery, page: &Page) {
+        let Some(root) = root(query, page) else { return };
+        match state.roots.shows(node, (page.group, page.applied), root) {
+            Ok(compared) => self.world.saw_times(Seen::RootsCompared, u64::from(compared)),
+            Err(broken) => self.world.fail("roots", broken),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The judge: sees every step of every node, every apply, and every call and answer of clients,
+//! and hands the oracles what each needs. It knows of no runtime: whoever drives the nodes tells it.
+
+mod clients;
+mod end;
+mod nodes;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use highwater_core::{Config, GroupId, Lsn, NodeId};
+use highwater_wire::op::Op;
+use tokio::sync::Notify;
+
+use crate::{
+    oracles::{
+        answers::Answers,
+        catalog::Catalog,
+        commit_rule::CommitRule,
+        committed_log::CommittedLog,
+        durable_log::DurableLog,
+        election_safety::ElectionSafety,
+        fencing::Fencing,
+        histories::Histories,
+        leadership::Leadership,
+        linearizability::RealTime,
+        liveness::Standing,
+        log_matching::LogMatching,
+        outcomes::{OpId, Outcomes},
+        quarantine::Quarantine,
+        reference::Reference,
+        roots::Roots,
+        sessions::Sessions,
+        single_vote::SingleVote,
+        stall::Stall,
+        state_machine::StateMachine,
+        watermarks::WatermarkOrder,
+    },
+    trace::digest,
+    world::World,
+};
+
+pub(crate) use crate::oracles::{durable_log::Found, quarantine::Harm};
+
+/// Which process of which node.
+pub(crate) type ProcessId = (NodeId, u64);
+
+/// What a call began with.
+#[derive(Clone, Debug)]
+struct Open {
+    group: Option<GroupId>,
+    /// Known to be committed.
+    floor: Lsn,
+    /// The node's process, and what it had shown.
+    process: ProcessId,
+    shown: Lsn,
+}
+
+#[derive(Default)]
+struct State {
+    /// Of each node's present process.
+    configs: BTreeMap<NodeId, Config>,
+    voters: usize,
+    /// The last process of each node.
+    processes: BTreeMap<NodeId, u64>,
+
+    logs: BTreeMap<NodeId, DurableLog>,
+    copies: BTreeMap<NodeId, DurableLog>,
+    elections: ElectionSafety,
+    votes: SingleVote,
+    leadership: Leadership,
+    matching: LogMatching,
+    commits: CommitRule,
+    committed: CommittedLog,
+    fencing: Fencing,
+    machine: StateMachine,
+    marks: WatermarkOrder,
+    harms: Quarantine,
+    stall: Stall,
+    standings: BTreeMap<(NodeId, GroupId), Standing>,
+    /// Nothing is to be said or written any more.
+    silent: bool,
+
+    references: BTreeMap<GroupId, Reference>,
+    time: RealTime,
+    histories: Histories,
+    sessions: Sessions,
+    outcomes: Outcomes,
+    answers: Answers,
+    catalog: Catalog,
+    roots: Roots,
+    open: BTreeMap<u64, Open>,
+    /// Every op as its client asked for it, and what was known then.
+    asked: BTreeMap<OpId, (Op, Lsn)>,
+    /// Writes under way, by group.
+    writing: BTreeMap<GroupId, u64>,
+    unknown: BTreeSet<OpId>,
+    calls: u64,
+}
+
+/// The oracles of one run.
+pub(crate) struct Judge {
+    world: Arc<World>,
+    state: Mutex<State>,
+    /// Told whenever a group has a new leader.
+    pub(crate) elected: Notify,
+}
+
+fn op_id(payload: &[u8]) -> OpId {
+    OpId(digest(payload))
+}
+
+impl Judge {
+    pub(crate) fn new(world: Arc<World>, nodes: &[NodeId]) -> Judge {
+        let logs = nodes.iter().map(|node| (*node, DurableLog::default())).collect();
+        let state = State { voters: nodes.len(), logs, ..State::default() };
+        Judge { world, state: Mutex::new(state), elected: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // --- what the harness does ---
+
+    /// Harm is done to a node: what follows from it is no finding. To be told before the node starts
+    /// again.
+    pub(crate) fn allow(&self, node: NodeId, harm: Harm) {
+        self.lock().harms.harmed(node, harm);
+    }
+
+    /// What was done has no consequence any more.
+    pub(crate) fn undo(&self, node: NodeId, harm: Harm) {
+        self.lock().harms.undone(node, harm);
+    }
+
+    /// A process's disk has failed it: calls ended in errors.
+    pub(crate) fn erred(&self, process: ProcessId) {
+        self.lock().harms.failed(process);
+    }
+
+    /// A node's disk was wiped.
+    pub(crate) fn wiped(&self, node: NodeId) {
+        self.lock().logs.insert(node, DurableLog::default());
+    }
+
+    /// A copy of a node's disk was taken, of what was durable then.
+    pub(crate) fn copied(&self, node: NodeId) {
+        let mut state = self.lock();
+        if let Some(log) = state.logs.get(&node).cloned() {
+            state.copies.insert(node, log);
+        }
+    }
+
+    /// A node's disk holds what its copy held.
+    pub(crate) fn rolled_back(&self, node: NodeId) {
+        let mut state = self.lock();
+        if let Some(log) = state.copies.remove(&node) {
+            state.logs.insert(node, log);
+            state.harms.harmed(node, Harm::RolledBack);
+        }
+    }
+
+    /// From now on nothing is wrong any more; or something is again.
+    pub(crate) fn calm(&self, calm: bool) {
+        let now_ns = self.world.now_ns();
+        self.lock().stall.calm(calm, now_ns);
+    }
+
+    /// All is equal everywhere, and nobody asks for anything: from now on no group says or writes
+    /// anything. Or clients may go on.
+    pub(crate) fn silence(&self, silent: bool) {
+        self.lock().silent = silent;
+    }
+
+    // --- what the harness asks ---
+
+    /// Databases that clients know to stand.
+    pub(crate) fn databases(&self) -> Vec<(String, GroupId)> {
+        self.lock().catalog.all().map(|(name, group)| (name.to_owned(), group)).collect()
+    }
+
+    /// Who leads a database's group, as far as anybody knows.
+    pub(crate) fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.lock().elections.latest(group)
+    }
+
+    /// The last LSN that was applied anywhere.
+    pub(crate) fn last_applied(&self, group: GroupId) -> Lsn {
+        self.lock().machine.last(group)
+    }
+
+    /// Calls made, and writes acknowledged.
+    pub(crate) fn tally(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.calls, state.outcomes.acks() as u64)
+    }
+}
