@@ -6,9 +6,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use highwater_core::{
     Effect, Entry, GroupId, GroupMessage, GroupView, Kind as EntryKind, Lsn, Message, NodeId,
-    Outcome, Record, RecoveredGroup, RoleView, Term,
+    Outcome, Record, RecoveredGroup, RoleView, Term, Watermarks,
 };
 use highwater_node::api::{Consistency, Error, Got};
 use highwater_wire::op::{Answer, Op, Versions};
@@ -31,7 +32,7 @@ use crate::{
         watermarks::{Marks, WatermarkOrder, is_known},
     },
     stats::Seen,
-    trace::{Kind, digest},
+    trace::{Kind, digest, shared_digest},
     world::World,
 };
 
@@ -43,6 +44,34 @@ pub(crate) type ProcessId = (NodeId, u64);
 struct Open {
     group: Option<GroupId>,
     floor: Lsn,
+    /// Of a write.
+    op: Option<OpId>,
+}
+
+/// A replica at a glance.
+#[derive(PartialEq, Eq)]
+struct Glance {
+    process: u64,
+    group: GroupId,
+    term: Term,
+    role: RoleView,
+    leader: Option<NodeId>,
+    watermarks: Watermarks,
+    quarantined: bool,
+}
+
+impl Glance {
+    fn of(process: u64, view: &GroupView<'_>) -> Glance {
+        Glance {
+            process,
+            group: view.group,
+            term: view.term,
+            role: view.role,
+            leader: view.leader,
+            watermarks: view.watermarks,
+            quarantined: view.quarantined.is_some(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -67,6 +96,8 @@ struct State {
     writing: BTreeMap<GroupId, u64>,
     unknown: BTreeSet<OpId>,
     standings: BTreeMap<(NodeId, GroupId), Standing>,
+    /// What was last seen of each node's replicas, in order.
+    glances: BTreeMap<NodeId, Vec<Glance>>,
     calls: u64,
 }
 
@@ -78,8 +109,8 @@ pub(crate) struct Judge {
     pub(crate) elected: Notify,
 }
 
-fn op_id(payload: &[u8]) -> OpId {
-    OpId(digest(payload))
+fn op_id(payload: &Bytes) -> OpId {
+    OpId(shared_digest(payload))
 }
 
 impl Judge {
@@ -119,9 +150,26 @@ impl Judge {
         for effect in effects {
             self.effect(state, process.0, effect);
         }
+        // Most steps change nothing of most groups.
+        let mut glances = std::mem::take(state.glances.entry(process.0).or_default());
+        let mut known = 0;
         for view in groups {
-            self.view(state, process, &view);
+            let glance = Glance::of(process.1, &view);
+            match glances.get_mut(known) {
+                Some(before) if *before == glance => {}
+                Some(before) => {
+                    *before = glance;
+                    self.view(state, process, &view);
+                }
+                None => {
+                    glances.push(glance);
+                    self.view(state, process, &view);
+                }
+            }
+            known += 1;
         }
+        glances.truncate(known);
+        state.glances.insert(process.0, glances);
     }
 
     fn effect(&self, state: &mut State, node: NodeId, effect: &Effect) {
@@ -352,10 +400,13 @@ impl Judge {
         state.calls += 1;
         let group = state.catalog.group(&call.database);
         let floor = group.map(|group| state.time.floor(group)).unwrap_or_default();
-        state.open.insert(call.id, Open { group, floor });
+        let op = match &call.ask {
+            Ask::Write(op) => Some(OpId(digest(&op.encode()))),
+            _ => None,
+        };
+        state.open.insert(call.id, Open { group, floor, op });
         let mut digest_of = digest(call.database.as_bytes());
-        if let Ask::Write(op) = &call.ask {
-            let id = op_id(&op.encode());
+        if let Some(id) = op {
             digest_of ^= id.0;
             state.floors.insert(id, floor);
             if let Some(group) = group {
@@ -371,14 +422,13 @@ impl Judge {
     pub(crate) fn told(&self, call: &Call, told: &Told) {
         let mut guard = self.lock();
         let state = &mut *guard;
-        let text = format!("{told:?}");
         let node = call.node.0;
-        self.world.event(Kind::Return, node, call.id, 0, digest(text.as_bytes()), || {
+        self.world.event(Kind::Return, node, call.id, 0, told.digest(), || {
             format!("#{} {}", call.id, told.brief())
         });
         let Some(open) = state.open.remove(&call.id) else { return };
         if let Some(group) = open.group
-            && matches!(call.ask, Ask::Write(_))
+            && open.op.is_some()
         {
             *state.writing.entry(group).or_default() -= 1;
         }
@@ -390,7 +440,10 @@ impl Judge {
         }
         let led_here = open.group.is_some_and(|g| state.elections.latest(g) == Some(call.node));
         match (&call.ask, told) {
-            (Ask::Write(op), told) => self.write_told(state, op, told, led_here),
+            (Ask::Write(op), told) => {
+                let id = open.op.unwrap_or(OpId(0));
+                self.write_told(state, id, op, told, led_here);
+            }
             (Ask::Get(key, consistency), Told::Got(got)) => {
                 self.got(state, key, *consistency, &open, got, led_here);
             }
@@ -410,8 +463,7 @@ impl Judge {
         }
     }
 
-    fn write_told(&self, state: &mut State, op: &Op, told: &Told, led_here: bool) {
-        let id = op_id(&op.encode());
+    fn write_told(&self, state: &mut State, id: OpId, op: &Op, told: &Told, led_here: bool) {
         let world = &self.world;
         match told {
             Told::Written(receipt) => {

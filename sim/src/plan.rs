@@ -17,6 +17,7 @@ pub(crate) enum Profile {
 
 impl Profile {
     /// By its name on the command line.
+    #[cfg(madsim)]
     pub(crate) fn named(name: &str) -> Option<Profile> {
         (name == "default").then_some(Profile::Default)
     }
