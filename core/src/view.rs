@@ -47,8 +47,6 @@ pub struct GroupView<'a> {
     pub in_doubt: bool,
     /// Why it is quarantined here, if it is.
     pub quarantined: Option<&'a str>,
-    /// On the leader: what each follower has confirmed.
-    pub matched: Vec<(NodeId, Lsn)>,
 }
 
 /// What a node holds in memory: everything here is bounded by [`Config`](crate::Config).
@@ -95,7 +93,6 @@ fn view<'a>(ctx: &Context, group: &'a Group) -> GroupView<'a> {
         lag_us: group.lag_us(ctx.now.mono),
         in_doubt: group.is_in_doubt(),
         quarantined: group.quarantined(),
-        matched: group.matched(),
     }
 }
 
@@ -109,6 +106,12 @@ impl Node {
     #[must_use]
     pub fn group(&self, id: GroupId) -> Option<GroupView<'_>> {
         self.groups.get(&id).map(|group| view(&self.ctx, group))
+    }
+
+    /// What each follower of a group has confirmed; nothing unless this node leads it.
+    #[must_use]
+    pub fn matched(&self, id: GroupId) -> Vec<(NodeId, Lsn)> {
+        self.groups.get(&id).map(Group::matched).unwrap_or_default()
     }
 
     /// About how many bytes of a group's entries are known to be committed and not applied here.

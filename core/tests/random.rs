@@ -588,7 +588,8 @@ impl Chaos {
     fn status(&self) -> String {
         let mut out = String::new();
         for (id, host) in &self.cluster.hosts {
-            for view in host.node.iter().flat_map(|n| n.groups()) {
+            let views = host.node.iter().flat_map(|n| n.groups().map(move |view| (n, view)));
+            for (node, view) in views {
                 out += &format!(
                     "{id:?} {:?} {:?} {:?} leader {:?} {:?} quarantined {:?} matched {:?}\n",
                     view.group,
@@ -597,7 +598,7 @@ impl Chaos {
                     view.leader,
                     view.watermarks,
                     view.quarantined,
-                    view.matched
+                    node.matched(view.group)
                 );
             }
         }

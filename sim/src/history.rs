@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use highwater_core::{GroupId, NodeId};
-use highwater_node::api::{Consistency, Error, Got, ListQuery, Listed, Page, Receipt, Record};
+use highwater_node::api::{Consistency, Error, Got, ListQuery, Page, Receipt, Record};
 use highwater_wire::op::Op;
 
-use crate::trace::digest;
+use crate::{rng::spread, trace::digest};
 
 /// A client's question.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,26 +55,31 @@ pub(crate) enum Told {
 }
 
 impl Told {
-    /// Of all that it says.
+    /// Of everything that it says.
     pub(crate) fn digest(&self) -> u64 {
-        let of_record = |record: &Record| {
-            let Record { version, content_type, value } = record;
-            version.0 ^ digest(content_type).rotate_left(7) ^ digest(value).rotate_left(14)
+        let of = |words: &[u64]| words.iter().fold(0, |h, word| spread(h ^ word));
+        let record = |record: &Record| {
+            of(&[record.version.0, digest(&record.content_type), digest(&record.value)])
         };
         match self {
-            Told::Got(Got { record: Some(record), group, applied, term }) => {
-                digest(format!("{group:?} {applied:?} {term:?}").as_bytes()) ^ of_record(record)
+            Told::Written(Receipt { group, lsn, term, existed }) => {
+                of(&[1, group.0, lsn.0, term.0, u64::from(*existed)])
+            }
+            Told::Got(got) => {
+                let record = got.record.as_ref().map_or(0, record);
+                of(&[2, got.group.0, got.applied.0, got.term.0, record])
             }
             Told::Listed(page) => {
-                let Page { group, applied, term, records, more } = page;
-                let head = format!("{group:?} {applied:?} {term:?} {more}");
-                let of = |h: u64, listed: &Listed| {
-                    let text = digest(&listed.key) ^ listed.size.rotate_left(50);
-                    (h ^ text ^ of_record(&listed.record)).rotate_left(9)
-                };
-                records.iter().fold(digest(head.as_bytes()), of)
+                let rows = page.records.iter();
+                let rows = rows.fold(0, |h, row| {
+                    spread(h ^ of(&[digest(&row.key), row.size, record(&row.record)]))
+                });
+                of(&[3, page.group.0, page.applied.0, page.term.0, rows, u64::from(page.more)])
             }
-            other => digest(format!("{other:?}").as_bytes()),
+            Told::Created(group, existed) => of(&[4, group.0, u64::from(*existed)]),
+            Told::Transferred => of(&[5]),
+            Told::Failed(error) => of(&[6, digest(format!("{error:?}").as_bytes())]),
+            Told::Silence => of(&[7]),
         }
     }
 

@@ -18,5 +18,6 @@ pub(crate) struct Report {
     /// Acknowledged writes.
     pub(crate) acks: u64,
     /// Kept events, as [`crate::trace::Trace::save`] writes them.
+    #[cfg_attr(not(madsim), allow(dead_code, reason = "the command line compares them"))]
     pub(crate) trace: Vec<u8>,
 }

@@ -297,20 +297,24 @@ impl Seen {
 }
 
 /// How often each thing was seen in one run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stats {
-    counts: BTreeMap<Seen, u64>,
+    counts: [u64; Seen::ALL.len()],
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats { counts: [0; Seen::ALL.len()] }
+    }
 }
 
 impl Stats {
     pub(crate) fn add(&mut self, seen: Seen, n: u64) {
-        if n > 0 {
-            *self.counts.entry(seen).or_default() += n;
-        }
+        self.counts[seen as usize] += n;
     }
 
     pub(crate) fn get(&self, seen: Seen) -> u64 {
-        self.counts.get(&seen).copied().unwrap_or(0)
+        self.counts[seen as usize]
     }
 }
 
@@ -325,10 +329,13 @@ pub(crate) struct Totals {
 impl Totals {
     pub(crate) fn add(&mut self, stats: &Stats) {
         self.seeds += 1;
-        for (seen, n) in &stats.counts {
-            let (total, seeds) = self.counts.entry(*seen).or_default();
-            *total += n;
-            *seeds += 1;
+        for seen in Seen::ALL {
+            let n = stats.get(*seen);
+            if n > 0 {
+                let (total, seeds) = self.counts.entry(*seen).or_default();
+                *total += n;
+                *seeds += 1;
+            }
         }
     }
 

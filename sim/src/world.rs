@@ -101,7 +101,9 @@ impl World {
 
     /// Counts several.
     pub(crate) fn saw_times(&self, seen: Seen, n: u64) {
-        lock(&self.stats).add(seen, n);
+        if n > 0 {
+            lock(&self.stats).add(seen, n);
+        }
     }
 
     /// Simulated nanoseconds since the run began.
@@ -133,6 +135,7 @@ impl World {
     }
 
     /// Returns once an oracle has fired.
+    #[cfg(madsim)]
     pub(crate) async fn failed(&self) {
         let over = self.over.notified();
         if lock(&self.finding).is_none() {

@@ -45,6 +45,8 @@ struct Pending {
     call: Call,
     process: u64,
     deadline_ns: u64,
+    /// When nobody waits for it any more.
+    patience_ends_ns: u64,
     /// The pauses of the machine at the beginning; `None` where it was paused then.
     pauses: Option<u64>,
     work: Work,
@@ -62,6 +64,21 @@ struct Pending {
 #[derive(Default)]
 pub(super) struct Calls {
     pending: BTreeMap<u64, Pending>,
+    /// When each caller's call is looked after: one alarm each, set anew only when it comes up.
+    watched: BTreeMap<usize, u64>,
+}
+
+impl Calls {
+    /// Looks after a caller's call at this time; when the alarm is to be set, if there is none.
+    fn watch(&mut self, caller: usize, at_ns: u64) -> Option<u64> {
+        match self.watched.get(&caller) {
+            Some(alarm_ns) if *alarm_ns <= at_ns => None,
+            _ => {
+                self.watched.insert(caller, at_ns);
+                Some(at_ns)
+            }
+        }
+    }
 }
 
 /// How a call goes on.
@@ -97,12 +114,16 @@ impl Cluster {
         let call = Call { id, node, database: database.to_owned(), ask };
         self.judge.calls(&call);
         let pauses = self.machine(node).pauses;
+        // A clock may be slow by a tenth; a call gets a second beyond its deadline.
+        let timeout_ns = timeout.as_nanos() as u64;
+        let patience_ends_ns = now_ns() + timeout_ns * 10 / 8 + 1_000_000_000;
         let Some(process) = self.running(node) else { return };
         let pending = Pending {
             caller,
             call,
             process: process.id,
-            deadline_ns: now_ns() + timeout.as_nanos() as u64,
+            deadline_ns: now_ns() + timeout_ns,
+            patience_ends_ns,
             pauses: (!process.paused).then_some(pauses),
             work: Work::Begins,
             seen: process.driver().map_or(0, |driver| driver.changes),
@@ -111,9 +132,9 @@ impl Cluster {
             turn: 0,
         };
         self.calls.pending.insert(id, pending);
-        // A clock may be slow by a tenth; a call gets a second beyond its deadline.
-        let patience_ns = timeout.as_nanos() as u64 * 10 / 8 + 1_000_000_000;
-        self.agenda.after(patience_ns, Event::Patience { call: id });
+        if let Some(at_ns) = self.calls.watch(caller, patience_ends_ns) {
+            self.agenda.at(at_ns, Event::Patience { caller });
+        }
         self.advance(id);
     }
 
@@ -132,8 +153,23 @@ impl Cluster {
         }
     }
 
-    /// A call is overdue: its node must have stood still.
-    pub(super) fn give_up_call(&mut self, id: u64) {
+    /// A caller's call may be overdue: its node must have stood still then.
+    pub(super) fn look_after(&mut self, caller: usize) {
+        let at_ns = now_ns();
+        if self.calls.watched.get(&caller) == Some(&at_ns) {
+            self.calls.watched.remove(&caller);
+        }
+        let mut pending = self.calls.pending.iter();
+        let Some((id, pending)) = pending.find(|(_, pending)| pending.caller == caller) else {
+            return;
+        };
+        let (id, ends_ns) = (*id, pending.patience_ends_ns);
+        if ends_ns > at_ns {
+            if let Some(at_ns) = self.calls.watch(caller, ends_ns) {
+                self.agenda.at(at_ns, Event::Patience { caller });
+            }
+            return;
+        }
         let Some(pending) = self.calls.pending.remove(&id) else { return };
         let node = pending.call.node;
         if pending.pauses == Some(self.machine(node).pauses) {

@@ -48,7 +48,7 @@ pub(super) enum Event {
     Done {
         node: NodeId,
         process: u64,
-        input: Input,
+        input: Box<Input>,
     },
     /// The state's worker comes to a run of entries, or to a checkpoint.
     Apply {
@@ -77,9 +77,9 @@ pub(super) enum Event {
         call: u64,
         turn: u64,
     },
-    /// Nobody waits for a call any more.
+    /// A caller's patience may have ended.
     Patience {
-        call: u64,
+        caller: usize,
     },
     /// A caller goes on.
     Caller(usize),
@@ -195,7 +195,7 @@ impl Cluster {
             Event::Arrive(parcel) => self.arrive(*parcel),
             Event::Synced { node, process, dies } => self.synced(node, process, dies),
             Event::Done { node, process, input } => {
-                self.deliver(node, process, Arrival::Done(input));
+                self.deliver(node, process, Arrival::Done(*input));
             }
             Event::Apply { node, process, group, entries } => {
                 self.apply(node, process, group, &entries);
@@ -212,7 +212,7 @@ impl Cluster {
                 }
             }
             Event::Call { call, turn } => self.wake_call(call, turn),
-            Event::Patience { call } => self.give_up_call(call),
+            Event::Patience { caller } => self.look_after(caller),
             Event::Caller(caller) => self.caller_goes_on(caller),
             Event::Course(turn) => self.course_goes_on(turn),
             Event::Strike(nth) => self.strike(nth),
@@ -467,7 +467,7 @@ impl Cluster {
                 let entries = machine.oplog.load(group, from, to, max_bytes);
                 let ns = machine.disk_ns(5, 40);
                 assert!(!entries.is_empty(), "a load asks for what was written");
-                let input = Input::Loaded { load, entries };
+                let input = Box::new(Input::Loaded { load, entries });
                 self.agenda.after(ns, Event::Done { node, process, input });
                 self.dies_at(node, process, DiskCall::Other);
             }

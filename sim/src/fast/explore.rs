@@ -1,8 +1,9 @@
 //! Many seeds: what was found, what took effect how often, and how fast it went.
 
 use std::{
-    fmt,
+    fmt, fs,
     ops::{ControlFlow, Range},
+    sync::LazyLock,
     time::Instant,
 };
 
@@ -11,6 +12,7 @@ use crate::{
     plan::Profile,
     pool,
     report::Report,
+    rng::spread,
     stats::{Seen, Totals},
 };
 
@@ -24,6 +26,8 @@ pub struct Explored {
     calls: u64,
     acks: u64,
     events: u64,
+    /// Of all traces, in whatever order they came.
+    hash: u64,
     /// That all threads spent on it.
     spent_ns: u64,
 }
@@ -42,9 +46,9 @@ pub(crate) fn explore_with(
 ) -> Explored {
     let mut explored = Explored::default();
     let timed = |seed| {
-        let begun = Instant::now();
+        let begun = spent_ns();
         let report = run_seed(seed, profile);
-        (report, begun.elapsed().as_nanos() as u64)
+        (report, spent_ns() - begun)
     };
     pool::each(seeds, jobs, timed, |(report, spent_ns)| {
         if let Some(finding) = &report.finding {
@@ -60,6 +64,15 @@ pub(crate) fn explore_with(
     explored
 }
 
+/// Nanoseconds that this thread has spent on a core, where the system tells, so that a busy machine
+/// does not count; else since some moment.
+fn spent_ns() -> u64 {
+    static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let told = fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let told = told.and_then(|text| text.split(' ').next()?.parse().ok());
+    told.unwrap_or_else(|| BEGUN.elapsed().as_nanos() as u64)
+}
+
 impl Explored {
     fn add(&mut self, report: &Report, spent_ns: u64) {
         self.totals.add(&report.stats);
@@ -70,6 +83,7 @@ impl Explored {
         self.calls += report.calls;
         self.acks += report.acks;
         self.events += report.events;
+        self.hash ^= spread(report.seed ^ report.hash);
         self.spent_ns += spent_ns;
     }
 
@@ -101,13 +115,14 @@ impl fmt::Display for Explored {
         let (simulated, spent) = (self.simulated_ns as f64 / 1e9, self.spent_ns as f64 / 1e9);
         write!(
             f,
-            "{} seeds, {} failed; {} calls, {} acknowledged writes, {} events; {simulated:.0} \
-             simulated seconds, {:.0} per second and core",
+            "{} seeds, {} failed; {} calls, {} acknowledged writes, {} events, hash {:016x}; \
+             {simulated:.0} simulated seconds, {:.0} per second and core",
             self.totals.seeds,
             self.findings.len(),
             self.calls,
             self.acks,
             self.events,
+            self.hash,
             simulated / spent,
         )?;
         for (seed, oracle) in &self.findings {

@@ -107,7 +107,7 @@ pub(super) struct Machine {
     pub(super) pauses: u64,
     /// How many times as long its disk takes.
     pub(super) slowness: u64,
-    /// How long a step of its process takes.
+    /// How long a step of its process takes; what arrives meanwhile waits for the next one.
     pub(super) step_ns: u64,
     /// How long it stays down after its next crash.
     pub(super) down_ms: Option<u64>,
@@ -131,7 +131,7 @@ impl Machine {
             process: None,
             pauses: 0,
             slowness: 1,
-            step_ns: rng.heavy(2, 100) * 1_000,
+            step_ns: rng.heavy(2, 2_000) * 1_000,
             down_ms: None,
             fuse: None,
             fuse_at_start: None,

@@ -68,11 +68,39 @@ mod tests {
 
     #[test]
     fn a_seed_repeats_itself_and_differs_from_the_next() {
+        #[cfg(madsim)]
+        let _alone = crate::planting();
         let one = run_seed(11, Profile::Default);
         assert_eq!(one.finding, None);
         assert!(one.events > 10_000 && one.calls > 500, "{} events", one.events);
         let again = run_seed(11, Profile::Default);
         assert_eq!((one.hash, one.events, &one.stats), (again.hash, again.events, &again.stats));
         assert_ne!(one.hash, run_seed(12, Profile::Default).hash);
+    }
+
+    /// Those that live in the core; the others are in code that does not run here.
+    #[cfg(madsim)]
+    #[test]
+    fn planted_faults_are_caught() {
+        use highwater_core::planted::{self, Planted};
+
+        let _alone = crate::planting();
+        for (fault, oracles) in [
+            (Planted::AckBeforeFsync, &["durable log", "commit rule"][..]),
+            (Planted::VoteNotPersisted, &["durable log", "single vote"]),
+            (Planted::OldTermCommit, &["commit rule"]),
+            (Planted::ReadWithoutQuorum, &["linearizability"]),
+            (Planted::TruncationAsFailure, &["outcomes"]),
+            (Planted::BlindVote, &["leader completeness", "committed log"]),
+            (Planted::AckUnverified, &["peer fault", "commit rule", "committed log"]),
+        ] {
+            planted::set(Some(fault));
+            let mut caught = (0..100).map(|seed| run_seed(seed, Profile::Default));
+            let caught = caught.find_map(|report| Some((report.seed, report.finding?)));
+            planted::set(None);
+            let (seed, finding) = caught.unwrap_or_else(|| panic!("{fault:?} is not caught"));
+            assert!(oracles.contains(&finding.oracle), "{fault:?}: {finding:?}");
+            assert_eq!(run_seed(seed, Profile::Default).finding, None, "{fault:?}, seed {seed}");
+        }
     }
 }

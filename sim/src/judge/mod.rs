@@ -10,7 +10,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use highwater_core::{Config, GroupId, Lsn, NodeId};
+use bytes::Bytes;
+use highwater_core::{Config, GroupId, GroupView, Lsn, NodeId, RoleView, Term, Watermarks};
 use highwater_wire::op::Op;
 use tokio::sync::Notify;
 
@@ -38,7 +39,7 @@ use crate::{
         state_machine::StateMachine,
         watermarks::WatermarkOrder,
     },
-    trace::digest,
+    trace::shared_digest,
     world::World,
 };
 
@@ -80,6 +81,8 @@ struct State {
     harms: Quarantine,
     stall: Stall,
     standings: BTreeMap<(NodeId, GroupId), Standing>,
+    /// What was last seen of each node's replicas, in order.
+    glances: BTreeMap<NodeId, Vec<Glance>>,
     /// Nothing is to be said or written any more.
     silent: bool,
 
@@ -108,8 +111,34 @@ pub(crate) struct Judge {
     pub(crate) elected: Notify,
 }
 
-fn op_id(payload: &[u8]) -> OpId {
-    OpId(digest(payload))
+fn op_id(payload: &Bytes) -> OpId {
+    OpId(shared_digest(payload))
+}
+
+/// A replica at a glance.
+#[derive(PartialEq, Eq)]
+struct Glance {
+    process: u64,
+    group: GroupId,
+    term: Term,
+    role: RoleView,
+    leader: Option<NodeId>,
+    watermarks: Watermarks,
+    quarantined: bool,
+}
+
+impl Glance {
+    fn of(process: u64, view: &GroupView<'_>) -> Glance {
+        Glance {
+            process,
+            group: view.group,
+            term: view.term,
+            role: view.role,
+            leader: view.leader,
+            watermarks: view.watermarks,
+            quarantined: view.quarantined.is_some(),
+        }
+    }
 }
 
 impl Judge {

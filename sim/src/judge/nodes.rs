@@ -6,7 +6,7 @@ use highwater_core::{
 };
 use highwater_wire::op::Answer;
 
-use super::{Judge, ProcessId, State, op_id};
+use super::{Glance, Judge, ProcessId, State, op_id};
 use crate::{
     oracles::{
         bounds, broken,
@@ -56,9 +56,30 @@ impl Judge {
         for effect in effects {
             self.effect(state, process, effect);
         }
+        self.views(state, process, core);
+    }
+
+    /// Most steps change nothing of most groups.
+    fn views(&self, state: &mut State, process: ProcessId, core: &Node) {
+        let mut glances = std::mem::take(state.glances.entry(process.0).or_default());
+        let mut known = 0;
         for view in core.groups() {
-            self.view(state, process, &view);
+            let glance = Glance::of(process.1, &view);
+            match glances.get_mut(known) {
+                Some(before) if *before == glance => {}
+                Some(before) => {
+                    *before = glance;
+                    self.view(state, process, &view);
+                }
+                None => {
+                    glances.push(glance);
+                    self.view(state, process, &view);
+                }
+            }
+            known += 1;
         }
+        glances.truncate(known);
+        state.glances.insert(process.0, glances);
     }
 
     /// A process's core is looked at as a whole, which takes longer.

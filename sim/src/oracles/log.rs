@@ -3,7 +3,7 @@
 use highwater_core::{Entry, Lsn, Position, Term};
 
 use super::{Verdict, broken};
-use crate::{rng::spread, trace::digest};
+use crate::{rng::spread, trace::shared_digest};
 
 /// An entry, as far as an oracle needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub(crate) struct Mark {
 
 impl Mark {
     pub(crate) fn of(entry: &Entry) -> Mark {
-        let mut h = digest(&entry.payload);
+        let mut h = shared_digest(&entry.payload);
         for x in [entry.lsn.0, entry.prev_term.0, entry.hlc.0, entry.origin, entry.kind as u64] {
             h = spread(h ^ x);
         }

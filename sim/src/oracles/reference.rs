@@ -27,7 +27,11 @@ pub(crate) struct Reference {
 impl Reference {
     fn at(&self, lsn: Lsn, key: &[u8]) -> Option<(Lsn, &Value)> {
         let versions = self.keys.get(key)?;
-        let (version, value) = versions[..versions.partition_point(|(v, _)| *v <= lsn)].last()?;
+        let (version, value) = match versions.last() {
+            // Most ask for the present.
+            Some(last) if last.0 <= lsn => last,
+            _ => versions[..versions.partition_point(|(v, _)| *v <= lsn)].last()?,
+        };
         Some((*version, value.as_ref()?))
     }
 
