@@ -14,7 +14,9 @@ use std::{
     time::Duration,
 };
 
-use highwater_core::{ClusterId, Effect, Entry, GroupId, Identity, Node, NodeId, Outcome, Peer};
+use highwater_core::{
+    ClusterId, Effect, Entry, GroupId, Identity, Input, Node, NodeId, Outcome, Peer,
+};
 use highwater_node::{
     Exit, Handle, Observer, Options, Parts,
     env::{Inbound, Transport},
@@ -187,6 +189,7 @@ impl Cluster {
         self.world.event(Kind::Process, node.0, process.id.1, 0, 0, || {
             format!("starts as process {}", process.id.1)
         });
+        self.world.tell(|story| story.starts(node));
         let mut id = lock(&machine.id);
         match *id {
             Some(id) => self.runtime.restart(id),
@@ -229,6 +232,7 @@ impl Cluster {
             Crash::Power => Seen::PowerCut,
         });
         self.world.fault(node.0, || format!("{crash:?}: {loss:?}"));
+        self.world.tell(|story| story.dies(node));
         if let Some(id) = *lock(&machine.id) {
             self.runtime.kill(id);
         }
@@ -255,6 +259,7 @@ impl Cluster {
             return false;
         }
         (running.paused, running.pauses) = (true, running.pauses + 1);
+        self.world.tell(|story| story.paused(node, true));
         if let Some(id) = *lock(&machine.id) {
             self.runtime.pause(id);
         }
@@ -265,9 +270,11 @@ impl Cluster {
     pub(crate) fn resume(&self, node: NodeId) {
         let machine = self.machine(node);
         let mut running = lock(&machine.running);
-        if std::mem::take(&mut running.paused)
-            && let Some(id) = *lock(&machine.id)
-        {
+        let was_paused = std::mem::take(&mut running.paused);
+        if was_paused {
+            self.world.tell(|story| story.paused(node, false));
+        }
+        if was_paused && let Some(id) = *lock(&machine.id) {
             self.runtime.resume(id);
         }
     }
@@ -354,11 +361,11 @@ impl Cluster {
         machine.disk.settle_damage(false);
         let found = &opened.recovered;
         self.world.saw_times(Seen::TailCut, u64::from(found.cut_bytes > 0));
-        self.judge.recovered(node, found.formation.is_some(), &found.groups);
         self.world.event(Kind::Process, node.0, process.id.1, found.cut_bytes, 0, || {
             let last: Vec<_> = found.groups.iter().map(|g| (g.group, g.term, g.last)).collect();
             format!("recovered {last:?}, cut {} bytes", found.cut_bytes)
         });
+        self.judge.recovered(node, found.formation.is_some(), &found.groups);
         let states = Arc::new(States::new(Box::new(disk.state_files()), self.plan.state));
         let (deliver, inbound) = mpsc::channel(INBOUND_MAX);
         let identity = Identity { cluster: CLUSTER, member, boot, nodes: self.plan.nodes.clone() };
@@ -496,11 +503,19 @@ struct Watcher {
 const CHECK_EVERY: u64 = 64;
 
 impl Observer for Watcher {
+    fn takes(&self, inputs: &[Input]) {
+        if !self.process.is_dead() {
+            self.judge.world.tell(|story| story.takes(self.process.id.0, inputs));
+        }
+    }
+
     fn step(&self, node: &Node, effects: &[Effect]) {
         if self.steps.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECK_EVERY) {
             node.check();
         }
         if !self.process.is_dead() {
+            let world = &self.judge.world;
+            world.tell(|story| story.steps(self.process.id.0, node.groups(), effects));
             self.judge.step(self.process.id, node.groups(), effects);
         }
     }

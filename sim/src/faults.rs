@@ -67,6 +67,14 @@ impl Faults {
 
     async fn apply(self, fault: Fault) {
         self.cluster.world.fault(0, || format!("{fault:?}"));
+        let text = format!("{fault:?}");
+        self.cluster.world.tell(|story| story.fault_begins(text.clone()));
+        let world = self.cluster.world.clone();
+        self.carry_out(fault).await;
+        world.tell(|story| story.fault_ends(&text));
+    }
+
+    async fn carry_out(self, fault: Fault) {
         match fault {
             Fault::Crash { target, crash, moment, down_ms, again } => {
                 let node = self.resolve(target);

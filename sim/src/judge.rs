@@ -72,7 +72,7 @@ struct State {
 
 /// The oracles of one run.
 pub(crate) struct Judge {
-    world: Arc<World>,
+    pub(crate) world: Arc<World>,
     state: Mutex<State>,
     /// Told whenever a group has a new leader.
     pub(crate) elected: Notify,
@@ -289,6 +289,12 @@ impl Judge {
     ) {
         let mut guard = self.lock();
         let state = &mut *guard;
+        if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
+            self.world.event(Kind::Applied, process.0.0, group.0, last.lsn.0, first.lsn.0, || {
+                format!("{group:?} {:?}..={:?}", first.lsn, last.lsn)
+            });
+            self.world.tell(|story| story.applies(process.0, group, entries));
+        }
         let mut outcomes = outcomes.iter();
         for entry in entries {
             let outcome = match entry.kind {
@@ -296,11 +302,6 @@ impl Judge {
                 _ => None,
             };
             self.entry_applied(state, process, group, entry, outcome);
-        }
-        if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
-            self.world.event(Kind::Applied, process.0.0, group.0, last.lsn.0, first.lsn.0, || {
-                format!("{group:?} {:?}..={:?}", first.lsn, last.lsn)
-            });
         }
     }
 
@@ -365,6 +366,7 @@ impl Judge {
         self.world.event(Kind::Call, call.node.0, call.id, floor.0, digest_of, || {
             format!("#{} {} {}", call.id, call.database, call.ask.brief())
         });
+        self.world.tell(|story| story.calls(call, group, floor));
     }
 
     /// A client has its answer.
@@ -376,6 +378,7 @@ impl Judge {
         self.world.event(Kind::Return, node, call.id, 0, digest(text.as_bytes()), || {
             format!("#{} {}", call.id, told.brief())
         });
+        self.world.tell(|story| story.told(call, told));
         let Some(open) = state.open.remove(&call.id) else { return };
         if let Some(group) = open.group
             && matches!(call.ask, Ask::Write(_))
