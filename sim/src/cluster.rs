@@ -365,6 +365,7 @@ impl Cluster {
             let last: Vec<_> = found.groups.iter().map(|g| (g.group, g.term, g.last)).collect();
             format!("recovered {last:?}, cut {} bytes", found.cut_bytes)
         });
+        self.world.tell(|story| story.recovers(node, &found.groups));
         self.judge.recovered(node, found.formation.is_some(), &found.groups);
         let states = Arc::new(States::new(Box::new(disk.state_files()), self.plan.state));
         let (deliver, inbound) = mpsc::channel(INBOUND_MAX);
