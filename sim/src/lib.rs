@@ -4,12 +4,17 @@
 //! there is the product's own code: core, driver, oplog, redb. What is simulated is what a machine
 //! provides. A run is a function of its seed. Plans, workloads and oracles know nothing of that and
 //! exist in every build.
+// The fast loop alone does not use all of them.
+#![cfg_attr(not(madsim), allow(dead_code))]
 
 mod drift;
 pub mod fast;
 mod history;
 mod judge;
 mod oracles;
+// The fast loop tells no stories.
+#[cfg_attr(not(madsim), allow(dead_code))]
+mod page;
 mod panics;
 mod plan;
 mod pool;

@@ -25,7 +25,6 @@ impl Profile {
         [("default", Profile::Default), ("swarm", Profile::Swarm)];
 
     /// By its name on the command line.
-    #[cfg(madsim)]
     pub(crate) fn named(name: &str) -> Option<Profile> {
         Profile::ALL.iter().find(|(n, _)| *n == name).map(|(_, profile)| *profile)
     }

@@ -105,7 +105,7 @@ struct State {
 
 /// The oracles of one run.
 pub(crate) struct Judge {
-    world: Arc<World>,
+    pub(crate) world: Arc<World>,
     state: Mutex<State>,
     /// Told whenever a group has a new leader.
     pub(crate) elected: Notify,
@@ -158,11 +158,6 @@ impl Judge {
     /// again.
     pub(crate) fn allow(&self, node: NodeId, harm: Harm) {
         self.lock().harms.harmed(node, harm);
-    }
-
-    /// What was done has no consequence any more.
-    pub(crate) fn undo(&self, node: NodeId, harm: Harm) {
-        self.lock().harms.undone(node, harm);
     }
 
     /// A process's disk has failed it: calls ended in errors.
