@@ -28,6 +28,12 @@ impl Profile {
     pub(crate) fn named(name: &str) -> Option<Profile> {
         Profile::ALL.iter().find(|(n, _)| *n == name).map(|(_, profile)| *profile)
     }
+
+    /// Its name on the command line.
+    #[cfg(madsim)]
+    pub(crate) fn name(self) -> &'static str {
+        Profile::ALL.iter().find(|(_, p)| *p == self).map_or("?", |(name, _)| name)
+    }
 }
 
 /// Whom a fault strikes; resolved when it does.

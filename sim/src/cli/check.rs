@@ -68,7 +68,7 @@ fn run_twice(args: &Args, batch: &Range<u64>, dirs: &[PathBuf; 2]) -> io::Result
 fn start(args: &Args, batch: &Range<u64>, traces: &Path, jobs: usize) -> io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     let seeds = format!("{}..{}", batch.start, batch.end);
-    command.args(["run", "--profile", "default", "--json", "--seeds", &seeds]);
+    command.args(["run", "--profile", args.profile.name(), "--json", "--seeds", &seeds]);
     command.arg("--jobs").arg(jobs.to_string()).arg("--traces").arg(traces);
     if let Some(quic) = args.quic {
         command.arg(if quic { "--quic" } else { "--no-quic" });

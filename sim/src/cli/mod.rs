@@ -47,7 +47,9 @@ pub fn main() -> ExitCode {
 
 /// The line that replays a seed.
 fn replay_line(seed: u64, args: &Args) -> String {
+    let profile = format!(" --profile {}", args.profile.name());
     let planted = args.planted.map(|p| format!(" --planted {}", args::planted_name(p)));
     let quic = args.quic.map(|quic| if quic { " --quic" } else { " --no-quic" });
-    format!("cargo sim replay {seed}{}{}", planted.unwrap_or_default(), quic.unwrap_or_default())
+    let (planted, quic) = (planted.unwrap_or_default(), quic.unwrap_or_default());
+    format!("cargo sim replay {seed}{profile}{planted}{quic}")
 }
