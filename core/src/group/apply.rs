@@ -8,6 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::{Consequences, Group};
 use crate::{
     catalog::CreateDatabase,
+    config::Config,
     context::{Context, LoadFor},
     entry::{Entry, Kind, Outcome, Record},
     io::{Effect, Reject, Reply},
@@ -46,9 +47,17 @@ impl Applying {
         self.blocked = false;
     }
 
-    fn take_fetched(&mut self, from: Lsn, to: Lsn) -> Option<Vec<Entry>> {
+    /// What a peer gave of `from..=to`, as much as one run takes: the peer's limits are its own.
+    fn take_fetched(&mut self, from: Lsn, to: Lsn, config: &Config) -> Option<Vec<Entry>> {
         let mut entries = core::mem::take(&mut self.fetched);
         entries.retain(|e| from <= e.lsn && e.lsn <= to);
+        let mut bytes = 0;
+        let fits = |(n, e): &(usize, &Entry)| {
+            bytes += e.weight();
+            *n == 0 || *n < config.apply_entries_max && bytes <= config.apply_bytes_max
+        };
+        let run = entries.iter().enumerate().take_while(fits).count();
+        self.fetched = entries.split_off(run);
         (entries.first()?.lsn == from).then_some(entries)
     }
 }
@@ -106,7 +115,7 @@ impl Group {
         }
         let config = &ctx.config;
         let held = self.log.slice(from, to, config.apply_bytes_max, config.apply_entries_max);
-        match held.or_else(|| self.applying.take_fetched(from, to)) {
+        match held.or_else(|| self.applying.take_fetched(from, to, config)) {
             Some(entries) => self.apply_run(ctx, entries, consequences),
             None if self.applying.blocked => {}
             None => {
