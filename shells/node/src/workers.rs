@@ -140,9 +140,9 @@ pub(crate) async fn read_log<D: Disk>(
 ) {
     let _vital = Vital { worker: "the oplog's reader", done: done.clone() };
     while let Some(job) = jobs.recv().await {
-        let (load, group, read) = match job {
+        let (load, read) = match job {
             ReadJob::Load { load, group, from, to, max_bytes } => {
-                (load, group, reader.load(group, from, to, max_bytes).await)
+                (load, reader.load(group, from, to, max_bytes).await)
             }
             ReadJob::Mend { group, entries } => {
                 if let Err(error) = reader.mend(group, entries).await {
@@ -154,13 +154,12 @@ pub(crate) async fn read_log<D: Disk>(
         let input = match read {
             Ok(entries) => Input::Loaded { load, entries },
             Err(error) => {
-                // Who asked for the first of them hears of it below.
+                // All of it: the oplog mends a segment once nothing in it is missing.
                 if let LoadError::Damaged { missing, .. } = &error {
-                    for (also, from, to) in missing.iter().skip(1).copied() {
-                        let _ = done.send(Input::Damaged { group: also, from, to });
+                    for (group, from, to) in missing.iter().copied() {
+                        let _ = done.send(Input::Damaged { group, from, to });
                     }
                 }
-                tracing::warn!(%error, %group, "the oplog can't be read");
                 Input::LoadFailed { load, reason: error.to_string() }
             }
         };

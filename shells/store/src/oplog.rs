@@ -18,19 +18,44 @@
 //! - A failed write or sync ends the writer: nothing is ever tried again on the same file.
 //!
 //! # Start-up
-//! [`open`] looks for the first block that is not as it should be. If its sequence is at or below the
-//! highest `synced_upto` seen anywhere, it is damage to something that may have been acknowledged,
-//! and the log is not opened. Above it, the log ends there: that block and all that follow, intact
-//! ones included, are cut. What is kept but not known to be fsynced is written once more and
-//! fsynced (a sync that failed in an earlier run has left the pages clean, so that a sync alone would
-//! prove nothing). Then an **opening block** begins a new **epoch**: only an opening block raises
-//! the epoch, and no block of an epoch is written before its opening block is durable. So whatever
-//! is left on the disk of the part that was cut never fits again, even where a crash keeps the
-//! following blanking from being completed.
+//! [`open`] looks for the first block of the newest segment that is not as it should be. Above the
+//! highest `synced_upto` seen anywhere, the log ends there: that block and all that follow, intact
+//! ones included, are a **torn tail**, promised to nobody, and are cut. What is kept but not known to
+//! be fsynced is written once more and fsynced (a sync that failed in an earlier run has left the
+//! pages clean, so that a sync alone would prove nothing). Then an **opening block** begins a new
+//! **epoch**: only an opening block or a segment header raises the epoch, and no block of an epoch is
+//! written before its opening block is durable. So whatever is left on the disk of the part that was
+//! cut never fits again, even where a crash keeps the following blanking from being completed.
+//!
+//! # Damage at the end
+//! At or below that `synced_upto` the block may have been acknowledged: the log has **lost** its end.
+//! So it has where the newest segment's header is damaged, though blocks follow it. Then the log goes
+//! on in a new segment, at the place of the first damaged block, and that segment's header says all
+//! there is to say: that the log is **in doubt** from there on, and what could still be read behind
+//! the damage of votes, the formation, starts met and acknowledgements. The segment is made whole
+//! beside the log and renamed into place, so that a crash leaves the damage or the cut, never a log
+//! that looks intact. What was lost stays in its file, unless that has the number of the new one.
+//!
+//! A block's kind says whether a vote may be in it, and a block's header has a checksum of its own.
+//! So it is known whether a vote may be lost: where a block is gone that may have held one, or nothing
+//! is known of it, the data directory is **fenced** first, durably ([`identity`](crate::identity)).
+//! What can't be followed at all (a segment that is missing or has another length, damaged headers
+//! in the middle or several of them, an unreadable identity) is refused, and nothing is changed.
 //!
 //! One hole is left: a block of the very last sync is damaged, *and* the process dies before the next
 //! block or the closing marker reaches the disk. Such damage can't be told from a torn write and is
 //! cut. It is outside the fault model.
+//!
+//! # Damage elsewhere
+//! Start-up does not read older segments; later headers know their votes and terms. A
+//! [`LogReader::load`] that meets damage, or a block that the disk can't read, scans the segment once
+//! more, around the damage, and from then on reads everything else in it. An entry counts only if its
+//! term is the one that the headers give its LSN: an older one may stand before the damage that
+//! replaced it. What is missing is told, to be had from other nodes, and [`LogReader::mend`] takes it:
+//! copies serve from memory, within a bound, until everything that is missing in the segment is
+//! there; then the damaged blocks are written anew, where they were, with their sequences. Other
+//! records that were in them are of no use any more. The writer leaves a segment that is found
+//! damaged while it is written to, so that the next start need not cut it.
 //!
 //! # Bounds
 //! A frame never spans blocks, a block never spans segments; the largest frame is

@@ -38,8 +38,9 @@ pub(crate) struct Damage {
 }
 
 impl<D: Disk> LogReader<D> {
-    /// Indexes a segment by a scan of it. Where that finds damage, by another one, which checks
-    /// every entry's term: what replaced it may be in the damage.
+    /// Indexes a segment by a scan of it. Where that meets damage, or what was mended, by another one
+    /// that checks every entry's term: what replaced it may be in the damage, and what was mended may
+    /// stand somewhat before its old place.
     pub(crate) async fn index(&self, segment: u64) -> io::Result<()> {
         let shared = &*self.shared;
         let (file, bounds) = {
@@ -60,6 +61,7 @@ impl<D: Disk> LogReader<D> {
             index: SegmentIndex::new(bytes),
             holes: Vec::new(),
             careful,
+            whole: true,
         };
         let mut scan = begin(false);
         loop {
@@ -77,7 +79,7 @@ impl<D: Disk> LogReader<D> {
                 scan.cursor.extend(end, pending);
             }
             scan.read_on().await;
-            if !scan.careful && !scan.holes.is_empty() {
+            if !scan.careful && !scan.whole {
                 scan = begin(true);
             }
         }
@@ -161,16 +163,24 @@ struct Scan<'a, D: Disk> {
     holes: Vec<Hole>,
     /// Only entries that count are indexed.
     careful: bool,
+    /// Every block so far is as it was written at first.
+    whole: bool,
 }
 
 impl<D: Disk> Scan<'_, D> {
-    /// Up to the cursor's end, or, unless careful, to the first damage.
+    /// Up to the cursor's end, or, unless careful, to what asks for care.
     async fn read_on(&mut self) {
-        while self.cursor.at() < self.cursor.end() && (self.careful || self.holes.is_empty()) {
+        while self.cursor.at() < self.cursor.end() && (self.careful || self.whole) {
             let at = self.cursor.at();
             match self.cursor.next(&mut self.expect).await {
-                Ok(Ok(block)) if block.header.kind != BlockKind::Marker => self.note(at, &block),
-                _ => self.pass(at).await,
+                Ok(Ok(block)) if block.header.kind != BlockKind::Marker => {
+                    self.whole &= block.header.kind != BlockKind::Mended;
+                    self.note(at, &block);
+                }
+                _ => {
+                    self.whole = false;
+                    self.pass(at).await;
+                }
             }
         }
     }

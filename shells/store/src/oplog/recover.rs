@@ -84,9 +84,7 @@ pub async fn open<D: Disk>(
     }
     let (shared, writer, cut_bytes) = match found {
         Surveyed::Blank(survey) => create(disk, start.log, options, survey).await?,
-        Surveyed::Intact(survey, newest, tail) => {
-            resume(disk, options, survey, newest, tail).await?
-        }
+        Surveyed::Intact(found) => resume(disk, options, *found).await?,
         // It was cut, and is damaged again.
         Surveyed::Lost(cut) => return Err(cut.refused()),
     };
@@ -117,7 +115,7 @@ enum Surveyed<F> {
     /// There is none yet.
     Blank(Survey<F>),
     /// All there is, but for a torn tail.
-    Intact(Survey<F>, Newest<F>, Tail),
+    Intact(Box<(Survey<F>, Newest<F>, Tail)>),
     /// Something at its end was fsynced and can't be read.
     Lost(Cut),
 }
@@ -147,17 +145,16 @@ async fn survey<D: Disk>(
     if damaged || orphan.is_some() {
         return survey.lost(disk, Some((newest, tail)), orphan).await;
     }
-    Ok(Surveyed::Intact(survey, newest, tail))
+    Ok(Surveyed::Intact(Box::new((survey, newest, tail))))
 }
 
 /// Goes on with a log that is as it was written.
 async fn resume<D: Disk>(
     disk: D,
     options: OplogOptions,
-    mut survey: Survey<D::File>,
-    newest: Newest<D::File>,
-    tail: Tail,
+    found: (Survey<D::File>, Newest<D::File>, Tail),
 ) -> Result<(Arc<Shared<D>>, LogWriter<D>, u64), OpenError> {
+    let (mut survey, newest, tail) = found;
     if !planted::is(Planted::RecoveredNotSynced) {
         tail.keep(&disk, &newest).await?;
     }
