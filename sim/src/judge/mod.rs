@@ -160,11 +160,6 @@ impl Judge {
         self.lock().harms.harmed(node, harm);
     }
 
-    /// What was done has no consequence any more.
-    pub(crate) fn undo(&self, node: NodeId, harm: Harm) {
-        self.lock().harms.undone(node, harm);
-    }
-
     /// A process's disk has failed it: calls ended in errors.
     pub(crate) fn erred(&self, process: ProcessId) {
         self.lock().harms.failed(process);
