@@ -15,15 +15,19 @@ use std::{
 };
 
 use highwater_core::{
-    ClusterId, Effect, Entry, GroupId, GroupMessage, Identity, Input, Message, Node, NodeId,
-    Notice, Outcome, Peer, Recovered,
+    ClusterId, Config, Effect, Entry, GroupId, GroupMessage, Identity, Input, Member, Message,
+    Node, NodeId, Notice, Outcome, Peer, Recovered,
 };
 use highwater_node::{
     Exit, Handle, Observer, Options, Parts,
     env::{Inbound, Transport},
 };
 use highwater_quic::Quic;
-use highwater_store::{identity, oplog, state::States};
+use highwater_store::{
+    identity::{self, IdentityError},
+    oplog::{self, RecoveredLog},
+    state::States,
+};
 use madsim::{runtime::Handle as Runtime, task::NodeId as MachineId};
 use tokio::sync::mpsc;
 
@@ -101,6 +105,8 @@ pub(crate) struct Machine {
     rng: Mutex<Rng>,
     /// Which of the plan's limits hold for the next process; `None`: the first ones.
     limits: Mutex<Option<usize>>,
+    /// Whose its data directory is, as the last start found it; `None` once it was wiped.
+    member: Mutex<Option<Member>>,
     /// The wall time at which its data directory was made; it is made anew only later.
     made_ms: AtomicU64,
     /// No process starts here any more.
@@ -145,6 +151,7 @@ impl Cluster {
                 running: Mutex::default(),
                 rng: Mutex::new(Rng::stream(world.seed, "machine", node.0)),
                 limits: Mutex::default(),
+                member: Mutex::default(),
                 made_ms: AtomicU64::new(0),
                 is_gone: AtomicBool::new(false),
             };
@@ -388,9 +395,31 @@ impl Cluster {
             Err(_) if process.is_dead() => return,
             Err(what) => return self.start_failed(node, &what),
         };
+        if process.is_dead() {
+            return;
+        }
+        if let Exit::Fenced(_) = exit
+            && self.atlas.is_lost(node)
+        {
+            self.world.saw(Seen::RolledBack);
+            if let Err(error) = self.renew(node).await
+                && !process.is_dead()
+                && !self.machine(node).disk.has_erred()
+            {
+                self.world.fail("fence", format!("{node:?}: {error}"));
+            }
+        }
         if !process.is_dead() {
             self.ended(node, exit);
         }
+    }
+
+    /// Gives a data directory a new incarnation, as its server would.
+    async fn renew(&self, node: NodeId) -> Result<(), IdentityError> {
+        let machine = self.machine(node);
+        let wall_ms = highwater_node::env::Clock::now(&machine.clock).wall_ms;
+        let random = u128::from(lock(&machine.rng).next());
+        identity::renew(&machine.disk.same_handle(), wall_ms, random).await.map(drop)
     }
 
     /// A process that was not killed has ended.
@@ -399,6 +428,7 @@ impl Cluster {
         match &exit {
             Exit::Drained if lock(&machine.running).draining => self.world.saw(Seen::Drained),
             Exit::Halted(_) if machine.disk.has_erred() => self.world.saw(Seen::Halted),
+            Exit::Fenced(_) if self.atlas.is_lost(node) => {}
             _ => {
                 let what = format!("{node:?} ended by itself: {exit:?}");
                 return self.world.fail("halt", what);
@@ -410,14 +440,10 @@ impl Cluster {
 
     fn start_failed(&self, node: NodeId, what: &str) {
         let disk = &self.machine(node).disk;
-        if disk.has_erred() {
-            self.world.saw(Seen::StartFailed);
-        } else if disk.is_damaged() {
-            self.world.saw(Seen::DamageRefused);
-            disk.undo_damage();
-        } else {
+        if !disk.has_erred() {
             return self.world.fail("recovery", format!("{node:?} does not start: {what}"));
         }
+        self.world.saw(Seen::StartFailed);
         self.world.fault(node.0, || format!("refuses to start: {what}"));
         self.crash(node, Crash::Kill);
     }
@@ -445,27 +471,9 @@ impl Cluster {
             .await
             .map_err(|error| format!("oplog: {error}"))?;
         let (member, boot) = (opened.member, start.boot);
-        let made_ms = (member.incarnation.0 >> 80) as u64;
-        machine.made_ms.store(made_ms, Ordering::Relaxed);
         let found = &opened.recovered;
         self.world.saw_times(Seen::TailCut, u64::from(found.cut_bytes > 0));
-        let doubt = Recovered { doubt: found.doubt, ..Recovered::default() };
-        self.atlas.recovers(node);
-        if found.groups.iter().any(|group| doubt.is_in_doubt(group)) {
-            self.world.saw(Seen::InDoubt);
-            self.atlas.weakens(node);
-        }
-        self.judge.recovered(
-            process.id,
-            &limits.core,
-            &Found {
-                incarnation: member.incarnation,
-                members: found.formation.as_ref().map(|formation| &formation.members[..]),
-                groups: &found.groups,
-                boots: &found.boots,
-                doubt: found.doubt,
-            },
-        );
+        self.recovered(process.id, &limits.core, member, found);
         self.world.event(Kind::Process, node.0, process.id.1, found.cut_bytes, 0, || {
             let last: Vec<_> = found.groups.iter().map(|g| (g.group, g.term, g.last)).collect();
             format!("recovered {last:?}, cut {} bytes", found.cut_bytes)
@@ -504,6 +512,41 @@ impl Cluster {
             lock(&machine.running).handle = Some(handle);
         }
         Ok(Fused { cluster: self.clone(), process: process.clone(), driver: Box::pin(driver) })
+    }
+
+    /// Tells the atlas and the judge what a start has found.
+    fn recovered(&self, id: ProcessId, core: &Config, member: Member, found: &RecoveredLog) {
+        let node = member.node;
+        let machine = self.machine(node);
+        let made_ms = (member.incarnation.0 >> 80) as u64;
+        machine.made_ms.store(made_ms, Ordering::Relaxed);
+        let fenced = lock(&machine.member).replace(member).is_some_and(|known| known != member);
+        if fenced {
+            self.world.saw(Seen::Fenced);
+            self.atlas.lose(node);
+        }
+        self.atlas.recovers(node);
+        let doubt = Recovered { doubt: found.doubt, ..Recovered::default() };
+        if found.groups.iter().any(|group| doubt.is_in_doubt(group)) {
+            self.world.saw(Seen::InDoubt);
+            self.atlas.weakens(node);
+        }
+        let members = found.formation.as_ref().map(|formation| &formation.members[..]);
+        let found = Found {
+            incarnation: member.incarnation,
+            members,
+            groups: &found.groups,
+            boots: &found.boots,
+            doubt: found.doubt,
+        };
+        self.judge.recovered(id, core, &found);
+    }
+
+    /// A node's disk is blank.
+    pub(crate) fn wiped(&self, node: NodeId) {
+        *lock(&self.machine(node).member) = None;
+        self.atlas.lose(node);
+        self.judge.wiped(node);
     }
 
     fn limits_of(&self, node: NodeId) -> &Limits {

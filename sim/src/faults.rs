@@ -291,8 +291,7 @@ impl Faults {
         }
         self.cluster.set_down_ms(node, down_ms);
         if self.cluster.crash(node, Crash::Power) && self.cluster.machine(node).disk.wipe() {
-            self.cluster.atlas.lose(node);
-            self.cluster.judge.wiped(node);
+            self.cluster.wiped(node);
         }
     }
 
@@ -318,7 +317,6 @@ impl Faults {
             while !cluster.is_well(node) && now_ns() < waits {
                 pause_ms(50).await;
             }
-            cluster.world.saw(Seen::RolledBack);
             pause_ms(ANSWERS_MS).await;
         }
         if !self.is_healed() {

@@ -53,8 +53,8 @@ seen! {
     OtherLimits: "restart with other limits", Some(0);
     /// A node's disk was wiped, and it followed without a vote.
     Wiped: "wiped node follows without a vote", Some(0);
-    /// A node's disk was rolled back, and it started from that.
-    RolledBack: "rolled-back node started", Some(0);
+    /// A node's disk was rolled back, and it met a peer that remembers more.
+    RolledBack: "rolled-back disk found out by a peer", Some(0);
     /// A crash lost at least one byte that was not synced.
     LostUnsynced: "crash lost unsynced bytes", Some(80);
     /// A crash lost at least one record of the oplog that was not synced.
@@ -67,8 +67,6 @@ seen! {
     LostName: "crash lost a directory entry", Some(0);
     /// A crash lost what a failed sync had left in the page cache.
     LostDropped: "crash lost pages of a failed sync", Some(0);
-    /// A damaged log was refused.
-    DamageRefused: "damaged oplog refused", Some(0);
     /// A node was paused while others ran.
     Paused: "node paused", Some(0);
     /// A symmetric partition stopped a message.
@@ -252,7 +250,9 @@ impl Seen {
         Seen::StateFull,
         Seen::LogReadFailed,
         Seen::StateReadFailed,
+        Seen::FlippedEntries,
         Seen::FlippedVotes,
+        Seen::StrayLog,
         Seen::FlippedOlder,
         Seen::FlippedState,
         Seen::FlippedIdentity,
@@ -275,20 +275,10 @@ impl Seen {
         Seen::LivedWithSlow,
         Seen::Healed,
     ];
-    /// What no profile brings about yet: the core and the store do not know it.
-    const LATER: &'static [Seen] = &[
-        Seen::RolledBack,
-        Seen::FlippedVotes,
-        Seen::Mended,
-        Seen::InDoubt,
-        Seen::Sound,
-        Seen::Fenced,
-        Seen::Recalled,
-    ];
 
     /// In how many percent of a profile's seeds it is due. The swarm owes each thing in one percent.
     fn due_in(self, profile: Profile) -> Option<u64> {
-        let percent = self.due_percent().filter(|_| !Seen::LATER.contains(&self))?;
+        let percent = self.due_percent()?;
         match profile {
             Profile::Default => Some(percent).filter(|_| !Seen::SWARM.contains(&self)),
             Profile::Swarm => Some(percent.max(1)),

@@ -592,11 +592,12 @@ impl<C: Clock, T: Transport> Driver<C, T> {
     fn on_inbound(&mut self, inbound: Inbound, inputs: &mut Vec<Input>) {
         let Inbound { from, message } = inbound;
         let node = from.member.node;
-        if !self.note_sender(from) {
-            return;
-        }
+        let is_latest = self.note_sender(from);
         match message {
+            // The core judges by itself what an earlier start may say: if a data directory was rolled
+            // back, it must be told.
             PeerMessage::Core(message) => inputs.push(Input::Message { from, message }),
+            _ if !is_latest => {}
             PeerMessage::Forward { id, budget_us, request } => {
                 let waiter = Waiter::Peer { peer: from, id };
                 let budget = Duration::from_micros(budget_us).min(PEER_BUDGET_MAX);

@@ -7,9 +7,9 @@ const SECTOR: usize = 4096;
 const SEGMENT_MAGIC: &[u8] = b"HWOPLOG1";
 const BLOCK_MAGIC: &[u8] = b"HWBK";
 /// A block of entries and hints only.
-pub(super) const ENTRIES: u8 = 0;
+pub(super) const ENTRIES: u8 = 3;
 /// A block that holds a vote, or what else must not be forgotten.
-pub(super) const VOTES: u8 = 3;
+pub(super) const VOTES: u8 = 0;
 
 /// One block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

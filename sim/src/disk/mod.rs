@@ -121,6 +121,11 @@ impl SimDisk {
         DiskHandle { disk: self.clone(), generation: inner.generation }
     }
 
+    /// A handle for the process that runs, or ran last.
+    pub(crate) fn same_handle(self: &Arc<SimDisk>) -> DiskHandle {
+        DiskHandle { disk: self.clone(), generation: self.lock().generation }
+    }
+
     /// Sets the call at which the machine dies.
     pub(crate) fn set_fuse(&self, fuse: Fuse, crash: Crash) {
         self.lock().fuse = Some((fuse, crash));
@@ -241,16 +246,9 @@ impl SimDisk {
         true
     }
 
-    /// Whether there is damage that could keep a node from starting.
+    /// Whether there is damage that nothing was written over.
     pub(crate) fn is_damaged(&self) -> bool {
         self.lock().wounds.any()
-    }
-
-    /// Puts all damaged bytes back.
-    pub(crate) fn undo_damage(&self) {
-        let mut inner = self.lock();
-        let Inner { image, wounds, .. } = &mut *inner;
-        wounds.undo(image);
     }
 }
 

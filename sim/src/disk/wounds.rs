@@ -18,8 +18,7 @@ use crate::{
 struct Bad {
     file: FileId,
     at: u64,
-    /// As they should be.
-    was: Vec<u8>,
+    len: u64,
     seen: Seen,
     is_read: bool,
 }
@@ -102,8 +101,8 @@ impl Wounds {
         bytes: &[u8],
         seen: Seen,
     ) -> Option<()> {
-        let was = image.corrupt(file, at, bytes)?;
-        self.0.push(Bad { file, at, was, seen, is_read: false });
+        image.corrupt(file, at, bytes)?;
+        self.0.push(Bad { file, at, len: bytes.len() as u64, seen, is_read: false });
         Some(())
     }
 
@@ -120,19 +119,11 @@ impl Wounds {
     pub(super) fn are_written(&mut self, file: FileId, offset: u64, len: u64) {
         self.0.retain(|bad| !bad.meets(file, offset, len));
     }
-
-    /// Puts everything back.
-    pub(super) fn undo(&mut self, image: &mut Image) {
-        while let Some(bad) = self.0.pop() {
-            image.corrupt(bad.file, bad.at, &bad.was);
-        }
-    }
 }
 
 impl Bad {
     fn meets(&self, file: FileId, offset: u64, len: u64) -> bool {
-        let end = self.at + self.was.len() as u64;
-        self.file == file && self.at < offset + len && offset < end
+        self.file == file && self.at < offset + len && offset < self.at + self.len
     }
 }
 
@@ -249,8 +240,8 @@ mod tests {
                 wounds.are_read(id, at[0] as u64, 1, &world);
                 wounds.are_read(id, 0, 9 * 4096, &world);
                 assert_eq!(world.stats().get(place.seen(How::Flip)), before + 1);
-                wounds.undo(&mut image);
-                assert!(changed(&mut image, id).is_empty() && !wounds.any());
+                wounds.are_written(id, at[0] as u64, 1);
+                assert!(!wounds.any());
             }
         }
     }

@@ -18,10 +18,9 @@ use crate::{
 const MS: u64 = 1_000_000;
 
 /// What no run of the fast loop can see: it has no files.
-pub(super) const NEVER: [Seen; 7] = [
+pub(super) const NEVER: [Seen; 6] = [
     Seen::CrashAtStateCall,
     Seen::LostName,
-    Seen::DamageRefused,
     Seen::TailCut,
     Seen::SegmentRolled,
     Seen::TornWrite,

@@ -74,10 +74,12 @@ pub(super) const SWARM: &[(Kind, u64)] = &[
     (Kind::Drift, 3),
     (Kind::JumpWall, 2),
     (Kind::Damage(Where::Entries), 2),
+    (Kind::Damage(Where::Votes), 2),
     (Kind::Damage(Where::Older), 2),
     (Kind::Damage(Where::State), 2),
     (Kind::Damage(Where::Identity), 1),
     (Kind::Wipe, 2),
+    (Kind::RollBack, 2),
 ];
 
 impl Kind {

@@ -428,3 +428,21 @@ async fn a_node_that_stops_tells_its_peers_what_it_could_not_wait_for() {
     let told = PeerMessage::ForwardReply { id: 5, reply: ForwardReply::Unknown };
     assert!(sent.0.lock().unwrap().contains(&(NodeId(2), told)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rolled_back_peer_is_told_what_is_remembered_of_it() {
+    let mut rig = Rig::new(3, 1);
+    let mut hears = |boot: u64, message: Message| {
+        let (mut inputs, mut effects) = (Vec::new(), Vec::new());
+        let message = PeerMessage::Core(message);
+        rig.driver.on_inbound(Inbound { from: peer(2, boot), message }, &mut inputs);
+        rig.driver.step(&mut inputs, &mut effects);
+        std::mem::take(&mut *rig.sent.0.lock().unwrap())
+    };
+    hears(5, Message::FormProbe);
+    let told = hears(3, Message::Recall { from: GroupId(0) });
+    let answers = |(to, message): &(NodeId, PeerMessage)| {
+        *to == NodeId(2) && matches!(message, PeerMessage::Core(Message::Recalled { .. }))
+    };
+    assert!(told.iter().any(answers), "{told:?}");
+}
