@@ -15,8 +15,8 @@ use std::{
 };
 
 use highwater_core::{
-    ClusterId, Effect, Entry, GroupId, GroupMessage, Identity, Message, Node, NodeId, Notice,
-    Outcome, Peer, Recovered,
+    ClusterId, Effect, Entry, GroupId, GroupMessage, Identity, Input, Message, Node, NodeId,
+    Notice, Outcome, Peer, Recovered,
 };
 use highwater_node::{
     Exit, Handle, Observer, Options, Parts,
@@ -209,6 +209,7 @@ impl Cluster {
         self.world.event(Kind::Process, node.0, process.id.1, 0, 0, || {
             format!("starts as process {}", process.id.1)
         });
+        self.world.tell(|story| story.starts(node));
         let mut id = lock(&machine.id);
         match *id {
             Some(id) => self.runtime.restart(id),
@@ -251,6 +252,7 @@ impl Cluster {
             Crash::Power => Seen::PowerCut,
         });
         self.world.fault(node.0, || format!("{crash:?}: {loss:?}"));
+        self.world.tell(|story| story.dies(node));
         if let Some(id) = *lock(&machine.id) {
             self.runtime.kill(id);
         }
@@ -312,6 +314,7 @@ impl Cluster {
             return false;
         }
         (running.paused, running.pauses) = (true, running.pauses + 1);
+        self.world.tell(|story| story.paused(node, true));
         if let Some(id) = *lock(&machine.id) {
             self.runtime.pause(id);
         }
@@ -322,9 +325,11 @@ impl Cluster {
     pub(crate) fn resume(&self, node: NodeId) {
         let machine = self.machine(node);
         let mut running = lock(&machine.running);
-        if std::mem::take(&mut running.paused)
-            && let Some(id) = *lock(&machine.id)
-        {
+        let was_paused = std::mem::take(&mut running.paused);
+        if was_paused {
+            self.world.tell(|story| story.paused(node, false));
+        }
+        if was_paused && let Some(id) = *lock(&machine.id) {
             self.runtime.resume(id);
         }
     }
@@ -450,6 +455,11 @@ impl Cluster {
             self.world.saw(Seen::InDoubt);
             self.atlas.weakens(node);
         }
+        self.world.event(Kind::Process, node.0, process.id.1, found.cut_bytes, 0, || {
+            let last: Vec<_> = found.groups.iter().map(|g| (g.group, g.term, g.last)).collect();
+            format!("recovered {last:?}, cut {} bytes", found.cut_bytes)
+        });
+        self.world.tell(|story| story.recovers(node, &found.groups));
         self.judge.recovered(
             process.id,
             &limits.core,
@@ -461,10 +471,6 @@ impl Cluster {
                 doubt: found.doubt,
             },
         );
-        self.world.event(Kind::Process, node.0, process.id.1, found.cut_bytes, 0, || {
-            let last: Vec<_> = found.groups.iter().map(|g| (g.group, g.term, g.last)).collect();
-            format!("recovered {last:?}, cut {} bytes", found.cut_bytes)
-        });
         let states = Arc::new(States::new(Box::new(disk.state_files()), limits.state));
         let (deliver, inbound) = mpsc::channel(INBOUND_MAX);
         let identity = Identity { cluster: CLUSTER, member, boot, nodes: self.plan.nodes.clone() };
@@ -614,8 +620,16 @@ struct Watcher {
 const CHECK_EVERY: u64 = 64;
 
 impl Observer for Watcher {
+    fn takes(&self, inputs: &[Input]) {
+        if !self.process.is_dead() {
+            self.judge.world.tell(|story| story.takes(self.process.id.0, inputs));
+        }
+    }
+
     fn step(&self, node: &Node, effects: &[Effect]) {
         if !self.process.is_dead() {
+            let world = &self.judge.world;
+            world.tell(|story| story.steps(self.process.id.0, node.groups(), effects));
             if self.disk.has_erred() {
                 self.judge.erred(self.process.id);
             }

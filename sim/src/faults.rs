@@ -118,6 +118,14 @@ impl Faults {
             return;
         }
         self.cluster.world.fault(0, || format!("{fault:?}"));
+        let text = format!("{fault:?}");
+        self.cluster.world.tell(|story| story.fault_begins(text.clone()));
+        let world = self.cluster.world.clone();
+        self.carry_out(fault).await;
+        world.tell(|story| story.fault_ends(&text));
+    }
+
+    async fn carry_out(self, fault: Fault) {
         match fault {
             Fault::Crash { .. }
             | Fault::PowerCutAll { .. }

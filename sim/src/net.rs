@@ -26,6 +26,7 @@ use highwater_wire::{message, peer::PeerMessage};
 use tokio::sync::mpsc;
 
 use crate::{
+    page::story::Story,
     plan::{Shape, Weather},
     quic::Arrivals,
     rng::{Rng, spread},
@@ -148,6 +149,7 @@ impl Network {
 
     /// Cuts a link in one direction. Cuts add up.
     pub(crate) fn cut(&self, from: NodeId, to: NodeId, cut: Cut) {
+        self.world.tell(|story| story.cut(from, to));
         self.lock().cuts.entry((from, to)).or_default().push(cut);
     }
 
@@ -157,6 +159,7 @@ impl Network {
             && let Some(at) = cuts.iter().position(|c| *c == cut)
         {
             cuts.remove(at);
+            self.world.tell(|story| story.mended(from, to));
         }
     }
 
@@ -177,6 +180,7 @@ impl Network {
 
     /// Mends every link, and calms the weather.
     pub(crate) fn heal(&self) {
+        self.world.tell(Story::all_mended);
         let mut state = self.lock();
         state.cuts.clear();
         state.narrow.clear();
@@ -204,17 +208,19 @@ impl Network {
         // Drivers rely on a transport that delivers at most once; cores don't.
         let repeats = matches!(message, PeerMessage::Core(_));
         let load = Load::Message { from, process: self.process_at(to) };
-        self.post(from.member.node, to, load, frame.freeze(), repeats, &|| brief(message));
+        let node = from.member.node;
+        let tell = |story: &mut Story| story.message(node, to, message);
+        self.post(node, to, load, frame.freeze(), repeats, (&|| brief(message), &tell));
     }
 
     /// Sends what a socket has for another one.
     pub(crate) fn send_datagram(&self, from: NodeId, to: NodeId, bytes: Bytes) {
         let size = bytes.len();
         let brief = || format!("a datagram of {size} bytes");
-        self.post(from, to, Load::Datagram, bytes, true, &brief);
+        self.post(from, to, Load::Datagram, bytes, true, (&brief, &|_| ()));
     }
 
-    /// Puts a parcel on its way.
+    /// Puts a parcel on its way. `brief` and `tell` say what it is, in an event and in a story.
     fn post(
         &self,
         from: NodeId,
@@ -222,13 +228,14 @@ impl Network {
         load: Load,
         bytes: Bytes,
         repeats: bool,
-        brief: &dyn Fn() -> String,
+        (brief, tell): (&dyn Fn() -> String, &dyn Fn(&mut Story)),
     ) {
         let digest = digest(&bytes);
         let event = |kind: Kind, why: &str| {
             self.world.event(kind, from.0, to.0, bytes.len() as u64, digest, || {
                 format!("to {to:?}{why} {}", brief())
             });
+            self.world.tell(tell);
         };
         let [sends, _, drops] = load.kinds();
         event(sends, "");
@@ -263,6 +270,7 @@ impl Network {
             let id = state.sequence;
             state.queue.push(Reverse((arrives, id)));
             let (bytes, copy) = (bytes.clone(), copy > 0);
+            self.world.tell(|story| story.parcel(id, from));
             state.parcels.insert(id, Parcel { from, to, load, bytes, sent_ns, nth, copy });
         }
         if let Some(pump) = state.pump.take() {
@@ -291,20 +299,23 @@ impl Network {
                     }
                 }
                 state.queue.pop();
-                state.parcels.remove(&id)
+                state.parcels.remove(&id).map(|parcel| (id, parcel))
             };
-            if let Some(parcel) = parcel {
-                self.deliver(parcel);
+            if let Some((id, parcel)) = parcel {
+                self.deliver(id, parcel);
             }
         }
     }
 
-    fn deliver(&self, parcel: Parcel) {
+    fn deliver(&self, id: u64, parcel: Parcel) {
         let Parcel { from, to, load, ref bytes, .. } = parcel;
         let world = &self.world;
         let digest = digest(bytes);
         let event = |kind: Kind, detail: &dyn Fn() -> String| {
             world.event(kind, to.0, from.0, bytes.len() as u64, digest, detail);
+            if matches!(load, Load::Message { .. }) {
+                world.tell(|story| story.arrives(id, from, parcel.copy));
+            }
         };
         let mut state = self.lock();
         let [_, delivers, drops] = load.kinds();
@@ -325,6 +336,7 @@ impl Network {
                     }
                 };
                 event(delivers, &|| format!("from {from:?} {}", brief(&message)));
+                world.tell(|story| story.delivered(to, from, &message));
                 inbound.try_send(Inbound { from: peer, message }).is_ok()
             }
             (Load::Message { .. }, _) => {

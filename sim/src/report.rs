@@ -1,6 +1,6 @@
 //! What came of a run.
 
-use crate::{stats::Stats, world::Finding};
+use crate::{page::story::Story, stats::Stats, world::Finding};
 
 /// What came of a run.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,8 @@ pub(crate) struct Report {
     pub(crate) calls: u64,
     /// Acknowledged writes.
     pub(crate) acks: u64,
+    /// What a page shows, if it was to be kept.
+    pub(crate) story: Option<Box<Story>>,
     /// Kept events, as [`crate::trace::Trace::save`] writes them.
     #[cfg_attr(not(madsim), allow(dead_code, reason = "the command line compares them"))]
     pub(crate) trace: Vec<u8>,

@@ -86,11 +86,14 @@ fn run_here(seed: u64, plan: Plan, settings: Settings) -> Report {
         // What is dropped with the runtime must not reach the disks or the trace.
         cluster.end();
     }
-    let mut finding = world.finding();
+    let (mut finding, mut story) = (world.finding(), world.take_story());
     if let Err(what) = result
         && finding.is_none()
     {
         let at_ns = world.trace(Trace::last_ns);
+        if let Some(story) = &mut story {
+            story.panics(&what);
+        }
         let subject = Subject::default();
         finding = Some(Finding { oracle: "assertion", what, subject, at_ns });
     }
@@ -101,7 +104,7 @@ fn run_here(seed: u64, plan: Plan, settings: Settings) -> Report {
     let (calls, acks) = cluster.map(|cluster| cluster.judge.tally()).unwrap_or_default();
     let simulated_ns = *simulated.lock().unwrap_or_else(PoisonError::into_inner);
     let stats = world.stats();
-    Report { seed, finding, stats, hash, events, simulated_ns, calls, acks, trace }
+    Report { seed, finding, stats, hash, events, simulated_ns, calls, acks, story, trace }
 }
 
 /// Runs the course until it is done, something is found, or the time asked for is reached.

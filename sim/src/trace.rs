@@ -8,8 +8,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use highwater_core::NodeId;
 
-use crate::rng::spread;
+use crate::{page::story::Story, rng::spread};
 
 /// What an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +89,8 @@ impl Kind {
         }
     }
 
-    fn name(self) -> &'static str {
+    /// In a word.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::Fault => "fault",
             Kind::Process => "process",
@@ -230,6 +232,8 @@ pub(crate) struct Keep {
     pub(crate) events: bool,
     /// Print what a reader of this level wants to see.
     pub(crate) log: Option<Level>,
+    /// Keep what a page shows.
+    pub(crate) story: bool,
 }
 
 /// The trace of one run.
@@ -240,11 +244,23 @@ pub(crate) struct Trace {
     count: u64,
     last_ns: u64,
     events: Vec<Event>,
+    story: Option<Box<Story>>,
 }
 
 impl Trace {
     pub(crate) fn new(keep: Keep) -> Trace {
-        Trace { keep, ..Trace::default() }
+        let story = keep.story.then(Box::default);
+        Trace { keep, story, ..Trace::default() }
+    }
+
+    /// What a page shows, if that is kept.
+    pub(crate) fn story(&mut self) -> Option<&mut Story> {
+        self.story.as_deref_mut()
+    }
+
+    /// Hands the story over.
+    pub(crate) fn take_story(&mut self) -> Option<Box<Story>> {
+        self.story.take()
     }
 
     /// Whether details of such an event would be shown.
@@ -263,13 +279,19 @@ impl Trace {
         if self.keep.events {
             self.events.push(event);
         }
-        if self.keep.log.is_some()
+        if (self.keep.log.is_some() || self.story.is_some())
             && let Some(kind) = Kind::ALL.iter().find(|k| **k as u8 == kind)
-            && self.shows(*kind)
+            && (self.shows(*kind) || self.story.is_some())
         {
-            let (s, ns) = (at_ns / 1_000_000_000, at_ns % 1_000_000_000);
-            let who = if node == 0 { "--".to_owned() } else { format!("n{node}") };
-            println!("{s:>3}.{ns:09} {who} {:<11} {}", kind.name(), detail());
+            let detail = detail();
+            if self.shows(*kind) {
+                let (s, ns) = (at_ns / 1_000_000_000, at_ns % 1_000_000_000);
+                let who = if node == 0 { "--".to_owned() } else { format!("n{node}") };
+                println!("{s:>3}.{ns:09} {who} {:<11} {detail}", kind.name());
+            }
+            if let Some(story) = &mut self.story {
+                story.event(at_ns, *kind, NodeId(u64::from(node)), a, detail);
+            }
         }
     }
 
@@ -330,7 +352,7 @@ mod tests {
 
     #[test]
     fn events_survive_a_file() {
-        let mut trace = Trace::new(Keep { events: true, log: None });
+        let mut trace = Trace::new(Keep { events: true, ..Keep::default() });
         trace.add(event(5, 6), String::new);
         let mut file = Vec::new();
         trace.save(&mut file).unwrap();

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use crate::{
     oracles::Broken,
+    page::story::Story,
     stats::{Seen, Stats},
     trace::{Event, Keep, Kind, Trace},
 };
@@ -49,6 +50,7 @@ pub(crate) struct World {
     /// Nanoseconds of simulated time since the run began.
     now_ns: fn() -> u64,
     trace: Mutex<Trace>,
+    tells: bool,
     stats: Mutex<Stats>,
     finding: Mutex<Option<Finding>>,
     order: AtomicU64,
@@ -65,6 +67,7 @@ impl World {
             seed,
             now_ns,
             trace: Mutex::new(Trace::new(keep)),
+            tells: keep.story,
             stats: Mutex::default(),
             finding: Mutex::default(),
             order: AtomicU64::new(1),
@@ -92,6 +95,21 @@ impl World {
         let what = what();
         let digest = crate::trace::digest(what.as_bytes());
         self.event(Kind::Fault, node, 0, 0, digest, || what);
+    }
+
+    /// Tells the story of the run more than its events do, if somebody is to read it.
+    pub(crate) fn tell(&self, f: impl FnOnce(&mut Story)) {
+        if self.tells
+            && let Some(story) = lock(&self.trace).story()
+        {
+            story.now((self.now_ns)());
+            f(story);
+        }
+    }
+
+    /// Hands the story over, if one was kept.
+    pub(crate) fn take_story(&self) -> Option<Box<Story>> {
+        lock(&self.trace).take_story()
     }
 
     /// Counts.
@@ -122,6 +140,7 @@ impl World {
         if finding.is_none() {
             let Broken { what, subject } = broken.into();
             self.event(Kind::Fault, 0, 0, 0, 0, || format!("FINDING {oracle}: {what}"));
+            self.tell(Story::finds);
             *finding = Some(Finding { oracle, what, subject, at_ns: (self.now_ns)() });
             self.over.notify_waiters();
         }

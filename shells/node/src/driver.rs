@@ -341,6 +341,10 @@ impl<C: Clock, T: Transport> Driver<C, T> {
     fn step(&mut self, inputs: &mut Vec<Input>, effects: &mut Vec<Effect>) {
         let now = self.hands.clock.now();
         self.now = now.mono;
+        #[cfg(madsim)]
+        if let Some(observer) = &self.hands.observer {
+            observer.takes(inputs);
+        }
         self.hands.node.step(now, inputs.drain(..), effects);
         #[cfg(madsim)]
         if let Some(observer) = &self.hands.observer {

@@ -73,6 +73,8 @@ pub struct Parts<C, D: Disk, T> {
 /// Sees what a node does, in the simulator.
 #[cfg(madsim)]
 pub trait Observer: Send + Sync + 'static {
+    /// Before every step of the core, with what it is about to take.
+    fn takes(&self, inputs: &[highwater_core::Input]);
     /// After every step of the core, with the effects that it is about to carry out.
     fn step(&self, node: &Node, effects: &[highwater_core::Effect]);
     /// After every run that was applied.

@@ -46,7 +46,7 @@ pub(super) fn replay(args: &Args, what: &Replayed) -> bool {
     };
     tracing_subscriber::fmt().with_max_level(filter).with_timer(SimulatedTime).init();
     planted::set(fault);
-    let keep = Keep { events: false, log: Some(args.log) };
+    let keep = Keep { log: Some(args.log), ..Keep::default() };
     let report = if args.fast {
         fast::run_plan(seed, plan, keep, args.until_ns.unwrap_or(u64::MAX))
     } else {

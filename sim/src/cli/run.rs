@@ -61,7 +61,7 @@ impl Summary {
 pub(super) fn run(args: &Args) -> bool {
     planted::set(args.planted);
     let begun = Instant::now();
-    let keep = Keep { events: args.traces.is_some(), log: None };
+    let keep = Keep { events: args.traces.is_some(), ..Keep::default() };
     let settings = Settings { profile: args.profile, quic: args.quic, keep, until_ns: None };
     let progress = !args.json && std::io::stderr().is_terminal();
     let mut summary = Summary { overridden: args.quic.is_some(), ..Summary::default() };

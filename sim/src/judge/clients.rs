@@ -36,6 +36,7 @@ impl Judge {
         self.world.event(Kind::Call, call.node.0, call.id, floor.0, digest_of, || {
             format!("#{} {} {}", call.id, call.database, call.ask.brief())
         });
+        self.world.tell(|story| story.calls(call, group, floor));
     }
 
     /// A client has its answer.
@@ -46,6 +47,7 @@ impl Judge {
         self.world.event(Kind::Return, node, call.id, 0, told.digest(), || {
             format!("#{} {}", call.id, told.brief())
         });
+        self.world.tell(|story| story.told(call, told));
         self.world.check("answers", state.answers.told(call.id));
         let Some(open) = state.open.remove(&call.id) else { return };
         state.histories.told(call, told);

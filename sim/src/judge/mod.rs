@@ -105,7 +105,7 @@ struct State {
 
 /// The oracles of one run.
 pub(crate) struct Judge {
-    world: Arc<World>,
+    pub(crate) world: Arc<World>,
     state: Mutex<State>,
     /// Told whenever a group has a new leader.
     pub(crate) elected: Notify,

@@ -318,6 +318,12 @@ impl Judge {
     ) {
         let mut guard = self.lock();
         let state = &mut *guard;
+        if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
+            self.world.event(Kind::Applied, process.0.0, group.0, last.lsn.0, first.lsn.0, || {
+                format!("{group:?} {:?}..={:?}", first.lsn, last.lsn)
+            });
+            self.world.tell(|story| story.applies(process.0, group, entries));
+        }
         let mut outcomes = outcomes.iter();
         for entry in entries {
             let outcome = match entry.kind {
@@ -325,11 +331,6 @@ impl Judge {
                 _ => None,
             };
             self.entry_applied(state, process, group, entry, outcome);
-        }
-        if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
-            self.world.event(Kind::Applied, process.0.0, group.0, last.lsn.0, first.lsn.0, || {
-                format!("{group:?} {:?}..={:?}", first.lsn, last.lsn)
-            });
         }
     }
 

@@ -47,6 +47,10 @@ impl Onlooker {
         self.network.world.event(Kind::Send, node.0, to.0, bytes, digest, || {
             format!("to {to:?} {}", brief(message))
         });
+        self.network.world.tell(|story| {
+            story.message(node, to, message);
+            story.parcel(digest, node);
+        });
     }
 
     fn hears(&self, Inbound { from, message }: &Inbound) {
@@ -54,6 +58,10 @@ impl Onlooker {
         let (node, sender) = (self.process.id.0, from.member.node);
         world.event(Kind::Deliver, node.0, sender.0, bytes, digest, || {
             format!("from {sender:?} {}", brief(message))
+        });
+        world.tell(|story| {
+            story.arrives(digest, sender, false);
+            story.delivered(node, sender, message);
         });
         let verdict = self.oracle().hears(self.process.id, *from, digest);
         world.check("transport", verdict);

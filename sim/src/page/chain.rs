@@ -1,0 +1,359 @@
+//! Why a finding came about: the part of what happened before it that concerns its subject.
+//!
+//! Backwards from the event at which the oracle fired: along messages, disk writes, calls and
+//! answers; and on each node along the last event before that said something about the subject's
+//! entries or terms (written, truncated, durable, committed, applied; voted, led), or began or ended
+//! the process. That is a dynamic slice (Korel, Laski 1988) of Lamport's happens-before, with what
+//! the log is about as its variables.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use highwater_core::{GroupId, Lsn, NodeId, Term};
+
+use super::{
+    About, Fact, Id, Record, Span, SpanKind, What,
+    message::run,
+    story::{Found, Story},
+};
+use crate::{
+    trace::Kind,
+    world::{Finding, Subject},
+};
+
+/// One event of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) id: Id,
+    /// What kind of step it is in the explanation: a word.
+    pub(crate) tag: &'static str,
+    /// One line for a reader.
+    pub(crate) line: String,
+}
+
+/// The explanation of a finding.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chain {
+    /// From cause to violation.
+    pub(crate) links: Vec<Link>,
+    /// Everything that belongs to it: also the sends whose arrivals are links, and the like.
+    pub(crate) ids: BTreeSet<Id>,
+    /// Faults at work meanwhile: places among the story's spans.
+    pub(crate) faults: Vec<usize>,
+    /// What it is about, as far as it is known.
+    pub(crate) subject: Subject,
+}
+
+/// A range of LSNs longer than this is followed at its ends only.
+const LSNS_MAX: u64 = 3;
+/// So many terms of a subject are followed, the latest ones.
+const TERMS_MAX: usize = 4;
+/// A chain is no longer than this.
+const LINKS_MAX: usize = 160;
+/// So many faults are named beside it.
+const FAULTS_MAX: usize = 10;
+
+/// What a definition is of: the last one before an event counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Variable {
+    /// A start, a recovery, an end, a pause.
+    Process,
+    /// A fact about one of the subject's LSNs or terms; of a follower's, where it is about one.
+    Fact(About, u64, Option<NodeId>),
+}
+
+struct Slice<'a> {
+    story: &'a Story,
+    group: Option<GroupId>,
+    lsns: Vec<Lsn>,
+    terms: BTreeSet<Term>,
+    definitions: BTreeMap<(NodeId, Variable), Vec<Id>>,
+    ids: BTreeSet<Id>,
+    /// Calls that are part of it.
+    calls: BTreeSet<Id>,
+}
+
+/// Explains what was found.
+pub(crate) fn explain(story: &Story, finding: &Finding) -> Chain {
+    let Some(found) = &story.found else { return Chain::default() };
+    let (mut subject, named) = (finding.subject.clone(), named_in(&finding.what));
+    if subject.nodes.is_empty() {
+        subject.nodes = named.nodes;
+    }
+    subject.group = subject.group.or(named.group);
+    subject.term = subject.term.or(named.term);
+    subject.lsns = subject.lsns.or(named.lsns);
+    if subject.group.is_none() {
+        narrow(&mut subject, &story.records[found.at]);
+    }
+    let roots = roots(story, found, &subject);
+    let mut slice = Slice::new(story, &subject, found.record);
+    for root in roots {
+        slice.follow(root);
+    }
+    slice.ids.insert(found.record);
+    slice.forget_before_the_subject();
+    let mut links: Vec<Link> = slice.ids.iter().filter_map(|id| slice.link(*id, found)).collect();
+    if links.len() > LINKS_MAX {
+        links.drain(..links.len() - LINKS_MAX);
+    }
+    let faults = faults(story, &slice.ids);
+    Chain { links, ids: slice.ids, faults, subject }
+}
+
+/// What a text names, as the types of the protocol show themselves: `n1`, `g2`, `t3`, `l4`.
+fn named_in(text: &str) -> Subject {
+    let mut subject = Subject::default();
+    for word in text.split(|c: char| !c.is_ascii_alphanumeric()) {
+        let Some((letter, number)) = word.split_at_checked(1) else { continue };
+        let Ok(number) = number.parse() else { continue };
+        match letter {
+            "n" if !subject.nodes.contains(&NodeId(number)) => subject.nodes.push(NodeId(number)),
+            "g" => subject.group = subject.group.or(Some(GroupId(number))),
+            "t" => subject.term = subject.term.or(Some(Term(number))),
+            "l" => {
+                let (from, to) = subject.lsns.unwrap_or((Lsn(number), Lsn(number)));
+                subject.lsns = Some((from.min(Lsn(number)), to.max(Lsn(number))));
+            }
+            _ => {}
+        }
+    }
+    subject
+}
+
+/// What the violating event itself says, where the oracle does not know.
+fn narrow(subject: &mut Subject, at: &Record) {
+    let Some(fact) = at.facts.last() else {
+        subject.group = at.groups.first().copied();
+        return;
+    };
+    subject.group = Some(fact.group);
+    subject.term = subject.term.or(Some(fact.term).filter(|term| *term > Term(0)));
+    if subject.lsns.is_none() && fact.to > Lsn(0) {
+        subject.lsns = Some((fact.to, fact.to));
+    }
+}
+
+/// Where the explanation begins: at the event, or, where no event breaks the promise but time, at
+/// the end of each node concerned.
+fn roots(story: &Story, found: &Found, subject: &Subject) -> Vec<Id> {
+    let (at, finding) = (&story.records[found.at], &story.records[found.record]);
+    let judged = matches!(
+        at.what,
+        What::Step | What::Traced(Kind::Applied | Kind::Return | Kind::Process | Kind::Leader)
+    );
+    if judged && at.at_ns == finding.at_ns {
+        return vec![found.at];
+    }
+    let mut last: BTreeMap<NodeId, Id> = BTreeMap::new();
+    for (id, record) in story.records[..found.record].iter().enumerate() {
+        let concerned = subject.nodes.is_empty() || subject.nodes.contains(&record.node);
+        let of_group = subject.group.is_none_or(|group| record.groups.contains(&group));
+        if record.what == What::Step && concerned && of_group {
+            last.insert(record.node, id);
+        }
+    }
+    last.into_values().collect()
+}
+
+impl<'a> Slice<'a> {
+    fn new(story: &'a Story, subject: &Subject, end: Id) -> Slice<'a> {
+        let lsns = match subject.lsns {
+            Some((from, to)) if to.0.saturating_sub(from.0) < LSNS_MAX => {
+                (from.0..=to.0).map(Lsn).collect()
+            }
+            Some((from, to)) => vec![from, to],
+            None => Vec::new(),
+        };
+        let mut slice = Slice {
+            story,
+            group: subject.group,
+            lsns,
+            terms: subject.term.into_iter().collect(),
+            definitions: BTreeMap::new(),
+            ids: BTreeSet::new(),
+            calls: BTreeSet::new(),
+        };
+        let records = &story.records[..end];
+        let steps = records.iter().filter(|record| record.what == What::Step);
+        let written: BTreeSet<Term> = steps
+            .flat_map(|record| &record.facts)
+            .filter(|fact| fact.about == About::Entry && slice.concerns(fact).next().is_some())
+            .map(|fact| fact.term)
+            .collect();
+        slice.terms.extend(written.into_iter().rev().take(TERMS_MAX));
+        for (id, record) in records.iter().enumerate() {
+            for variable in slice.defines(record) {
+                slice.definitions.entry((record.node, variable)).or_default().push(id);
+            }
+        }
+        slice
+    }
+
+    /// Which of the subject's LSNs and terms a fact is about.
+    fn concerns(&self, fact: &Fact) -> impl Iterator<Item = u64> {
+        let ours = self.group == Some(fact.group);
+        let term = (fact.to == Lsn(0)).then_some(fact.term).filter(|t| self.terms.contains(t));
+        let lsns = self.lsns.iter().filter(|lsn| (fact.from..=fact.to).contains(lsn));
+        let all: Vec<u64> = lsns.map(|lsn| lsn.0).chain(term.map(|term| term.0)).collect();
+        all.into_iter().filter(move |_| ours)
+    }
+
+    fn is_relevant(&self, id: Id) -> bool {
+        self.story.records[id].facts.iter().any(|fact| self.concerns(fact).next().is_some())
+    }
+
+    /// What a record defines on its node.
+    fn defines(&self, record: &Record) -> Vec<Variable> {
+        let of = |about: &dyn Fn(About) -> bool, peer: Option<NodeId>| {
+            let facts = record.facts.iter().filter(|fact| about(fact.about));
+            let one = |fact: &Fact| {
+                let about = fact.about;
+                self.concerns(fact).map(move |n| Variable::Fact(about, n, peer)).collect::<Vec<_>>()
+            };
+            facts.flat_map(one).collect::<Vec<_>>()
+        };
+        match record.what {
+            What::Step => of(&|about| about != About::Told, None),
+            What::Traced(Kind::Applied) => of(&|_| true, None),
+            What::Traced(Kind::Deliver) if record.name == "VoteReply" => {
+                of(&|about| about == About::Vote, record.peer)
+            }
+            What::Traced(Kind::Deliver) => of(&|about| about == About::Confirmed, record.peer),
+            What::Traced(Kind::Process | Kind::Fault) | What::Pause | What::Resume
+                if record.node != NodeId(0) =>
+            {
+                vec![Variable::Process]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn follow(&mut self, root: Id) {
+        let mut open = vec![root];
+        while let Some(id) = open.pop() {
+            if !self.ids.insert(id) {
+                continue;
+            }
+            let record = &self.story.records[id];
+            if record.what == What::Traced(Kind::Return) {
+                self.calls.extend(record.causes.first());
+            }
+            open.extend(record.causes.iter().filter(|cause| self.leads(id, **cause)));
+            if matches!(record.what, What::Step | What::Traced(Kind::Process | Kind::Fault)) {
+                open.extend(self.before(record.node, id));
+            }
+        }
+    }
+
+    /// Whether a cause of an event in the chain belongs there too.
+    fn leads(&self, id: Id, cause: Id) -> bool {
+        let (record, before) = (&self.story.records[id], &self.story.records[cause]);
+        if record.what != What::Step {
+            return true;
+        }
+        let asks = before.what == What::Traced(Kind::Call) || before.name == "Forward";
+        let of_call = self.calls.contains(&cause)
+            || before.causes.iter().any(|c| {
+                self.calls.contains(c)
+                    || self.story.records[*c].causes.iter().any(|c| self.calls.contains(c))
+            });
+        match before.what {
+            What::Traced(Kind::Timer) => false,
+            _ if asks || before.what == What::Step => of_call || self.is_relevant(cause),
+            _ if before.name == "ReadIndexReply" => {
+                before.groups.first().copied() == self.group && !self.calls.is_empty()
+            }
+            _ => self.is_relevant(cause),
+        }
+    }
+
+    /// The last definition of each variable on a node, before an event.
+    fn before(&self, node: NodeId, id: Id) -> Vec<Id> {
+        let of_node = (node, Variable::Process)
+            ..=(node, Variable::Fact(About::Lead, u64::MAX, Some(NodeId(u64::MAX))));
+        let last = |ids: &Vec<Id>| ids[..ids.partition_point(|at| *at < id)].last().copied();
+        self.definitions.range(of_node).filter_map(|(_, ids)| last(ids)).collect()
+    }
+
+    /// Starts and ends of processes before anything else in the chain explain nothing.
+    fn forget_before_the_subject(&mut self) {
+        let records = &self.story.records;
+        let process = |id: &Id| self.defines(&records[*id]).contains(&Variable::Process);
+        let Some(first) = self.ids.iter().copied().find(|id| !process(id)) else { return };
+        self.ids = self.ids.split_off(&first);
+    }
+
+    fn link(&self, id: Id, found: &Found) -> Option<Link> {
+        let record = &self.story.records[id];
+        let who = record.node;
+        let (tag, line) = match record.what {
+            _ if id == found.record => ("violation", record.text.clone()),
+            // Their arrival, and their sync, say it.
+            What::Traced(Kind::Send | Kind::LogWrite) => return None,
+            What::Traced(Kind::Deliver) => {
+                let from = record.peer.unwrap_or_default();
+                let sent_ns = record.causes.first().map(|sent| self.story.records[*sent].at_ns);
+                let late_ms = (record.at_ns - sent_ns.unwrap_or(record.at_ns)) as f64 / 1e6;
+                let Record { name, text, .. } = record;
+                ("message", format!("{from:?} → {who:?} {name}: {text} ({late_ms:.1} ms)"))
+            }
+            What::Traced(Kind::Sync) => ("durable", format!("{who:?} syncs {}", self.says(record))),
+            What::Traced(Kind::Applied) => ("apply", format!("{who:?} applies {}", record.text)),
+            What::Traced(Kind::Call) => ("call", format!("call to {who:?}: {}", record.text)),
+            What::Traced(Kind::Return) => ("answer", format!("{who:?} answers: {}", record.text)),
+            What::Step => (self.tag(record), format!("{who:?} {}", self.says(record))),
+            What::Traced(Kind::Leader) => ("leads", format!("{who:?} {}", record.text)),
+            _ => ("process", format!("{who:?} {}", record.text)),
+        };
+        Some(Link { id, tag, line })
+    }
+
+    fn tag(&self, record: &Record) -> &'static str {
+        let facts = record.facts.iter().filter(|fact| self.concerns(fact).next().is_some());
+        match facts.map(|fact| fact.about).max() {
+            Some(About::Lead) => "leads",
+            Some(About::Vote) => "vote",
+            Some(About::Commit) => "commit",
+            Some(About::Durable) => "durable",
+            Some(About::Cut) => "cut",
+            Some(About::Entry) => "entry",
+            _ => "step",
+        }
+    }
+
+    /// What a record says of the subject, or else everything.
+    fn says(&self, record: &Record) -> String {
+        let facts = record.facts.iter().filter(|fact| self.concerns(fact).next().is_some());
+        let said: Vec<String> = facts.map(phrase).collect();
+        if said.is_empty() { record.text.clone() } else { said.join(", ") }
+    }
+}
+
+fn phrase(fact: &Fact) -> String {
+    let Fact { about, group, term, from, to } = fact;
+    let lsns = run(from.0, to.0);
+    match about {
+        About::Entry => format!("writes {group:?} {lsns} of {term:?}"),
+        About::Cut => format!("truncates {group:?} {lsns}"),
+        About::Durable => format!("has {group:?} {lsns} durable"),
+        About::Confirmed => format!("learns that {group:?} {lsns} is durable there"),
+        About::Told => format!("is told that {group:?} {lsns} is committed"),
+        About::Commit => format!("commits {group:?} {lsns} in {term:?}"),
+        About::Apply => format!("applies {group:?} {lsns}"),
+        About::Vote => format!("votes or campaigns in {group:?} {term:?}"),
+        About::Lead => format!("leads {group:?} in {term:?}"),
+    }
+}
+
+/// The faults of the plan at work between the chain's first event and its last.
+fn faults(story: &Story, ids: &BTreeSet<Id>) -> Vec<usize> {
+    let (Some(first), Some(last)) = (ids.first(), ids.last()) else { return Vec::new() };
+    let (from, to) = (story.records[*first].at_ns, story.records[*last].at_ns);
+    let meanwhile = |span: &Span| {
+        let ends = span.to_ns.unwrap_or(u64::MAX);
+        span.kind == SpanKind::Fault && span.from_ns <= to && ends >= from
+    };
+    let all: Vec<usize> =
+        (0..story.spans.len()).filter(|at| meanwhile(&story.spans[*at])).collect();
+    all[all.len().saturating_sub(FAULTS_MAX)..].to_vec()
+}
