@@ -11,7 +11,7 @@ usage: cargo sim run     [--seeds A..B] [--profile P] [--jobs N] [--json] [--pla
        cargo sim fast    [--seeds A..B] [--profile P] [--jobs N] [--planted FAULT]
        cargo sim check   [--seeds A..B] [--profile P] [--planted FAULT]
        cargo sim replay  SEED|FILE [--profile P] [--log info|debug|trace] [--until SECONDS]
-                         [--planted FAULT] [--fast]
+                         [--planted FAULT] [--fast] [--json] [--trace OUT.html [--window SECONDS]]
        cargo sim shrink  SEED [--profile P] [--planted FAULT] [--out FILE] [--runs N]
        cargo sim planted [--seeds A..B] [--profile P] [--jobs N] [--only FAULT] [--rounds N]
        --quic or --no-quic: all seeds of a run, check, replay or shrink, or none, on real QUIC
@@ -20,7 +20,7 @@ run      runs each seed (0..100); prints findings, and what took effect how ofte
 fast     runs each seed (0..1000) of the fast loop: bare cores, without files and bytes
 check    runs each seed (0..50) in two processes and compares every event
 replay   runs one seed, or a script, again (of the fast loop, where that is asked for) and prints
-         what happens
+         what happens; --trace writes a page that shows it, its last seconds (5) in full detail
 shrink   finds the smallest schedule and workload that still fail, and writes it as a script
 planted  switches each planted fault on and counts the seeds (of 0..300) until an oracle sees it;
          several rounds take the ranges that follow, and print the median
@@ -63,6 +63,10 @@ pub(super) struct Args {
     pub(super) traces: Option<PathBuf>,
     /// Where `shrink` writes its script.
     pub(super) out: Option<PathBuf>,
+    /// Where `replay` writes its page.
+    pub(super) page: Option<PathBuf>,
+    /// The time before its end that the page shows in full.
+    pub(super) window_ns: u64,
     /// How many runs `shrink` makes at most.
     pub(super) runs: u64,
     /// The only fault that `planted` tries.
@@ -135,12 +139,14 @@ impl Args {
             planted: None,
             traces: None,
             out: None,
+            page: None,
+            window_ns: 5_000_000_000,
             runs: 300,
             only: None,
             rounds: 1,
         };
         while let Some(word) = words.next() {
-            if word == "--json" && args.command == Command::Run {
+            if word == "--json" && matches!(args.command, Command::Run | Command::Replay(_)) {
                 args.json = true;
                 continue;
             }
@@ -155,6 +161,9 @@ impl Args {
             let value =
                 words.next().ok_or_else(|| format!("{word} needs a value, or is unknown"))?;
             args.option(&word, &value)?;
+        }
+        if args.fast && args.page.is_some() {
+            return Err("the fast loop has no page to show".to_owned());
         }
         Ok(args)
     }
@@ -196,18 +205,20 @@ impl Args {
                     _ => return Err(format!("there is no level {value}")),
                 };
             }
-            "--until" if replay => {
-                let seconds: f64 = value.parse().map_err(|_| format!("{value} is no time"))?;
-                if !(0.0..1e6).contains(&seconds) {
-                    return Err(format!("{value} is no time"));
-                }
-                self.until_ns = Some((seconds * 1e9) as u64);
-            }
+            "--until" if replay => self.until_ns = Some(parse_seconds(value)?),
+            "--trace" if replay => self.page = Some(PathBuf::from(value)),
+            "--window" if replay => self.window_ns = parse_seconds(value)?,
             "--traces" if run => self.traces = Some(PathBuf::from(value)),
             _ => return Err(format!("{word} is unknown here")),
         }
         Ok(())
     }
+}
+
+/// Seconds, as nanoseconds.
+fn parse_seconds(text: &str) -> Result<u64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.0..1e6).contains(seconds));
+    seconds.map(|seconds: f64| (seconds * 1e9) as u64).ok_or_else(|| format!("{text} is no time"))
 }
 
 fn parse_range(text: &str) -> Option<Range<u64>> {
@@ -240,6 +251,9 @@ mod tests {
         assert_eq!(replay.planted, Some(Planted::BlindVote));
         assert!(parse("replay 7 --fast").unwrap().fast);
         assert_eq!(parse("fast --jobs 3").unwrap().seeds, 0..1_000);
+        let page = parse("replay 7 --trace out.html --window 2.5 --json").unwrap();
+        assert_eq!((page.page, page.json), (Some("out.html".into()), true));
+        assert_eq!(page.window_ns, 2_500_000_000);
         assert_eq!(parse("check").unwrap().seeds, 0..50);
         assert_eq!(parse("planted").unwrap().seeds, 0..300);
         let one = parse("planted --only blind-vote --rounds 3").unwrap();
@@ -264,6 +278,9 @@ mod tests {
             "shrink x.json",
             "shrink 1 --log info",
             "replay 1 --until never",
+            "replay 1 --window -1",
+            "run --trace out.html",
+            "replay 1 --fast --trace out.html",
             "run --planted nothing",
             "run --only blind-vote",
             "planted --rounds 0",

@@ -52,6 +52,9 @@ const LINKS_MAX: usize = 160;
 /// So many faults are named beside it.
 const FAULTS_MAX: usize = 10;
 
+/// So many ends of a process that had worked are remembered where the promise broke.
+const RESTARTS: u64 = 2;
+
 /// What a definition is of: the last one before an event counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Variable {
@@ -68,8 +71,10 @@ struct Slice<'a> {
     terms: BTreeSet<Term>,
     definitions: BTreeMap<(NodeId, Variable), Vec<Id>>,
     ids: BTreeSet<Id>,
-    /// Calls that are part of it.
+    /// Calls whose answers are part of it.
     calls: BTreeSet<Id>,
+    /// The call whose answer breaks the promise.
+    broken: Option<Id>,
 }
 
 /// Explains what was found.
@@ -87,11 +92,14 @@ pub(crate) fn explain(story: &Story, finding: &Finding) -> Chain {
     }
     let roots = roots(story, found, &subject);
     let mut slice = Slice::new(story, &subject, found.record);
-    for root in roots {
-        slice.follow(root);
+    for root in &roots {
+        slice.follow(*root);
     }
     slice.ids.insert(found.record);
     slice.forget_before_the_subject();
+    for root in roots {
+        slice.remember_restarts(root);
+    }
     let mut links: Vec<Link> = slice.ids.iter().filter_map(|id| slice.link(*id, found)).collect();
     if links.len() > LINKS_MAX {
         links.drain(..links.len() - LINKS_MAX);
@@ -172,6 +180,7 @@ impl<'a> Slice<'a> {
             definitions: BTreeMap::new(),
             ids: BTreeSet::new(),
             calls: BTreeSet::new(),
+            broken: None,
         };
         let records = &story.records[..end];
         let steps = records.iter().filter(|record| record.what == What::Step);
@@ -216,16 +225,22 @@ impl<'a> Slice<'a> {
             What::Step => of(&|about| about != About::Told, None),
             What::Traced(Kind::Applied) => of(&|_| true, None),
             What::Traced(Kind::Deliver) if record.name == "VoteReply" => {
-                of(&|about| about == About::Vote, record.peer)
+                of(&|about| about == About::Ballot, record.peer)
             }
             What::Traced(Kind::Deliver) => of(&|about| about == About::Confirmed, record.peer),
             What::Traced(Kind::Process | Kind::Fault) | What::Pause | What::Resume
-                if record.node != NodeId(0) =>
+                if record.node != NodeId(0) && !self.is_notice(record) =>
             {
                 vec![Variable::Process]
             }
             _ => Vec::new(),
         }
+    }
+
+    /// Whether a core says so, and no process starts or ends.
+    fn is_notice(&self, record: &Record) -> bool {
+        let cause = record.causes.first().map(|cause| self.story.records[*cause].what);
+        record.what == What::Traced(Kind::Process) && cause == Some(What::Step)
     }
 
     fn follow(&mut self, root: Id) {
@@ -237,6 +252,9 @@ impl<'a> Slice<'a> {
             let record = &self.story.records[id];
             if record.what == What::Traced(Kind::Return) {
                 self.calls.extend(record.causes.first());
+                if id == root {
+                    self.broken = record.causes.first().copied();
+                }
             }
             open.extend(record.causes.iter().filter(|cause| self.leads(id, **cause)));
             if matches!(record.what, What::Step | What::Traced(Kind::Process | Kind::Fault)) {
@@ -248,8 +266,15 @@ impl<'a> Slice<'a> {
     /// Whether a cause of an event in the chain belongs there too.
     fn leads(&self, id: Id, cause: Id) -> bool {
         let (record, before) = (&self.story.records[id], &self.story.records[cause]);
-        if record.what != What::Step {
-            return true;
+        match record.what {
+            What::Step => {}
+            // What a call might have known matters to the one that was answered wrongly.
+            What::Traced(Kind::Call) => return self.broken == Some(id),
+            What::Traced(Kind::Return) if before.what == What::Traced(Kind::Applied) => {
+                return self.is_relevant(cause);
+            }
+            What::Traced(Kind::Fault | Kind::Process) if before.what == What::Step => return false,
+            _ => return true,
         }
         let asks = before.what == What::Traced(Kind::Call) || before.name == "Forward";
         let of_call = self.calls.contains(&cause)
@@ -272,7 +297,17 @@ impl<'a> Slice<'a> {
         let of_node = (node, Variable::Process)
             ..=(node, Variable::Fact(About::Lead, u64::MAX, Some(NodeId(u64::MAX))));
         let last = |ids: &Vec<Id>| ids[..ids.partition_point(|at| *at < id)].last().copied();
-        self.definitions.range(of_node).filter_map(|(_, ids)| last(ids)).collect()
+        let facts = &self.story.records[id].facts;
+        let does = |about| facts.iter().any(|fact| fact.about == about);
+        // What others have counts where it is counted.
+        let counts = |variable: &Variable| match variable {
+            Variable::Fact(About::Confirmed, ..) => does(About::Commit),
+            Variable::Fact(About::Ballot, _, Some(_)) => does(About::Lead),
+            _ => true,
+        };
+        let definitions = self.definitions.range(of_node);
+        let counted = definitions.filter(|((_, variable), _)| counts(variable));
+        counted.filter_map(|(_, ids)| last(ids)).collect()
     }
 
     /// Starts and ends of processes before anything else in the chain explain nothing.
@@ -283,13 +318,31 @@ impl<'a> Slice<'a> {
         self.ids = self.ids.split_off(&first);
     }
 
+    /// ... but the last restarts of the node where it broke may have brought it there.
+    fn remember_restarts(&mut self, root: Id) {
+        let node = self.story.records[root].node;
+        let before = self.definitions.get(&(node, Variable::Process));
+        let before = before.map(|ids| &ids[..ids.partition_point(|id| *id < root)]);
+        let mut worked = 0;
+        for id in before.unwrap_or_default().iter().rev() {
+            self.ids.insert(*id);
+            let record = &self.story.records[*id];
+            let ended = record.what == What::Traced(Kind::Fault) && !record.causes.is_empty();
+            worked += u64::from(ended);
+            if worked == RESTARTS {
+                return;
+            }
+        }
+    }
+
     fn link(&self, id: Id, found: &Found) -> Option<Link> {
         let record = &self.story.records[id];
         let who = record.node;
         let (tag, line) = match record.what {
             _ if id == found.record => ("violation", record.text.clone()),
-            // Their arrival, and their sync, say it.
-            What::Traced(Kind::Send | Kind::LogWrite) => return None,
+            // Their arrival, their sync, and the step that took them say it.
+            What::Traced(Kind::Send | Kind::LogWrite | Kind::Leader) => return None,
+            What::Traced(Kind::Sync) if self.is_taken(id) => return None,
             What::Traced(Kind::Deliver) => {
                 let from = record.peer.unwrap_or_default();
                 let sent_ns = record.causes.first().map(|sent| self.story.records[*sent].at_ns);
@@ -297,22 +350,29 @@ impl<'a> Slice<'a> {
                 let Record { name, text, .. } = record;
                 ("message", format!("{from:?} → {who:?} {name}: {text} ({late_ms:.1} ms)"))
             }
-            What::Traced(Kind::Sync) => ("durable", format!("{who:?} syncs {}", self.says(record))),
-            What::Traced(Kind::Applied) => ("apply", format!("{who:?} applies {}", record.text)),
+            What::Traced(Kind::Sync) => {
+                ("durable", format!("{who:?} syncs: {}", self.says(record)))
+            }
+            What::Traced(Kind::Applied) => ("apply", format!("{who:?} {}", self.says(record))),
             What::Traced(Kind::Call) => ("call", format!("call to {who:?}: {}", record.text)),
             What::Traced(Kind::Return) => ("answer", format!("{who:?} answers: {}", record.text)),
             What::Step => (self.tag(record), format!("{who:?} {}", self.says(record))),
-            What::Traced(Kind::Leader) => ("leads", format!("{who:?} {}", record.text)),
             _ => ("process", format!("{who:?} {}", record.text)),
         };
         Some(Link { id, tag, line })
+    }
+
+    /// Whether a step of the chain took it.
+    fn is_taken(&self, id: Id) -> bool {
+        let steps = self.ids.range(id..).map(|id| &self.story.records[*id]);
+        steps.filter(|record| record.what == What::Step).any(|step| step.causes.contains(&id))
     }
 
     fn tag(&self, record: &Record) -> &'static str {
         let facts = record.facts.iter().filter(|fact| self.concerns(fact).next().is_some());
         match facts.map(|fact| fact.about).max() {
             Some(About::Lead) => "leads",
-            Some(About::Vote) => "vote",
+            Some(About::Vote | About::Ballot) => "vote",
             Some(About::Commit) => "commit",
             Some(About::Durable) => "durable",
             Some(About::Cut) => "cut",
@@ -324,13 +384,16 @@ impl<'a> Slice<'a> {
     /// What a record says of the subject, or else everything.
     fn says(&self, record: &Record) -> String {
         let facts = record.facts.iter().filter(|fact| self.concerns(fact).next().is_some());
-        let said: Vec<String> = facts.map(phrase).collect();
+        let names = facts.clone().any(|fact| fact.about == About::Vote && fact.who.is_some());
+        let facts = facts.filter(|f| !(names && f.about == About::Vote && f.who.is_none()));
+        let said: Vec<String> = facts.map(|fact| phrase(fact, record.node)).collect();
         if said.is_empty() { record.text.clone() } else { said.join(", ") }
     }
 }
 
-fn phrase(fact: &Fact) -> String {
-    let Fact { about, group, term, from, to } = fact;
+fn phrase(fact: &Fact, node: NodeId) -> String {
+    let Fact { about, group, term, from, to, who } = fact;
+    let who = who.unwrap_or_default();
     let lsns = run(from.0, to.0);
     match about {
         About::Entry => format!("writes {group:?} {lsns} of {term:?}"),
@@ -340,7 +403,11 @@ fn phrase(fact: &Fact) -> String {
         About::Told => format!("is told that {group:?} {lsns} is committed"),
         About::Commit => format!("commits {group:?} {lsns} in {term:?}"),
         About::Apply => format!("applies {group:?} {lsns}"),
-        About::Vote => format!("votes or campaigns in {group:?} {term:?}"),
+        About::Ballot if who == node => format!("asks for votes in {group:?} {term:?}"),
+        About::Ballot => format!("tells {who:?} its vote in {group:?} {term:?}"),
+        About::Vote if who == NodeId(0) => format!("notes {group:?} {term:?} without a vote"),
+        About::Vote if who == node => format!("votes for itself in {group:?} {term:?}"),
+        About::Vote => format!("votes for {who:?} in {group:?} {term:?}"),
         About::Lead => format!("leads {group:?} in {term:?}"),
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn brief(message: &PeerMessage) -> Brief {
     let plain = |name, text| Brief { name, group: None, text, facts: Vec::new() };
     match message {
         PeerMessage::Core(message) => brief_core(message),
-        PeerMessage::Forward { id, request, budget_us } => {
+        PeerMessage::Forward { request, budget_us, .. } => {
             let (group, what) = match request {
                 ForwardRequest::Propose { group, payload } => {
                     (*group, format!("propose {} bytes to {group:?}", payload.len()))
@@ -42,10 +42,10 @@ pub(crate) fn brief(message: &PeerMessage) -> Brief {
                     (*group, format!("transfer {group:?} to {to:?}"))
                 }
             };
-            let text = format!("#{id}: {what}, within {} ms", budget_us / 1_000);
+            let text = format!("{what}, within {} ms", budget_us / 1_000);
             Brief { group: Some(group), ..plain("Forward", text) }
         }
-        PeerMessage::ForwardReply { id, reply } => {
+        PeerMessage::ForwardReply { reply, .. } => {
             let what = match reply {
                 ForwardReply::Applied { lsn, term, outcome } => {
                     let refused = if outcome.refused { ", refused" } else { "" };
@@ -53,7 +53,7 @@ pub(crate) fn brief(message: &PeerMessage) -> Brief {
                 }
                 other => format!("{other:?}"),
             };
-            plain("ForwardReply", format!("#{id}: {what}"))
+            plain("ForwardReply", what)
         }
         PeerMessage::StatusQuery { id } => plain("StatusQuery", format!("#{id}")),
         PeerMessage::StatusReply { id, .. } => plain("StatusReply", format!("#{id}")),
@@ -82,7 +82,7 @@ fn brief_core(message: &Message) -> Brief {
 fn brief_group(group: GroupId, term: Term, message: &GroupMessage) -> Brief {
     let last = |p: &Position| format!("last {:?} of {:?}", p.lsn, p.term);
     let mut facts = Vec::new();
-    let vote = Fact::of_term(About::Vote, group, term);
+    let vote = Fact::of_term(About::Ballot, group, term);
     let (name, what) = match message {
         GroupMessage::PreVote { last: position } => ("PreVote", last(position)),
         GroupMessage::PreVoteReply { granted } => ("PreVoteReply", granted_or_not(*granted)),
@@ -116,7 +116,7 @@ fn brief_group(group: GroupId, term: Term, message: &GroupMessage) -> Brief {
             ("ReadIndexReply", format!("#{id}: {index}"))
         }
         GroupMessage::TimeoutNow => {
-            facts.push(Fact::of_term(About::Vote, group, term.next()));
+            facts.push(Fact::of_term(About::Ballot, group, term.next()));
             ("TimeoutNow", "campaign at once".to_owned())
         }
         GroupMessage::Fetch { from, to } => ("Fetch", run(from.0, to.0)),

@@ -2,8 +2,12 @@
 //! of events that explains a finding ([`chain`]), and the page that shows both ([`html`]).
 
 pub(crate) mod chain;
+#[cfg(madsim)]
+pub(crate) mod html;
 mod message;
 pub(crate) mod story;
+#[cfg(all(test, madsim))]
+mod tests;
 
 use highwater_core::{GroupId, Lsn, NodeId, Term};
 
@@ -54,7 +58,9 @@ pub(crate) enum About {
     Commit,
     /// Entries are applied.
     Apply,
-    /// A vote is asked for, given or counted.
+    /// A message asks for a vote or gives one.
+    Ballot,
+    /// The node votes, for itself or another.
     Vote,
     /// The node begins to lead.
     Lead,
@@ -71,11 +77,18 @@ pub(crate) struct Fact {
     pub(crate) from: Lsn,
     /// The last one.
     pub(crate) to: Lsn,
+    /// For whom a vote is.
+    pub(crate) who: Option<NodeId>,
 }
 
 impl Fact {
     pub(crate) fn new(about: About, group: GroupId, term: Term, from: u64, to: u64) -> Fact {
-        Fact { about, group, term, from: Lsn(from), to: Lsn(to) }
+        Fact { about, group, term, from: Lsn(from), to: Lsn(to), who: None }
+    }
+
+    /// About a vote for this node.
+    pub(crate) fn of_vote(about: About, group: GroupId, term: Term, who: NodeId) -> Fact {
+        Fact { who: Some(who), ..Fact::of_term(about, group, term) }
     }
 
     /// About a term.

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use highwater_core::{
     Effect, Entry, GroupId, GroupView, Input, Kind as EntryKind, Lsn, NodeId, Record as LogRecord,
-    Reject, Reply, Request, RequestId, RoleView, WriteId,
+    RecoveredGroup, Reject, Reply, Request, RequestId, RoleView, WriteId,
 };
 use highwater_node::api::Consistency;
-use highwater_wire::peer::{ForwardReply, ForwardRequest, PeerMessage};
+use highwater_wire::peer::{ForwardRequest, PeerMessage};
 
 use super::{
     About, Fact, Id, Point, Record, Span, SpanKind, What,
@@ -39,6 +39,7 @@ struct Lane {
     timer: Option<Id>,
     /// The latest start, recovery or end.
     process: Option<Id>,
+    pause: Option<Id>,
     /// Writes that are not durable, and the step that asked for each.
     writes: Vec<(WriteId, Id)>,
     /// The write of such, by file.
@@ -63,6 +64,7 @@ struct Lane {
 struct Asked {
     /// The call, or the forwarded request that arrived.
     from: Option<Id>,
+    call: Option<Id>,
     /// The step that took it.
     step: Id,
     /// Of a read.
@@ -166,8 +168,10 @@ impl Story {
                 }
             }
             Kind::Timer => lane.timer = Some(id),
+            // A notice of the core's, or else a start or a recovery.
+            Kind::Process if lane.step.is_some() => causes.extend(lane.step),
             Kind::Process => {
-                causes.extend(lane.step.or(lane.process));
+                causes.extend(lane.process);
                 lane.process = Some(id);
             }
             Kind::Leader | Kind::Fault => causes.extend(lane.step),
@@ -181,7 +185,9 @@ impl Story {
 
     /// A record is about what these are about.
     fn inherit(&mut self, id: Id, from: &[Id]) {
-        let of_log = |fact: &&Fact| matches!(fact.about, About::Entry | About::Cut | About::Vote);
+        let of_log = |fact: &&Fact| {
+            matches!(fact.about, About::Entry | About::Cut | About::Vote | About::Ballot)
+        };
         let facts: Vec<Fact> = from
             .iter()
             .flat_map(|id| self.records[*id].facts.iter())
@@ -214,12 +220,32 @@ impl Story {
             return;
         }
         self.sent.insert(from, id);
-        if let PeerMessage::Forward { id: name, request, .. } = message
-            && let Some(call) = self.asks.get(&ask_digest(request)).copied()
-        {
-            self.lane(from).forwards.insert(*name, call);
-            self.records[id].causes.push(call);
+        let call = match message {
+            PeerMessage::Forward { id: name, request, .. } => {
+                let call = self.asks.get(&ask_digest(request)).copied();
+                if let Some(call) = call {
+                    self.lane(from).forwards.insert(*name, call);
+                    self.records[id].causes.push(call);
+                }
+                call
+            }
+            PeerMessage::ForwardReply { id: name, .. } => {
+                self.lanes.get(&to).and_then(|lane| lane.forwards.get(name)).copied()
+            }
+            _ => None,
+        };
+        if let Some(call) = call {
+            let text = format!("{}: {}", self.number(call), self.records[id].text);
+            let groups = self.records[call].groups.clone();
+            let record = &mut self.records[id];
+            record.text = text;
+            groups.into_iter().for_each(|group| record.concerns(group));
         }
+    }
+
+    /// A call's number, as its text begins.
+    fn number(&self, call: Id) -> &str {
+        self.records[call].text.split(' ').next().unwrap_or_default()
     }
 
     /// The latest message of a node goes its way, under this number.
@@ -266,15 +292,11 @@ impl Story {
                 }
                 _ => None,
             },
-            PeerMessage::ForwardReply { id: name, reply } => {
+            PeerMessage::ForwardReply { id: name, .. } => {
                 if let Some(call) = lane.forwards.remove(name) {
                     self.replies.insert(call, id);
-                    self.records[id].groups = self.records[call].groups.clone();
                 }
-                match reply {
-                    ForwardReply::Applied { .. } | ForwardReply::Created { .. } => None,
-                    _ => None,
-                }
+                None
             }
             _ => None,
         };
@@ -337,10 +359,12 @@ impl Story {
     /// A process is held still, or goes on.
     pub(crate) fn paused(&mut self, node: NodeId, paused: bool) {
         if paused {
-            self.push(What::Pause, node, "is held still".to_owned());
+            let id = self.push(What::Pause, node, "is held still".to_owned());
+            self.lane(node).pause = Some(id);
             self.begins(SpanKind::Paused, vec![node], "held still".to_owned());
         } else {
-            self.push(What::Resume, node, "goes on".to_owned());
+            let id = self.push(What::Resume, node, "goes on".to_owned());
+            self.records[id].causes.extend(self.lanes.get(&node).and_then(|lane| lane.pause));
             self.ends(SpanKind::Paused, &[node]);
         }
     }
@@ -360,6 +384,22 @@ impl Story {
         for ((of, _), points) in &mut self.series {
             if let Some(last) = points.last().filter(|p| *of == node && p.role > 0).copied() {
                 points.push(Point { at_ns, role: 0, ..last });
+            }
+        }
+    }
+
+    /// The latest event is that a node's process has recovered this: what it had durably and has
+    /// no more is lost.
+    pub(crate) fn recovers(&mut self, node: NodeId, groups: &[RecoveredGroup]) {
+        let Some(id) = self.records.len().checked_sub(1) else { return };
+        for found in groups {
+            let points = self.series.get(&(node, found.group));
+            let held = points.and_then(|points| points.last()).map_or(Lsn(0), |p| p.durable);
+            let record = &mut self.records[id];
+            if held > found.last {
+                let (from, to) = (found.last.0 + 1, held.0);
+                record.say(Fact::new(About::Cut, found.group, found.term, from, to));
+                record.text += &format!("; lost {:?} {}", found.group, run(from, to));
             }
         }
     }
@@ -467,10 +507,9 @@ impl Story {
         };
         let from = causes.iter().rev().find(|id| carried(id)).copied().or(call);
         causes.extend(from);
-        let number = call.map(|call| self.records[call].text.clone()).unwrap_or_default();
-        let number = number.split(' ').next().unwrap_or_default();
-        taken.add(format!("{what} {number}"));
-        self.lane(node).requests.insert(id, Asked { from, step, group: read });
+        let number = call.map(|call| format!(" {}", self.number(call))).unwrap_or_default();
+        taken.add(format!("{what}{number}"));
+        self.lane(node).requests.insert(id, Asked { from, call, step, group: read });
     }
 
     /// The core has made its step, and the driver is about to carry out these effects.
@@ -496,10 +535,13 @@ impl Story {
                 }
                 Effect::Send { to, message } => {
                     let said = brief(&PeerMessage::Core(message.clone()));
-                    said.facts
-                        .iter()
-                        .filter(|fact| fact.about == About::Vote)
-                        .for_each(|fact| self.records[step].say(*fact));
+                    let who = if said.name == "Vote" { node } else { *to };
+                    let hands_over = said.name == "TimeoutNow";
+                    let ballot = |fact: &&Fact| fact.about == About::Ballot && !hands_over;
+                    let ballots = said.facts.iter().filter(ballot);
+                    ballots.for_each(|fact| {
+                        self.records[step].say(Fact { who: Some(who), ..*fact });
+                    });
                     said.group.into_iter().for_each(|group| self.records[step].concerns(group));
                     sends.entry(said.name).or_default().push(*to);
                 }
@@ -543,7 +585,11 @@ impl Story {
                         self.entry_of_call(step, entry, fact);
                     }
                 }
-                LogRecord::HardState { group, term, vote: Some(_) } => {
+                LogRecord::HardState { group, term, vote: Some(member) } => {
+                    let vote = Fact::of_vote(About::Vote, *group, *term, member.node);
+                    self.records[step].say(vote);
+                }
+                LogRecord::HardState { group, term, vote: None } => {
                     self.records[step].say(Fact::of_term(About::Vote, *group, *term));
                 }
                 _ => {}
@@ -589,7 +635,7 @@ impl Story {
             self.lane(node).reads.push_back((group, from));
         }
         self.replies.insert(from, step);
-        let number = self.records[from].text.split(' ').next().unwrap_or_default();
+        let number = asked.call.map(|call| self.number(call)).unwrap_or_default();
         format!("answers {number}: {what}")
     }
 
@@ -639,7 +685,9 @@ impl Story {
             done.add(format!("{group:?} {:?}: {}", view.term, does[usize::from(role)]));
             match view.role {
                 RoleView::Leader => record.say(Fact::of_term(About::Lead, group, view.term)),
-                RoleView::Candidate => record.say(Fact::of_term(About::Vote, group, view.term)),
+                RoleView::Candidate => {
+                    record.say(Fact::of_vote(About::Vote, group, view.term, node));
+                }
                 _ => {}
             }
         }
@@ -740,7 +788,7 @@ impl Record {
     fn say(&mut self, fact: Fact) {
         self.concerns(fact.group);
         let joins = self.facts.iter_mut().find(|f| {
-            (f.about, f.group, f.term) == (fact.about, fact.group, fact.term)
+            (f.about, f.group, f.term, f.who) == (fact.about, fact.group, fact.term, fact.who)
                 && f.to >= fact.from.prev()
                 && f.from <= fact.to.next()
         });
