@@ -59,7 +59,7 @@ pub(crate) fn run_plan(seed: u64, plan: Plan, keep: Keep, until_ns: u64) -> Repo
     }
     let (calls, acks) = cluster.judge.tally();
     let (stats, simulated_ns) = (world.stats(), agenda::now_ns());
-    Report { seed, finding, stats, hash, events, simulated_ns, calls, acks, trace }
+    Report { seed, finding, stats, hash, events, simulated_ns, calls, acks, story: None, trace }
 }
 
 #[cfg(test)]
