@@ -259,6 +259,7 @@ impl Trace {
     }
 
     /// Hands the story over.
+    #[cfg(madsim)]
     pub(crate) fn take_story(&mut self) -> Option<Box<Story>> {
         self.story.take()
     }

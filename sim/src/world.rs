@@ -108,6 +108,7 @@ impl World {
     }
 
     /// Hands the story over, if one was kept.
+    #[cfg(madsim)]
     pub(crate) fn take_story(&self) -> Option<Box<Story>> {
         lock(&self.trace).take_story()
     }
