@@ -671,6 +671,8 @@ impl Observer for Watcher {
 
     fn step(&self, node: &Node, effects: &[Effect]) {
         if !self.process.is_dead() {
+            let world = &self.judge.world;
+            world.tell(|story| story.steps(self.process.id.0, node.groups(), effects));
             if self.disk.has_erred() {
                 self.judge.erred(self.process.id);
             }

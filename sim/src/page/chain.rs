@@ -108,7 +108,8 @@ pub(crate) fn explain(story: &Story, finding: &Finding) -> Chain {
     Chain { links, ids: slice.ids, faults, subject }
 }
 
-/// What a text names, as the types of the protocol show themselves: `n1`, `g2`, `t3`, `l4`.
+/// What a text names, as the types of the protocol show themselves: `n1`, `g2`, `t3`, `l4`. A text
+/// about several groups is about none of them.
 fn named_in(text: &str) -> Subject {
     let mut subject = Subject::default();
     for word in text.split(|c: char| !c.is_ascii_alphanumeric()) {
@@ -116,7 +117,10 @@ fn named_in(text: &str) -> Subject {
         let Ok(number) = number.parse() else { continue };
         match letter {
             "n" if !subject.nodes.contains(&NodeId(number)) => subject.nodes.push(NodeId(number)),
-            "g" => subject.group = subject.group.or(Some(GroupId(number))),
+            "g" if subject.group.is_some_and(|group| group.0 != number) => {
+                return Subject { nodes: subject.nodes, ..Subject::default() };
+            }
+            "g" => subject.group = Some(GroupId(number)),
             "t" => subject.term = subject.term.or(Some(Term(number))),
             "l" => {
                 let (from, to) = subject.lsns.unwrap_or((Lsn(number), Lsn(number)));
@@ -423,4 +427,80 @@ fn faults(story: &Story, ids: &BTreeSet<Id>) -> Vec<usize> {
     let all: Vec<usize> =
         (0..story.spans.len()).filter(|at| meanwhile(&story.spans[*at])).collect();
     all[all.len().saturating_sub(FAULTS_MAX)..].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const G: GroupId = GroupId(2);
+
+    /// A story of a leader, n1, that has an entry and commits it before n2 has it.
+    fn story() -> Story {
+        let mut story = Story::default();
+        let mut add = |what, node: u64, name, facts: &[Fact], causes: &[Id]| {
+            story.records.push(Record {
+                at_ns: story.records.len() as u64,
+                what,
+                node: NodeId(node),
+                peer: None,
+                name,
+                text: String::new(),
+                groups: facts.iter().map(|fact| fact.group).collect(),
+                facts: facts.to_vec(),
+                causes: causes.to_vec(),
+            });
+        };
+        let entry = |lsn| Fact::new(About::Entry, G, Term(3), lsn, lsn);
+        let fact = |about, lsn| Fact::new(about, G, Term(3), lsn, lsn);
+        let traced = What::Traced;
+        add(traced(Kind::Process), 1, "", &[], &[]);
+        add(What::Step, 1, "", &[Fact::of_term(About::Lead, G, Term(3))], &[]);
+        add(traced(Kind::Call), 1, "", &[entry(5)], &[]);
+        add(What::Step, 1, "", &[entry(5)], &[2]);
+        add(What::Step, 1, "", &[entry(6)], &[]);
+        add(traced(Kind::Send), 1, "Append", &[entry(5)], &[3]);
+        add(traced(Kind::Deliver), 2, "Append", &[entry(5)], &[5]);
+        add(What::Step, 2, "", &[entry(5)], &[6]);
+        add(What::Step, 1, "", &[fact(About::Commit, 5)], &[]);
+        add(traced(Kind::Fault), 0, "", &[], &[8]);
+        story.found = Some(Found { record: 9, at: 8 });
+        story.records[9].at_ns = story.records[8].at_ns;
+        story
+    }
+
+    fn finding(what: &str, subject: Subject) -> Finding {
+        Finding { oracle: "commit rule", what: what.to_owned(), subject, at_ns: 8 }
+    }
+
+    #[test]
+    fn a_chain_is_what_concerns_the_subject_on_the_way_to_the_event() {
+        let chain = explain(&story(), &finding("n1 commits l5 of g2 in t3", Subject::default()));
+        let ids: Vec<Id> = chain.ids.into_iter().collect();
+        // Neither the other entry, nor what n2 did with this one: nothing of that led to the event.
+        assert_eq!(ids, [0, 1, 2, 3, 8, 9]);
+        assert_eq!(chain.subject.lsns, Some((Lsn(5), Lsn(5))));
+        let tags: Vec<&str> = chain.links.iter().map(|link| link.tag).collect();
+        assert_eq!(tags, ["process", "leads", "call", "entry", "commit", "violation"]);
+    }
+
+    #[test]
+    fn a_chain_crosses_messages() {
+        let mut story = story();
+        story.found = Some(Found { record: 9, at: 7 });
+        story.records[9].at_ns = story.records[7].at_ns;
+        let subject =
+            Subject { group: Some(G), lsns: Some((Lsn(5), Lsn(5))), ..Subject::default() };
+        let chain = explain(&story, &finding("", subject));
+        let ids: Vec<Id> = chain.ids.into_iter().collect();
+        assert_eq!(ids, [1, 2, 3, 5, 6, 7, 9]);
+    }
+
+    #[test]
+    fn a_text_of_several_groups_names_none() {
+        let named = named_in("n3: l7 of g2, and n1 in t4");
+        assert_eq!(named.nodes, [NodeId(3), NodeId(1)]);
+        assert_eq!((named.group, named.term), (Some(G), Some(Term(4))));
+        assert_eq!(named_in("g2 l4, g3 l9").group, None);
+    }
 }

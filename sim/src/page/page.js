@@ -358,7 +358,7 @@ function paintArrows(marked) {
     hits.push({ x0, y0, x1, y1, e: a.e });
     const long = Math.hypot(x1 - x0, y1 - y0);
     const room = (W - GUTTER) / Math.max(drawn, 1);
-    if (!plain && (marked ? x1 - x0 > 40 || room > 14 : room > 60) && long > 60) label(a, x0, y0, x1, y1, marked);
+    if (!plain && x1 - x0 > 14 && (marked || room > 60) && long > 60) label(a, x0, y0, x1, y1, marked);
     if (NUMBER.has(a.e.id)) badges.push({ x: x1, y: y1, dy: y1 > y0 ? -11 : 11, n: NUMBER.get(a.e.id), id: a.e.id });
   }
   ctx.globalAlpha = 1;
