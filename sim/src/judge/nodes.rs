@@ -109,7 +109,7 @@ impl Judge {
             }
             Effect::Mend { group, entries } => {
                 let log = state.logs.get(&node).and_then(|log| log.log(*group));
-                let original = is_original(node, *group, entries, |lsn| log?.at(lsn));
+                let original = is_original(node, *group, entries, |lsn, _| log?.at(lsn));
                 world.check("repair", original);
             }
             Effect::Reply { request, .. } => {
@@ -201,8 +201,7 @@ impl Judge {
                 return self.world.check("fencing", votes.map_err(|broken| broken.term(term)));
             }
             GroupMessage::Fetched { entries, .. } => {
-                let (committed, matching) = (&state.committed, &state.matching);
-                let due = |lsn| matching.at(group, lsn, committed.term_at(group, lsn)?);
+                let due = |lsn, term| state.matching.at(group, lsn, term);
                 return self.world.check("repair", is_original(node, group, entries, due));
             }
             _ => return,

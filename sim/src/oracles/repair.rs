@@ -1,21 +1,22 @@
 //! O22. What is put in the place of damage is what was there: an entry that is fetched from a peer or
-//! mended is committed, and the very one that was written.
+//! mended is the very one that was written at its LSN in its term (who fetches compares the term with
+//! its own log's; decisions/006).
 //!
 //! semantics.md 12. Failures 51, 52.
 
-use highwater_core::{Entry, GroupId, Lsn, NodeId};
+use highwater_core::{Entry, GroupId, Lsn, NodeId, Term};
 
 use super::{Verdict, broken, log::Mark};
 
-/// A node hands over these entries, or puts them in place; `due` tells what was written at an LSN.
+/// A node hands over these entries, or puts them in place; `due` tells what was written at an LSN in a term.
 pub(crate) fn is_original(
     node: NodeId,
     group: GroupId,
     entries: &[Entry],
-    due: impl Fn(Lsn) -> Option<Mark>,
+    due: impl Fn(Lsn, Term) -> Option<Mark>,
 ) -> Verdict {
     for entry in entries {
-        if due(entry.lsn) != Some(Mark::of(entry)) {
+        if due(entry.lsn, entry.term) != Some(Mark::of(entry)) {
             let what = format!(
                 "what {node:?} has for {:?} of {group:?} is not what was written",
                 entry.lsn
@@ -29,7 +30,7 @@ pub(crate) fn is_original(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use highwater_core::{Hlc, Kind, Term};
+    use highwater_core::{Hlc, Kind};
 
     use super::*;
 
@@ -47,9 +48,9 @@ mod tests {
         let mark = Mark::of(&entry);
         let other = Mark { digest: mark.digest ^ 1, ..mark };
         let entries = [entry];
-        let verdict = |due| is_original(NodeId(1), GroupId(2), &entries, |_| due);
+        let verdict = |due| is_original(NodeId(1), GroupId(2), &entries, |_, _| due);
         assert!(verdict(Some(mark)).is_ok());
         assert!(verdict(Some(other)).is_err());
-        assert!(verdict(None).is_err(), "not committed");
+        assert!(verdict(None).is_err(), "never written");
     }
 }
