@@ -195,6 +195,9 @@ impl Judge {
                     state.machine.begins_anew(node, *group);
                     state.marks.loses_state(node, *group);
                 }
+                if let highwater_core::Notice::Mended { .. } = notice {
+                    self.world.saw(Seen::Mended);
+                }
                 if let highwater_core::Notice::Rebuilt { .. } = notice {
                     self.world.saw(Seen::StateRebuilt);
                 }

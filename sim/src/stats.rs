@@ -55,6 +55,8 @@ seen! {
     LostName: "crash lost a directory entry", Some(0);
     /// A damaged log was refused.
     DamageRefused: "damaged oplog refused", Some(0);
+    /// Entries that could not be read were had from a peer.
+    Mended: "damaged entries fetched from a peer", None;
     /// A node was paused while others ran.
     Paused: "node paused", Some(0);
     /// A symmetric partition stopped a message.

@@ -14,6 +14,7 @@ pub(crate) mod log_matching;
 pub(crate) mod outcomes;
 pub(crate) mod reference;
 pub(crate) mod state_machine;
+#[cfg(madsim)]
 pub(crate) mod transport;
 pub(crate) mod watermarks;
 
