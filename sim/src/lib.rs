@@ -49,11 +49,3 @@ mod run;
 mod script;
 #[cfg(madsim)]
 mod timer;
-
-/// Planted faults are switched on for the whole process: one test at a time may do so, or rely on
-/// there being none.
-#[cfg(all(test, madsim))]
-fn planting() -> std::sync::MutexGuard<'static, ()> {
-    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}

@@ -314,7 +314,6 @@ mod tests {
 
     #[test]
     fn a_seed_repeats_itself_and_differs_from_the_next() {
-        let _alone = crate::planting();
         let settings = Settings { until_ns: Some(6_000_000_000), ..Settings::default() };
         let one = run_seed(11, settings);
         assert_eq!(one.finding, None);

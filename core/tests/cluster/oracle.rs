@@ -90,7 +90,7 @@ impl Oracle {
             Effect::Send { to, message: Message::Group { group, term, message } } => {
                 self.sent(me, disk, *to, *group, *term, message);
                 if let (GroupMessage::TimeoutNow, Some(view)) = (message, node.group(*group)) {
-                    let has_all = view.matched.contains(&(*to, view.watermarks.appended()));
+                    let has_all = node.matched(*group).contains(&(*to, view.watermarks.appended()));
                     assert!(has_all, "R13: {to:?} is to lead {group:?} and does not have it all");
                 }
             }

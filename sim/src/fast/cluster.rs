@@ -466,11 +466,15 @@ impl Cluster {
                 let machine = self.machine_mut(node);
                 let entries = machine.oplog.load(group, from, to, max_bytes);
                 let ns = machine.disk_ns(5, 40);
-                assert!(!entries.is_empty(), "a load asks for what was written");
-                let input = Box::new(Input::Loaded { load, entries });
+                let input = Box::new(if entries.is_empty() {
+                    Input::LoadFailed { load, reason: "damaged".to_owned() }
+                } else {
+                    Input::Loaded { load, entries }
+                });
                 self.agenda.after(ns, Event::Done { node, process, input });
                 self.dies_at(node, process, DiskCall::Other);
             }
+            Effect::Mend { group, entries } => self.machine_mut(node).oplog.mend(group, &entries),
             Effect::Apply { group, entries } => {
                 let at_ns = self.state_job_ns(node, process);
                 self.agenda.at(at_ns, Event::Apply { node, process, group, entries });

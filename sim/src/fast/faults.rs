@@ -1,7 +1,12 @@
 //! Carries the plan's faults out, each at its time, and their ends. After the healing nothing more
+<<<<<<< HEAD
 //! goes wrong. What has no meaning where there are no bytes is skipped, like a crash at a call to
 //! redb's storage backend and bits that flip in a file; so is what only the swarm does to disks,
 //! processes and single links, and everything heals in the end.
+=======
+//! goes wrong. What has no meaning where there are no bytes is skipped: a crash at a call to redb's
+//! storage backend. Damage is of entries that can't be read, not of what a start finds.
+>>>>>>> 117d29751c1ff620ec6c4b30754f4d1474974c85
 
 use highwater_core::NodeId;
 
@@ -17,14 +22,21 @@ use crate::{
 
 const MS: u64 = 1_000_000;
 
-/// What no run of the fast loop can see: it has no files.
-pub(super) const NEVER: [Seen; 6] = [
+/// What no run of the fast loop can see: it has no files and no datagrams, and no state is damaged.
+pub(super) const NEVER: [Seen; 10] = [
     Seen::CrashAtStateCall,
     Seen::LostName,
     Seen::TailCut,
     Seen::SegmentRolled,
     Seen::TornWrite,
+<<<<<<< HEAD
     Seen::TornSubset,
+=======
+    Seen::StateRebuilt,
+    Seen::RealQuic,
+    Seen::QuicReconnected,
+    Seen::DatagramLost,
+>>>>>>> 117d29751c1ff620ec6c4b30754f4d1474974c85
 ];
 
 impl Cluster {
@@ -96,6 +108,7 @@ impl Cluster {
                 self.world.saw(Seen::WallJump);
                 self.world.saw_times(Seen::WallBack, u64::from(*ms < 0));
             }
+<<<<<<< HEAD
             Fault::Partial { shape, order, ms } => {
                 self.cut(shape.deaf(order), Cut::Partial(*shape), *ms);
             }
@@ -110,7 +123,43 @@ impl Cluster {
             | Fault::Wipe { .. }
             | Fault::Copy { .. }
             | Fault::RollBack { .. } => {}
+=======
+            Fault::Damage { target, down_ms } => {
+                let node = self.resolve(*target);
+                self.machine_mut(node).down_ms = Some(*down_ms);
+                if self.crash(node, Crash::Power) {
+                    self.damage(node);
+                }
+            }
+>>>>>>> 117d29751c1ff620ec6c4b30754f4d1474974c85
         }
+    }
+
+    /// Some committed entries of a node can't be read any more: if possible, ones that its next start
+    /// needs. All other nodes have good copies, so that a majority has.
+    fn damage(&mut self, node: NodeId) {
+        if self.plan.nodes.iter().any(|node| !self.machine(*node).oplog.is_whole()) {
+            return;
+        }
+        let databases = self.judge.databases();
+        let committed =
+            databases.iter().map(|(_, group)| (*group, self.judge.last_applied(*group)));
+        let committed: Vec<_> = committed.collect();
+        let machine = self.machine_mut(node);
+        let ranges = committed.into_iter().filter_map(|(group, committed)| {
+            let first = machine.states.get(&group)?.applied().next();
+            let last = committed.min(machine.oplog.last(group));
+            (first <= last).then_some((group, first.0, last.0))
+        });
+        let ranges: Vec<_> = ranges.collect();
+        let Some((group, first, last)) = (!ranges.is_empty()).then(|| *machine.rng.pick(&ranges))
+        else {
+            return;
+        };
+        let from = machine.rng.range(first, last);
+        let to = machine.rng.range(from, last.min(from + 20));
+        machine.oplog.damage(group, from..=to);
+        self.world.fault(node.0, || format!("damages {from}..={to} of {group:?}"));
     }
 
     fn resolve(&self, target: Target) -> NodeId {

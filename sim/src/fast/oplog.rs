@@ -1,7 +1,10 @@
 //! A machine's oplog as records: a queue of writes of which only what was synced survives a power
 //! cut for certain, and of the rest a prefix. No bytes, no files.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::RangeInclusive,
+};
 
 use highwater_core::{
     Boot, Doubt, Entry, Formation, GroupId, Lsn, Member, Record, RecoveredGroup, Term, WriteId,
@@ -43,8 +46,7 @@ impl Image {
                 log.entries.push(entry);
             }
             Record::Checkpointed { group, lsn } => {
-                let log = self.groups.entry(group).or_default();
-                log.checkpointed = log.checkpointed.max(lsn);
+                self.groups.entry(group).or_default().checkpointed = lsn;
             }
             Record::Boot { member, boot } => {
                 self.boots.insert(member, boot);
@@ -52,13 +54,12 @@ impl Image {
             Record::Acked { group, member, term, lsn } => {
                 self.groups.entry(group).or_default().acked.insert(member, (term, lsn));
             }
-            Record::Sound { group: GroupId::SYSTEM, committed } => {
-                if let Some(doubt) = &mut self.doubt {
-                    doubt.bound = Some(committed);
+            Record::Sound { group, committed } => {
+                self.groups.entry(group).or_default().sound = true;
+                if group == GroupId::SYSTEM {
+                    self.doubt = Some(Doubt { bound: Some(committed) });
                 }
-                self.groups.entry(GroupId::SYSTEM).or_default().sound = true;
             }
-            Record::Sound { group, .. } => self.groups.entry(group).or_default().sound = true,
         }
     }
 }
@@ -85,12 +86,17 @@ pub(super) struct Oplog {
     queue: VecDeque<(WriteId, Vec<Record>)>,
     /// How many writes of the queue the sync under way covers.
     syncing: usize,
+    /// Entries that can't be read.
+    damaged: BTreeSet<(GroupId, Lsn)>,
 }
 
 impl Oplog {
     /// Queues a write.
     pub(super) fn write(&mut self, write: WriteId, records: Vec<Record>) {
         for record in &records {
+            if let Record::Append { group, entry } = record {
+                self.damaged.remove(&(*group, entry.lsn));
+            }
             self.written.take(record.clone());
         }
         self.queue.push_back((write, records));
@@ -133,7 +139,8 @@ impl Oplog {
         self.syncing = 0;
     }
 
-    /// Reads entries back: at least one, and no more than `bytes_max` but for that one.
+    /// Reads entries back, up to the first that can't be read: no more than `bytes_max` but for the
+    /// first one.
     pub(super) fn load(&self, group: GroupId, from: Lsn, to: Lsn, bytes_max: usize) -> Vec<Entry> {
         let log = self.written.groups.get(&group).map(|log| log.entries.as_slice());
         let wanted =
@@ -142,12 +149,35 @@ impl Oplog {
         let mut found: Vec<Entry> = Vec::new();
         for entry in wanted.unwrap_or_default() {
             bytes += entry.weight();
-            if bytes > bytes_max && !found.is_empty() {
+            let damaged = self.damaged.contains(&(group, entry.lsn));
+            if damaged || bytes > bytes_max && !found.is_empty() {
                 break;
             }
             found.push(entry.clone());
         }
         found
+    }
+
+    /// The last entry that is durable.
+    pub(super) fn last(&self, group: GroupId) -> Lsn {
+        Lsn(self.durable.groups.get(&group).map_or(0, |log| log.entries.len() as u64))
+    }
+
+    /// These entries can't be read any more.
+    pub(super) fn damage(&mut self, group: GroupId, lsns: RangeInclusive<u64>) {
+        self.damaged.extend(lsns.map(|lsn| (group, Lsn(lsn))));
+    }
+
+    /// Good copies of entries.
+    pub(super) fn mend(&mut self, group: GroupId, entries: &[Entry]) {
+        for entry in entries {
+            self.damaged.remove(&(group, entry.lsn));
+        }
+    }
+
+    /// Whether all can be read.
+    pub(super) fn is_whole(&self) -> bool {
+        self.damaged.is_empty()
     }
 
     /// What a start finds.
@@ -230,5 +260,17 @@ mod tests {
         assert_eq!(log.load(G, Lsn(2), Lsn(4), 1).len(), 1);
         assert_eq!(log.load(G, Lsn(2), Lsn(4), 1 << 20).len(), 3);
         assert_eq!(log.load(G, Lsn(4), Lsn(9), 1 << 20).len(), 2);
+    }
+
+    #[test]
+    fn a_load_ends_before_the_damage_until_it_is_mended() {
+        let mut log = Oplog::default();
+        log.write(WriteId(1), (1..=5).map(|lsn| append(lsn, 1)).collect());
+        let good = log.load(G, Lsn(3), Lsn(4), 1 << 20);
+        log.damage(G, 3..=4);
+        assert_eq!(log.load(G, Lsn(1), Lsn(5), 1 << 20).len(), 2);
+        assert!(log.load(G, Lsn(4), Lsn(5), 1 << 20).is_empty() && !log.is_whole());
+        log.mend(G, &good);
+        assert!(log.load(G, Lsn(1), Lsn(5), 1 << 20).len() == 5 && log.is_whole());
     }
 }
