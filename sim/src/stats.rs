@@ -65,15 +65,8 @@ seen! {
     TornSubset: "crash lost a write's beginning, not its end", Some(0);
     /// A crash lost a directory entry.
     LostName: "crash lost a directory entry", Some(0);
-<<<<<<< HEAD
     /// A crash lost what a failed sync had left in the page cache.
     LostDropped: "crash lost pages of a failed sync", Some(0);
-=======
-    /// A damaged log was refused.
-    DamageRefused: "damaged oplog refused", Some(0);
-    /// Entries that could not be read were had from a peer.
-    Mended: "damaged entries fetched from a peer", None;
->>>>>>> 117d29751c1ff620ec6c4b30754f4d1474974c85
     /// A node was paused while others ran.
     Paused: "node paused", Some(0);
     /// A symmetric partition stopped a message.

@@ -1,12 +1,7 @@
 //! Carries the plan's faults out, each at its time, and their ends. After the healing nothing more
-<<<<<<< HEAD
-//! goes wrong. What has no meaning where there are no bytes is skipped, like a crash at a call to
-//! redb's storage backend and bits that flip in a file; so is what only the swarm does to disks,
-//! processes and single links, and everything heals in the end.
-=======
 //! goes wrong. What has no meaning where there are no bytes is skipped: a crash at a call to redb's
-//! storage backend. Damage is of entries that can't be read, not of what a start finds.
->>>>>>> 117d29751c1ff620ec6c4b30754f4d1474974c85
+//! storage backend, and what only the swarm does to disks, processes and single links. Damage is of
+//! entries that can't be read, not of what a start finds. Everything heals in the end.
 
 use highwater_core::NodeId;
 
@@ -29,14 +24,11 @@ pub(super) const NEVER: [Seen; 10] = [
     Seen::TailCut,
     Seen::SegmentRolled,
     Seen::TornWrite,
-<<<<<<< HEAD
     Seen::TornSubset,
-=======
     Seen::StateRebuilt,
     Seen::RealQuic,
     Seen::QuicReconnected,
     Seen::DatagramLost,
->>>>>>> 117d29751c1ff620ec6c4b30754f4d1474974c85
 ];
 
 impl Cluster {
@@ -108,7 +100,6 @@ impl Cluster {
                 self.world.saw(Seen::WallJump);
                 self.world.saw_times(Seen::WallBack, u64::from(*ms < 0));
             }
-<<<<<<< HEAD
             Fault::Partial { shape, order, ms } => {
                 self.cut(shape.deaf(order), Cut::Partial(*shape), *ms);
             }
@@ -119,19 +110,16 @@ impl Cluster {
             | Fault::SyncError { .. }
             | Fault::FullDisk { .. }
             | Fault::ReadError { .. }
-            | Fault::Damage { .. }
             | Fault::Wipe { .. }
             | Fault::Copy { .. }
             | Fault::RollBack { .. } => {}
-=======
-            Fault::Damage { target, down_ms } => {
+            Fault::Damage { target, down_ms, .. } => {
                 let node = self.resolve(*target);
                 self.machine_mut(node).down_ms = Some(*down_ms);
                 if self.crash(node, Crash::Power) {
                     self.damage(node);
                 }
             }
->>>>>>> 117d29751c1ff620ec6c4b30754f4d1474974c85
         }
     }
 
