@@ -239,7 +239,9 @@ impl Cluster {
     /// Ends a process. Whether there was one.
     pub(crate) fn crash(&self, node: NodeId, crash: Crash) -> bool {
         let machine = self.machine(node);
-        let down_ms = {
+        // The last handle closes the state's files, which are calls to the disk: it goes once that is
+        // fenced and nothing is locked.
+        let (down_ms, _handle) = {
             let mut running = lock(&machine.running);
             let Some(process) = running.process.take() else { return false };
             process.die();
@@ -250,7 +252,7 @@ impl Cluster {
                 // madsim drops the tasks of a paused node while it holds a lock.
                 self.runtime.resume(id);
             }
-            down_ms
+            (down_ms, handle)
         };
         self.network.detach(node);
         let loss = machine.disk.fence(crash);

@@ -167,7 +167,9 @@ impl Judge {
 
     /// A node's disk was wiped.
     pub(crate) fn wiped(&self, node: NodeId) {
-        self.lock().logs.insert(node, DurableLog::default());
+        if let Some(log) = self.lock().logs.get_mut(&node) {
+            log.becomes(DurableLog::default());
+        }
     }
 
     /// A copy of a node's disk was taken, of what was durable then.
@@ -180,9 +182,10 @@ impl Judge {
 
     /// A node's disk holds what its copy held.
     pub(crate) fn rolled_back(&self, node: NodeId) {
-        let mut state = self.lock();
-        if let Some(log) = state.copies.remove(&node) {
-            state.logs.insert(node, log);
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if let (Some(copy), Some(log)) = (state.copies.remove(&node), state.logs.get_mut(&node)) {
+            log.becomes(copy);
             state.harms.harmed(node, Harm::RolledBack);
         }
     }

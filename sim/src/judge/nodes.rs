@@ -10,7 +10,7 @@ use super::{Glance, Judge, ProcessId, State, op_id};
 use crate::{
     oracles::{
         bounds, broken,
-        durable_log::Found,
+        durable_log::{DurableLog, Found},
         leader_completeness, linearizability,
         liveness::Standing,
         log::Mark,
@@ -23,6 +23,16 @@ use crate::{
     stats::Seen,
     trace::Kind,
 };
+
+fn marks_of(view: &GroupView<'_>) -> Marks {
+    Marks {
+        appended: view.watermarks.appended(),
+        durable: view.watermarks.durable(),
+        committed: view.watermarks.committed(),
+        applied: view.watermarks.applied(),
+        checkpointed: view.watermarks.checkpointed(),
+    }
+}
 
 impl Judge {
     /// A process has recovered its oplog.
@@ -85,7 +95,14 @@ impl Judge {
     /// A process's core is looked at as a whole, which takes longer.
     pub(crate) fn inspects(&self, (node, _): ProcessId, core: &Node) {
         core.check();
-        let state = self.lock();
+        let mut state = self.lock();
+        let now_ns = self.world.now_ns();
+        for view in core.groups() {
+            let role = (view.term, view.role == RoleView::Leader);
+            let marks = marks_of(&view);
+            let stands = state.stall.stands((node, view.group), role, &marks, now_ns);
+            self.world.check("stall", stands);
+        }
         let Some(config) = state.configs.get(&node) else { return };
         let sizes = (core.groups().count(), state.voters - 1);
         self.world.check("bounds", bounds::holds(node, config, sizes, &core.held()));
@@ -215,13 +232,7 @@ impl Judge {
 
     fn view(&self, state: &mut State, process: ProcessId, view: &GroupView<'_>) {
         let (node, group) = (process.0, view.group);
-        let now = Marks {
-            appended: view.watermarks.appended(),
-            durable: view.watermarks.durable(),
-            committed: view.watermarks.committed(),
-            applied: view.watermarks.applied(),
-            checkpointed: view.watermarks.checkpointed(),
-        };
+        let now = marks_of(view);
         let old = match state.marks.stands(process, group, now) {
             Ok(old) => old,
             Err(what) => return self.world.fail("watermarks", what),
@@ -254,9 +265,6 @@ impl Judge {
         if now.committed > old.committed {
             self.commits(state, node, (group, view.term), now.committed, leads);
         }
-        let now_ns = self.world.now_ns();
-        let stands = state.stall.stands((node, group), (view.term, leads), &now, now_ns);
-        self.world.check("stall", stands);
     }
 
     fn leads(&self, state: &mut State, node: NodeId, group: GroupId, term: Term) {
@@ -300,8 +308,11 @@ impl Judge {
             return;
         }
         let entry_term = log.term_at(upto).unwrap_or_default();
-        let members = state.logs.iter().filter(|(node, _)| state.fencing.counts(**node));
-        let holders = members.filter(|(_, l)| l.holds(group, upto, entry_term)).count();
+        let counts = |(node, log): &(&NodeId, &DurableLog)| {
+            let holds = state.fencing.counts(**node) && log.holds(group, upto, entry_term);
+            holds || log.held(group, upto, entry_term)
+        };
+        let holders = state.logs.iter().filter(counts).count();
         let verdict =
             state.commits.commits((group, term), (upto, entry_term), holders, state.voters);
         self.world.check("commit rule", verdict.map_err(|broken| broken.on(node)));

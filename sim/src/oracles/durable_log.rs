@@ -98,7 +98,14 @@ impl Image {
     }
 
     fn is(&self, found: &Found<'_>) -> bool {
-        self.formed == found.members.is_some() && self.all(found, GroupImage::is)
+        let boots: BTreeMap<_, _> = found.boots.iter().copied().collect();
+        self.formed == found.members.is_some()
+            && self.boots == boots
+            && self.all(found, GroupImage::is)
+    }
+
+    fn logs(&self) -> BTreeMap<GroupId, ReplicaLog> {
+        self.groups.iter().map(|(id, group)| (*id, group.log.clone())).collect()
     }
 
     fn has_logs_of(&self, found: &Found<'_>) -> bool {
@@ -129,7 +136,11 @@ impl GroupImage {
             term if term == self.term => found.vote == self.vote,
             term => term == last.term && term > self.term,
         };
-        vote_stands && self.has_log_of(found)
+        let acked = found.acked.iter().map(|(member, term, lsn)| (*member, (*term, *lsn)));
+        vote_stands
+            && self.has_log_of(found)
+            && self.sound == found.sound
+            && acked.collect::<BTreeMap<_, _>>() == self.acked
     }
 }
 
@@ -143,6 +154,8 @@ pub(crate) struct DurableLog {
     synced_len: usize,
     /// All of it.
     written: Image,
+    /// What was durable before the last loss.
+    lost: BTreeMap<GroupId, ReplicaLog>,
     /// Writes under way, and where each ends in `history`.
     under_way: VecDeque<(WriteId, usize)>,
     /// The latest vote that the node gave, and with which data directory.
@@ -197,6 +210,18 @@ impl DurableLog {
         let has =
             |image: &Image| image.groups.get(&group).and_then(|g| g.log.term_at(lsn)) == Some(term);
         has(&self.synced) && has(&self.written)
+    }
+
+    /// Whether the node held it durably once, and lost it since: a leader may count that for as long
+    /// as it does not know.
+    pub(crate) fn held(&self, group: GroupId, lsn: Lsn, term: Term) -> bool {
+        self.lost.get(&group).and_then(|log| log.term_at(lsn)) == Some(term)
+    }
+
+    /// The disk is wiped, or holds what a copy of it held.
+    pub(crate) fn becomes(&mut self, other: DurableLog) {
+        let lost = self.synced.logs();
+        *self = DurableLog { lost, ..other };
     }
 
     /// How far the group's log is known to be durable, as written: not what will be overwritten.
@@ -292,6 +317,7 @@ impl DurableLog {
             longest = Some(self.history.len());
         }
         let Some(kept) = longest else { return Ok(None) };
+        self.lost = self.synced.logs();
         self.synced = Image::replay(&self.history[..kept])?;
         self.synced.adopt(found);
         Ok(Some(kept))
@@ -424,7 +450,8 @@ mod tests {
             node.completed(WriteId(2)).unwrap();
             let groups = [found(last, 1, Some(member(3)), &[(1, 1)])];
             let lost = node.recovers(&Found { doubt, ..on_disk(&groups) }, damaged);
-            assert!(lost.is_err() || !node.holds(G, Lsn(2), Term(1)));
+            let was = |lsn| !node.holds(G, Lsn(lsn), Term(1)) && node.held(G, Lsn(lsn), Term(1));
+            assert!(lost.is_err() || was(2) && was(3));
             lost
         };
         let doubt = Some(Doubt::default());
@@ -445,5 +472,17 @@ mod tests {
         };
         assert!(lost(Incarnation(0)).is_err());
         assert!(lost(Incarnation(7)).is_ok());
+    }
+
+    #[test]
+    fn what_peers_acknowledged_is_remembered_too() {
+        let mut node = node();
+        let acked = Record::Acked { group: G, member: member(2), term: Term(1), lsn: Lsn(3) };
+        node.writes(WriteId(3), &[acked]).unwrap();
+        node.completed(WriteId(3)).unwrap();
+        let mut here = found(3, 1, Some(member(3)), &[(1, 1)]);
+        assert!(recovers(&mut node, std::slice::from_ref(&here)).is_err());
+        here.acked = vec![(member(2), Term(1), Lsn(3))];
+        assert!(recovers(&mut node, &[here]).is_ok());
     }
 }

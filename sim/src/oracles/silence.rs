@@ -7,8 +7,9 @@ use highwater_core::{Effect, GroupId, Message, NodeId, Record};
 
 use super::{Verdict, broken};
 
-/// How long after the last call the last message of a group is sent at the latest.
-pub(crate) const SETTLING_MS: u64 = 1_500;
+/// How long after the last call the last message of a group is sent at the latest: a storm may have
+/// held one back for three seconds.
+pub(crate) const SETTLING_MS: u64 = 4_500;
 /// How long nothing is to be said then.
 pub(crate) const SILENCE_MS: u64 = 1_000;
 
