@@ -7,7 +7,7 @@ use std::ops::Range;
 use highwater_sim::fast;
 
 /// As many as take seconds in a debug build.
-const DEFAULT_SEEDS: Range<u64> = 0..200;
+const DEFAULT_SEEDS: Range<u64> = 0..150;
 
 fn seeds() -> Range<u64> {
     let Ok(text) = std::env::var("FAST_SEEDS") else { return DEFAULT_SEEDS };

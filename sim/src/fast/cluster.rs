@@ -474,7 +474,10 @@ impl Cluster {
                 self.agenda.after(ns, Event::Done { node, process, input });
                 self.dies_at(node, process, DiskCall::Other);
             }
-            Effect::Mend { group, entries } => self.machine_mut(node).oplog.mend(group, &entries),
+            Effect::Mend { group, entries } => {
+                self.world.saw(Seen::Mended);
+                self.machine_mut(node).oplog.mend(group, &entries);
+            }
             Effect::Apply { group, entries } => {
                 let at_ns = self.state_job_ns(node, process);
                 self.agenda.at(at_ns, Event::Apply { node, process, group, entries });
