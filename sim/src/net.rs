@@ -82,6 +82,14 @@ impl Load {
     }
 }
 
+/// How a parcel is spoken of.
+struct Said<'a> {
+    /// In an event.
+    brief: &'a dyn Fn() -> String,
+    /// In a story, once the event is there.
+    tell: &'a dyn Fn(&mut Story),
+}
+
 struct Parcel {
     from: NodeId,
     to: NodeId,
@@ -210,17 +218,18 @@ impl Network {
         let load = Load::Message { from, process: self.process_at(to) };
         let node = from.member.node;
         let tell = |story: &mut Story| story.message(node, to, message);
-        self.post(node, to, load, frame.freeze(), repeats, (&|| brief(message), &tell));
+        let said = Said { brief: &|| brief(message), tell: &tell };
+        self.post(node, to, load, frame.freeze(), repeats, &said);
     }
 
     /// Sends what a socket has for another one.
     pub(crate) fn send_datagram(&self, from: NodeId, to: NodeId, bytes: Bytes) {
         let size = bytes.len();
-        let brief = || format!("a datagram of {size} bytes");
-        self.post(from, to, Load::Datagram, bytes, true, (&brief, &|_| ()));
+        let said = Said { brief: &|| format!("a datagram of {size} bytes"), tell: &|_| () };
+        self.post(from, to, Load::Datagram, bytes, true, &said);
     }
 
-    /// Puts a parcel on its way. `brief` and `tell` say what it is, in an event and in a story.
+    /// Puts a parcel on its way.
     fn post(
         &self,
         from: NodeId,
@@ -228,14 +237,14 @@ impl Network {
         load: Load,
         bytes: Bytes,
         repeats: bool,
-        (brief, tell): (&dyn Fn() -> String, &dyn Fn(&mut Story)),
+        said: &Said<'_>,
     ) {
         let digest = digest(&bytes);
         let event = |kind: Kind, why: &str| {
             self.world.event(kind, from.0, to.0, bytes.len() as u64, digest, || {
-                format!("to {to:?}{why} {}", brief())
+                format!("to {to:?}{why} {}", (said.brief)())
             });
-            self.world.tell(tell);
+            self.world.tell(said.tell);
         };
         let [sends, _, drops] = load.kinds();
         event(sends, "");

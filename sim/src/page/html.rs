@@ -27,7 +27,7 @@ const COARSE_NS: u64 = 50_000_000;
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
+const SCRIPT: &str = concat!(include_str!("diagram.js"), "\n", include_str!("panel.js"));
 
 /// Renders the page.
 pub(crate) fn render(story: &Story, about: &About<'_>) -> String {

@@ -104,7 +104,7 @@ fn shows_an_act(story: &Story, chain: &Chain) -> bool {
             |id: &usize| matches!(story.records[*id].what, What::Step | What::Traced(Kind::Fault));
         let end = (*act..story.records.len()).filter(here).find(ends);
         let upto = end.unwrap_or(story.records.len() - 1);
-        node.0 > 0 && chain.ids.range(*act..=upto).any(|id| here(id))
+        node.0 > 0 && chain.ids.range(*act..=upto).any(here)
     })
 }
 

@@ -49,7 +49,7 @@ impl Onlooker {
         });
         self.network.world.tell(|story| {
             story.message(node, to, message);
-            story.parcel(digest, node);
+            story.letter(digest, node, to);
         });
     }
 
@@ -60,7 +60,7 @@ impl Onlooker {
             format!("from {sender:?} {}", brief(message))
         });
         world.tell(|story| {
-            story.arrives(digest, sender, false);
+            story.letter_arrives(digest, sender, node);
             story.delivered(node, sender, message);
         });
         let verdict = self.oracle().hears(self.process.id, *from, digest);
