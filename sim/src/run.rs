@@ -7,7 +7,7 @@ use std::sync::{
 };
 
 use highwater_core::{GroupId, NodeId, planted};
-use highwater_node::api::{Consistency, ListQuery};
+use highwater_node::api::{Consistency, Error, ListQuery, Page};
 use madsim::{
     runtime::Runtime,
     task::{AbortHandle, JoinHandle, spawn},
@@ -292,17 +292,34 @@ async fn read_back(cluster: &Arc<Cluster>, whole: &[NodeId]) {
     for (database, group) in cluster.judge.databases() {
         for node in whole {
             for consistency in [Consistency::Local(None), Consistency::Linearizable] {
-                let query = ListQuery { limit: 1_000, values: true, ..ListQuery::default() };
-                let ask = Ask::List(query, consistency);
-                match perform(cluster, *node, &database, ask, LIVENESS_TIMEOUT).await {
-                    Told::Listed(page) if page.applied == cluster.judge.last_applied(group) => {}
-                    told => {
-                        let what = format!("{node:?} can't read {database}: {}", told.brief());
-                        cluster.world.fail("liveness", what);
-                    }
+                let told = read_all(cluster, *node, &database, consistency).await;
+                let whole = |page: &Page| page.applied == cluster.judge.last_applied(group);
+                if !matches!(&told, Told::Listed(page) if whole(page)) {
+                    let what = format!("{node:?} can't read {database}: {}", told.brief());
+                    cluster.world.fail("liveness", what);
                 }
             }
         }
+    }
+}
+
+/// Reads a whole database. The first to read a damaged state may be the one that finds it: what is
+/// rebuilt for it may take a while.
+async fn read_all(
+    cluster: &Arc<Cluster>,
+    node: NodeId,
+    database: &str,
+    consistency: Consistency,
+) -> Told {
+    let deadline_ns = now_ns() + CONVERGENCE_NS;
+    loop {
+        let query = ListQuery { limit: 1_000, values: true, ..ListQuery::default() };
+        let ask = Ask::List(query, consistency);
+        let told = perform(cluster, node, database, ask, LIVENESS_TIMEOUT).await;
+        if !matches!(told, Told::Failed(Error::NotReady(_))) || now_ns() >= deadline_ns {
+            return told;
+        }
+        pause_ms(100).await;
     }
 }
 
