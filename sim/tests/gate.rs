@@ -45,13 +45,39 @@ fn passes(words: &[&str]) {
     assert_eq!(code, Some(0), "sim {words:?}:\n{text}");
 }
 
+/// A number that changes with each commit.
+fn commit() -> u64 {
+    let git = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(workspace()).output();
+    let hash = git.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let hash = hash.unwrap_or_default();
+    u64::from_str_radix(hash.get(..7).unwrap_or("0"), 16).unwrap_or(0)
+}
+
+/// The scripts of what the simulator once found.
+fn regressions() -> Vec<String> {
+    let dir = workspace().join("sim/regressions");
+    let entries = std::fs::read_dir(dir).expect("the regressions").map(|e| e.unwrap().path());
+    let mut scripts: Vec<String> =
+        entries.filter_map(|path| Some(path.to_str()?.to_owned())).collect();
+    scripts.retain(|path| path.ends_with(".json"));
+    scripts.sort();
+    scripts
+}
+
 #[test]
 fn the_simulation_passes() {
     build(&["test", "--lib"]);
     build(&["build", "--bin", "sim"]);
-    passes(&["run", "--seeds", "0..80"]);
-    passes(&["check", "--seeds", "0..8"]);
-    passes(&["planted"]);
+    // Determinism first: without it nothing else says anything.
+    passes(&["check", "--profile", "swarm", "--seeds", "0..16"]);
+    passes(&["run", "--seeds", "0..50"]);
+    // Seeds that no commit before this one has tried.
+    let from = commit();
+    passes(&["run", "--profile", "swarm", "--seeds", &format!("{from}..{}", from + 200)]);
+    for script in regressions() {
+        passes(&["replay", &script]);
+    }
+    passes(&["planted", "--profile", "swarm"]);
     // A seed that fails says how to see it again, and does so again.
     let fault = ["--planted", "ack-before-fsync"];
     let (text, code) = sim(&[&["run", "--seeds", "0..3"], &fault[..]].concat());
