@@ -40,14 +40,15 @@ struct GroupImage {
 
 #[derive(Clone, Debug, Default)]
 struct Image {
-    formed: bool,
+    /// Who founded the cluster; `None` before.
+    founders: Option<Vec<Member>>,
     groups: BTreeMap<GroupId, GroupImage>,
     boots: BTreeMap<Member, Boot>,
 }
 
 #[derive(Clone, Debug)]
 enum Written {
-    Formation,
+    Formation(Vec<Member>),
     HardState(GroupId, Term, Option<Member>),
     Append(GroupId, Lsn, Mark),
     Boot(Member, Boot),
@@ -62,8 +63,8 @@ impl Image {
 
     fn apply(&mut self, written: &Written) -> Verdict {
         match written {
-            Written::Formation => self.formed = true,
-            Written::Boot(member, boot) => drop(self.boots.insert(*member, *boot)),
+            Written::Formation(members) => self.founders = Some(members.clone()),
+            Written::Boot(member, boot) => self.meets(*member, *boot),
             Written::HardState(group, term, vote) => {
                 let group = self.of(*group);
                 (group.term, group.vote) = (*term, *vote);
@@ -75,6 +76,13 @@ impl Image {
             Written::Sound(group) => self.of(*group).sound = true,
         }
         Ok(())
+    }
+
+    /// Of a node, the founding data directory is remembered, and the latest other one.
+    fn meets(&mut self, member: Member, boot: Boot) {
+        let founders = self.founders.as_deref().unwrap_or_default();
+        self.boots.retain(|known, _| known.node != member.node || founders.contains(known));
+        self.boots.insert(member, boot);
     }
 
     fn replay(history: &[Written]) -> Result<Image, Broken> {
@@ -99,9 +107,35 @@ impl Image {
 
     fn is(&self, found: &Found<'_>) -> bool {
         let boots: BTreeMap<_, _> = found.boots.iter().copied().collect();
-        self.formed == found.members.is_some()
+        self.founders.as_deref() == found.members
             && self.boots == boots
             && self.all(found, GroupImage::is)
+    }
+
+    /// What was found otherwise, for a reader.
+    fn differs(&self, found: &Found<'_>) -> Option<String> {
+        let nothing = RecoveredGroup::default();
+        for (id, group) in &self.groups {
+            let f = found.groups.iter().find(|f| f.group == *id).unwrap_or(&nothing);
+            if !group.is(f) {
+                let last = group.log.last();
+                return Some(format!(
+                    "{id:?}: last {:?}, {:?}, vote {:?}, sound {}, acked {:?}; due {last:?}, {:?}, \
+                     vote {:?}, sound {}, acked {:?}",
+                    f.last,
+                    f.term,
+                    f.vote,
+                    f.sound,
+                    f.acked,
+                    group.term,
+                    group.vote,
+                    group.sound,
+                    group.acked
+                ));
+            }
+        }
+        let boots: BTreeMap<_, _> = found.boots.iter().copied().collect();
+        (boots != self.boots).then(|| format!("the boots met: {boots:?}; due {:?}", self.boots))
     }
 
     fn logs(&self) -> BTreeMap<GroupId, ReplicaLog> {
@@ -114,7 +148,7 @@ impl Image {
 
     /// Takes on what was found beside the logs.
     fn adopt(&mut self, found: &Found<'_>) {
-        self.formed = found.members.is_some();
+        self.founders = found.members.map(<[Member]>::to_vec);
         self.boots = found.boots.iter().copied().collect();
         for f in found.groups {
             let group = self.groups.entry(f.group).or_default();
@@ -169,7 +203,7 @@ impl DurableLog {
         let mut truncated = false;
         for record in records {
             let written = match record {
-                Record::Formation(_) => Written::Formation,
+                Record::Formation(formation) => Written::Formation(formation.members.clone()),
                 Record::HardState { group, term, vote } => Written::HardState(*group, *term, *vote),
                 Record::Append { group, entry } => {
                     truncated |= self.log(*group).is_some_and(|log| log.last().lsn >= entry.lsn);
@@ -324,12 +358,16 @@ impl DurableLog {
     }
 
     fn no_prefix(&self, found: &Found<'_>) -> Broken {
-        let written: Vec<_> =
-            self.written.groups.iter().map(|(id, g)| (id, g.log.last(), g.term, g.vote)).collect();
-        broken(format!(
-            "recovered what is no prefix of what was written, or lost what was synced: {found:?}; \
-             written: {written:?}"
-        ))
+        let differs = |name: &str, image: &Image| {
+            let differs = image.differs(found).unwrap_or_else(|| "nothing".to_owned());
+            format!("from what was {name} differs {differs}")
+        };
+        let what = format!(
+            "recovered what is no prefix of what was written, or lost what was synced: {}; {}",
+            differs("synced", &self.synced),
+            differs("written", &self.written)
+        );
+        broken(what)
     }
 }
 
