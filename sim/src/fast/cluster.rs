@@ -467,6 +467,7 @@ impl Cluster {
                 let entries = machine.oplog.load(group, from, to, max_bytes);
                 let ns = machine.disk_ns(5, 40);
                 let input = Box::new(if entries.is_empty() {
+                    self.judge.erred((node, process));
                     Input::LoadFailed { load, reason: "damaged".to_owned() }
                 } else {
                     Input::Loaded { load, entries }
