@@ -52,6 +52,8 @@ const LINKS_MAX: usize = 160;
 /// So many faults are named beside it.
 const FAULTS_MAX: usize = 10;
 
+/// A line that says everything is no longer than this, in characters.
+const TEXT_MAX: usize = 160;
 /// So many ends of a process that had worked are remembered where the promise broke.
 const RESTARTS: u64 = 2;
 
@@ -391,7 +393,30 @@ impl<'a> Slice<'a> {
         let names = facts.clone().any(|fact| fact.about == About::Vote && fact.who.is_some());
         let facts = facts.filter(|f| !(names && f.about == About::Vote && f.who.is_none()));
         let said: Vec<String> = facts.map(|fact| phrase(fact, record.node)).collect();
-        if said.is_empty() { record.text.clone() } else { said.join(", ") }
+        if !said.is_empty() {
+            return said.join(", ");
+        }
+        let mut text = self.in_short(&record.text);
+        if let Some((end, _)) = text.char_indices().nth(TEXT_MAX) {
+            text.truncate(end);
+            text.push('…');
+        }
+        text
+    }
+
+    /// Of a long text, the parts that name a call of the chain.
+    fn in_short(&self, text: &str) -> String {
+        let texts = self.calls.iter().map(|call| self.story.records[*call].text.as_str());
+        let numbers: Vec<&str> = texts.filter_map(|text| text.split(' ').next()).collect();
+        let names = |part: &&str| {
+            part.split([' ', ':', ';']).any(|word| word.starts_with('#') && numbers.contains(&word))
+        };
+        let parts: Vec<&str> = text.split(", ").flat_map(|part| part.split("; ")).collect();
+        let short: Vec<&str> = parts.iter().copied().filter(names).collect();
+        if text.chars().count() <= TEXT_MAX || short.is_empty() {
+            return text.to_owned();
+        }
+        format!("among other things: {}", short.join(", "))
     }
 }
 

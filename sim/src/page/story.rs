@@ -7,7 +7,7 @@ mod steps;
 use std::collections::{BTreeMap, VecDeque};
 
 use highwater_core::{GroupId, Lsn, NodeId, RecoveredGroup, RequestId, WriteId};
-use highwater_node::api::Consistency;
+use highwater_node::api::{Consistency, Error};
 use highwater_wire::peer::{ForwardRequest, PeerMessage};
 
 use super::{
@@ -462,6 +462,9 @@ impl Story {
             Told::Written(receipt) => Some((receipt.group, receipt.lsn)),
             Told::Got(got) => Some((got.group, got.applied)),
             Told::Listed(page) => Some((page.group, page.applied)),
+            Told::Failed(Error::Refused { lsn, .. }) => {
+                self.records[asked].groups.first().map(|group| (*group, *lsn))
+            }
             _ => None,
         };
         if let (Told::Got(_) | Told::Listed(_), Some((group, _))) = (told, learns) {
