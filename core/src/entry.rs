@@ -59,6 +59,22 @@ impl Entry {
     }
 }
 
+/// How many of these entries make up at most so many bytes and are at most so many; at least one, if
+/// there is one.
+pub(crate) fn fitting<'a>(
+    entries: impl Iterator<Item = &'a Entry>,
+    bytes_max: usize,
+    entries_max: usize,
+) -> usize {
+    let mut bytes = 0;
+    let fits = |entry: &&Entry| {
+        let first = bytes == 0;
+        bytes += entry.weight();
+        first || bytes <= bytes_max
+    };
+    entries.take(entries_max.max(1)).take_while(fits).count()
+}
+
 /// The last entry of a log, or the one before an append: position and term.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {

@@ -4,7 +4,7 @@
 use alloc::{collections::VecDeque, vec::Vec};
 
 use crate::{
-    entry::{Entry, Position},
+    entry::{Entry, Position, fitting},
     io::RecoveredGroup,
     planted::{self, Planted},
     types::{Lsn, Term, WriteId},
@@ -181,19 +181,9 @@ impl GroupLog {
         let first = self.tail.front()?.lsn;
         let start = (from.0 - first.0) as usize;
         let end = (to.0 - first.0 + 1).min(self.tail.len() as u64) as usize;
-        let mut bytes = 0;
-        let entries: Vec<Entry> = self
-            .tail
-            .range(start..end)
-            .take(entries_max)
-            .take_while(|e| {
-                let fits = bytes == 0 || bytes + e.weight() <= bytes_max;
-                bytes += e.weight();
-                fits
-            })
-            .cloned()
-            .collect();
-        Some(entries)
+        let held = self.tail.range(start..end);
+        let run = fitting(held.clone(), bytes_max, entries_max);
+        Some(held.take(run).cloned().collect())
     }
 
     /// Forgets the oldest entries in memory until at most `bytes` are left, but none that is not

@@ -10,7 +10,7 @@ use crate::{
     catalog::CreateDatabase,
     config::Config,
     context::{Context, LoadFor},
-    entry::{Entry, Kind, Outcome, Record},
+    entry::{Entry, Kind, Outcome, Record, fitting},
     io::{Effect, Reject, Reply},
     types::{GroupId, Lsn, Term},
 };
@@ -51,12 +51,7 @@ impl Applying {
     fn take_fetched(&mut self, from: Lsn, to: Lsn, config: &Config) -> Option<Vec<Entry>> {
         let mut entries = core::mem::take(&mut self.fetched);
         entries.retain(|e| from <= e.lsn && e.lsn <= to);
-        let mut bytes = 0;
-        let fits = |(n, e): &(usize, &Entry)| {
-            bytes += e.weight();
-            *n == 0 || *n < config.apply_entries_max && bytes <= config.apply_bytes_max
-        };
-        let run = entries.iter().enumerate().take_while(fits).count();
+        let run = fitting(entries.iter(), config.apply_bytes_max, config.apply_entries_max);
         self.fetched = entries.split_off(run);
         (entries.first()?.lsn == from).then_some(entries)
     }

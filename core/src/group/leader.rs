@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     context::{Context, LoadFor, Reason},
-    entry::{Entry, Kind, Position, Record},
+    entry::{Entry, Kind, Position, Record, fitting},
     io::{Reject, Reply},
     message::GroupMessage,
     planted::{self, Planted},
@@ -237,7 +237,11 @@ impl Group {
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&node).filter(|p| p.is_held()) else { return };
         let next = progress.next;
-        let entries: Vec<Entry> = entries.iter().filter(|e| e.lsn >= next).cloned().collect();
+        let entries = entries.iter().filter(|e| e.lsn >= next);
+        // The peer's limits are its own.
+        let (bytes_max, entries_max) = (ctx.config.append_bytes_max, ctx.config.append_entries_max);
+        let run = fitting(entries.clone(), bytes_max, entries_max);
+        let entries: Vec<Entry> = entries.take(run).cloned().collect();
         if entries.first().is_none_or(|e| e.lsn != next) {
             return;
         }

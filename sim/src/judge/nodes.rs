@@ -44,6 +44,7 @@ impl Judge {
         state.standings.retain(|(n, _), _| *n != node);
         state.stall.ends(node);
         state.fencing.starts(node, found);
+        state.machine.starts(node, found.groups.iter().map(|g| (g.group, g.checkpointed)));
         if let Some(members) = found.members {
             world.check("fencing", state.fencing.founded(members));
         }
@@ -237,6 +238,10 @@ impl Judge {
             Ok(old) => old,
             Err(what) => return self.world.fail("watermarks", what),
         };
+        if group != GroupId::SYSTEM {
+            let says = state.machine.says(process, group, now.applied);
+            self.world.check("state-machine safety", says);
+        }
         let standing = Standing {
             term: view.term,
             leader: view.leader,

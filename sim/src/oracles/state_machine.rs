@@ -19,6 +19,8 @@ struct Applied {
 #[derive(Debug, Default)]
 pub(crate) struct StateMachine {
     groups: BTreeMap<GroupId, Vec<Applied>>,
+    /// What each node's present process began with.
+    begun: BTreeMap<(NodeId, GroupId), Lsn>,
     /// The last LSN that each process applied.
     at: BTreeMap<(NodeId, GroupId), (u64, Lsn)>,
 }
@@ -72,6 +74,32 @@ impl StateMachine {
                 Ok(false)
             }
         }
+    }
+
+    /// A process starts with states that stand at least here.
+    pub(crate) fn starts(&mut self, node: NodeId, groups: impl Iterator<Item = (GroupId, Lsn)>) {
+        self.begun.retain(|(n, _), _| *n != node);
+        self.begun.extend(groups.map(|(group, lsn)| ((node, group), lsn)));
+    }
+
+    /// A process says that it has applied this much: its state machine has.
+    pub(crate) fn says(
+        &self,
+        (node, process): (NodeId, u64),
+        group: GroupId,
+        applied: Lsn,
+    ) -> Verdict {
+        let begun = self.begun.get(&(node, group)).copied().unwrap_or_default();
+        let last = self.at.get(&(node, group)).filter(|(p, _)| *p == process);
+        let reached = last.map_or(begun, |(_, lsn)| begun.max(*lsn));
+        if applied > reached {
+            let what = format!(
+                "{node:?} holds {group:?} to be applied up to {applied:?}; its state machine came \
+                 to {reached:?}"
+            );
+            return Err(broken(what).on(node).of(group).at(applied));
+        }
+        Ok(())
     }
 
     /// A node's state of a group was damaged: it is applied again from the first entry.
@@ -132,6 +160,16 @@ mod tests {
         let fresh = oracle.applies(A, G, (Lsn(1), mark(1, 5)), Some(&Outcome::default()));
         assert_eq!(fresh, Ok(true));
         oracle
+    }
+
+    #[test]
+    fn what_is_said_to_be_applied_was() {
+        let mut oracle = one_applied();
+        assert!(oracle.says(A, G, Lsn(1)).is_ok());
+        assert!(oracle.says(A, G, Lsn(2)).is_err());
+        assert!(oracle.says(B, G, Lsn(1)).is_err(), "on another node");
+        oracle.starts(A.0, [(G, Lsn(4))].into_iter());
+        assert!(oracle.says((A.0, 2), G, Lsn(4)).is_ok() && oracle.says(B, G, Lsn(4)).is_err());
     }
 
     #[test]
