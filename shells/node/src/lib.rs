@@ -96,6 +96,17 @@ pub enum StartError {
     /// What is on disk contradicts itself.
     #[error("the data directory contradicts itself: {0}")]
     Recover(#[from] RecoverError),
+    /// The largest operation might never find room.
+    #[error(
+        "the oplog has room for {room} bytes for certain, an operation may take {needed}: make its \
+         segments larger, or more of them spare"
+    )]
+    OplogTooSmall {
+        /// In bytes.
+        room: u64,
+        /// In bytes: the largest payload, and what is kept back for votes.
+        needed: u64,
+    },
 }
 
 /// Requests that wait for the driver; more wait with their senders.
@@ -112,6 +123,11 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
 ) -> Result<(Handle, impl Future<Output = Exit> + Send + 'static), StartError> {
     let Options { core, identity, seed, addresses, http, version } = options;
     let Opened { writer, reader, preparer, recovered, .. } = parts.opened;
+    let room = writer.options().room();
+    let needed = core.reserve_bytes / 2 + core.payload_bytes_max as u64;
+    if room < needed {
+        return Err(StartError::OplogTooSmall { room, needed });
+    }
     let (system_applied, system_control) =
         system_control(&parts.states, &recovered.groups, recovered.doubt.is_some())?;
     let found = Recovered {

@@ -135,7 +135,25 @@ impl OplogOptions {
 
     /// A block grows up to this; a larger frame gets a block of its own. In bytes.
     fn block_target(&self) -> u64 {
-        format::padded(self.segment_bytes / 16).min(256 << 10)
+        format::padded(self.segment_bytes / 256).min(256 << 10)
+    }
+
+    /// Bytes of frames that fit for certain into a segment of `bytes` whose blocks begin at
+    /// `start`, however they are cut: the largest frame may just not fit, the last sector is the
+    /// marker's, and blocks may be little more than half full.
+    fn sure(&self, start: u64, bytes: u64) -> u64 {
+        let lost = format::padded(self.frame_max() as u64) + 2 * format::SECTOR;
+        let target = self.block_target();
+        let waste = 2 * (format::SECTOR + format::BLOCK_HEADER as u64);
+        bytes.saturating_sub(start + lost) * target / (target + waste)
+    }
+
+    /// Bytes of frames that fit for certain once all spares are there, and the active segment is
+    /// full: nothing larger may be admitted, or it might wait for ever. (Many changed groups make
+    /// long segment headers, and that less.)
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        self.spare_segments as u64 * self.sure(format::SECTOR, self.segment_bytes)
     }
 
     /// The longest segment header, in bytes.

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use super::{
     OplogOptions,
     damage::Damage,
-    format::{BLOCK_HEADER, SECTOR, Salt, padded},
+    format::Salt,
     index::{Cache, SegmentIndex},
     mend::Patches,
     scan::Expect,
@@ -105,15 +105,5 @@ impl<D: Disk> Shared<D> {
     pub(crate) fn expect(&self, segment: u64, bounds: Segment) -> Expect {
         let (sequence, epoch) = (bounds.first_block, bounds.epoch);
         Expect { salt: self.salt, segment, sequence, epoch }
-    }
-
-    /// Bytes of frames that fit for certain into a segment of `bytes` whose blocks begin at
-    /// `start`, however they are cut: the largest frame may just not fit, the last sector is the
-    /// marker's, and blocks may be little more than half full.
-    pub(crate) fn sure(&self, start: u64, bytes: u64) -> u64 {
-        let lost = padded(self.options.frame_max() as u64) + 2 * SECTOR;
-        let target = self.options.block_target();
-        let waste = 2 * (SECTOR + BLOCK_HEADER as u64);
-        bytes.saturating_sub(start + lost) * target / (target + waste)
     }
 }

@@ -139,11 +139,7 @@ impl Table {
         match record {
             Record::Formation(formation) => self.formation = Some(formation.clone()),
             Record::HardState { group, term, vote } => {
-                let group = if planted::is(Planted::HeaderVotesStale) {
-                    self.groups.entry(*group).or_default()
-                } else {
-                    self.touch(*group)
-                };
+                let group = self.touch(*group);
                 group.term = *term;
                 group.vote = *vote;
             }
@@ -273,7 +269,7 @@ impl Table {
             Row {
                 group: id,
                 term: group.term,
-                vote: group.vote,
+                vote: group.vote.filter(|_| !planted::is(Planted::HeaderOmitsVotes)),
                 checkpointed: group.checkpointed,
                 first,
                 last: group.last,

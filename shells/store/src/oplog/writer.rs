@@ -9,7 +9,7 @@ use highwater_core::{
 };
 
 use super::{
-    WriteError,
+    OplogOptions, WriteError,
     format::{
         BLOCK_HEADER, BlockHeader, BlockKind, SECTOR, SegmentHeader, encode_record, frame_len,
         is_vote, padded,
@@ -183,8 +183,14 @@ impl<D: Disk> LogWriter<D> {
         let state = self.shared.lock();
         let header = self.header_bound(&state.table);
         let spares: u64 =
-            state.spares.iter().map(|spare| self.shared.sure(header, spare.bytes)).sum();
-        self.shared.sure(self.layout.at, self.segment_bytes) + spares
+            state.spares.iter().map(|spare| self.shared.options.sure(header, spare.bytes)).sum();
+        self.shared.options.sure(self.layout.at, self.segment_bytes) + spares
+    }
+
+    /// The sizes of this log.
+    #[must_use]
+    pub fn options(&self) -> OplogOptions {
+        self.shared.options
     }
 
     /// Returns when [`LogWriter::room`] may have grown, or shortly after. For a shell that tells
