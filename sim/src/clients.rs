@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use highwater_core::NodeId;
 
 use crate::{
@@ -110,11 +111,18 @@ impl Client {
         }
     }
 
+    /// Makes one call, or several at once.
     async fn call(&mut self, node: NodeId) {
         let databases = self.cluster.judge.databases();
         let databases: Vec<String> = databases.into_iter().map(|(name, _)| name).collect();
-        let Some((database, ask, timeout)) = self.workload.call(&databases) else { return };
-        let told = perform(&self.cluster, node, &database, ask.clone(), timeout).await;
-        self.workload.learn(database, ask, told);
+        let calls: Vec<_> =
+            (0..self.workload.burst()).filter_map(|_| self.workload.call(&databases)).collect();
+        let asked = calls.iter().map(|(database, ask, timeout)| {
+            perform(&self.cluster, node, database, ask.clone(), *timeout)
+        });
+        let told = join_all(asked).await;
+        for ((database, ask, _), told) in calls.into_iter().zip(told) {
+            self.workload.learn(database, ask, told);
+        }
     }
 }

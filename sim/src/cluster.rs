@@ -37,6 +37,7 @@ use crate::{
     disk::SimDisk,
     judge::{Found, Judge, ProcessId},
     net::{Network, Receiver, SimTransport},
+    page::acts,
     plan::{Crash, Limits, Plan},
     quic::{self, Cabling},
     rng::Rng,
@@ -231,7 +232,9 @@ impl Cluster {
                     }
                 };
                 let name = format!("n{}", node.0);
-                *id = Some(self.runtime.create_node().name(name).init(init).build().id());
+                let started = self.runtime.create_node().name(name).init(init).build().id();
+                acts::runs(started, node);
+                *id = Some(started);
             }
         }
     }
@@ -406,7 +409,7 @@ impl Cluster {
             self.world.saw(Seen::RolledBack);
             if let Err(error) = self.renew(node).await
                 && !process.is_dead()
-                && !self.machine(node).disk.has_erred()
+                && !self.machine(node).disk.excuses_start()
             {
                 self.world.fail("fence", format!("{node:?}: {error}"));
             }
@@ -442,7 +445,7 @@ impl Cluster {
 
     fn start_failed(&self, node: NodeId, what: &str) {
         let disk = &self.machine(node).disk;
-        if !disk.has_erred() {
+        if !disk.excuses_start() {
             return self.world.fail("recovery", format!("{node:?} does not start: {what}"));
         }
         self.world.saw(Seen::StartFailed);
@@ -475,12 +478,12 @@ impl Cluster {
         let (member, boot) = (opened.member, start.boot);
         let found = &opened.recovered;
         self.world.saw_times(Seen::TailCut, u64::from(found.cut_bytes > 0));
-        self.recovered(process.id, &limits.core, member, found);
         self.world.event(Kind::Process, node.0, process.id.1, found.cut_bytes, 0, || {
             let last: Vec<_> = found.groups.iter().map(|g| (g.group, g.term, g.last)).collect();
             format!("recovered {last:?}, cut {} bytes", found.cut_bytes)
         });
         self.world.tell(|story| story.recovers(node, &found.groups));
+        self.recovered(process.id, &limits.core, member, found);
         let states = Arc::new(States::new(Box::new(disk.state_files()), limits.state));
         let (deliver, inbound) = mpsc::channel(INBOUND_MAX);
         let identity = Identity { cluster: CLUSTER, member, boot, nodes: self.plan.nodes.clone() };
@@ -681,8 +684,6 @@ impl Observer for Watcher {
             if self.steps.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECK_EVERY) {
                 self.judge.inspects(self.process.id, node);
             }
-            let world = &self.judge.world;
-            world.tell(|story| story.steps(self.process.id.0, node.groups(), effects));
             self.judge.step(self.process.id, node, effects);
             effects.iter().for_each(|effect| self.counts(effect));
             let process = self.process.id.0;

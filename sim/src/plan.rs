@@ -30,7 +30,6 @@ impl Profile {
     }
 
     /// Its name on the command line.
-    #[cfg(madsim)]
     pub(crate) fn name(self) -> &'static str {
         Profile::ALL.iter().find(|(_, p)| *p == self).map_or("?", |(name, _)| name)
     }
@@ -83,6 +82,8 @@ pub(crate) enum Crash {
 pub(crate) enum Fuse {
     /// The n-th sync, in the middle of it.
     Sync(u64),
+    /// The sync after the n-th write of several pages of blocks to the oplog.
+    LongWrite(u64),
     /// The n-th call of the oplog.
     LogCall(u64),
     /// The n-th call to the storage backend of the state.
@@ -319,6 +320,9 @@ pub(crate) struct Plan {
     pub(crate) clients: u64,
     /// A client waits up to this long between two calls.
     pub(crate) think_ms: u64,
+    /// ... and makes up to so many at once.
+    #[serde(default)]
+    pub(crate) burst: u64,
     /// Each database has this many keys.
     pub(crate) keys: u64,
     /// How long faults go on, after the first databases stand.

@@ -22,6 +22,7 @@ use crate::{
         liveness::{CONVERGENCE_NS, LIVENESS_TIMEOUT},
         silence::{SETTLING_MS, SILENCE_MS},
     },
+    page::acts,
     panics,
     plan::{Plan, Profile, Weather},
     report::Report,
@@ -70,6 +71,9 @@ pub(crate) fn run_plan(seed: u64, mut plan: Plan, settings: Settings) -> Report 
 
 fn run_here(seed: u64, plan: Plan, settings: Settings) -> Report {
     let runtime = Runtime::with_seed_and_config(seed, madsim::Config::default());
+    if settings.keep.story {
+        acts::watch();
+    }
     let world = Arc::new(World::new(seed, settings.keep, crate::timer::now_ns));
     let plan = Arc::new(plan);
     let slot: Arc<Mutex<Option<Arc<Cluster>>>> = Arc::default();
@@ -266,7 +270,7 @@ async fn write_everywhere(
     deadline_ns: u64,
 ) -> Vec<String> {
     for node in whole {
-        for (database, _) in databases {
+        for (database, group) in databases {
             loop {
                 let told = if cluster.is_up(*node) {
                     let op = last_op(cluster.world.tick());
@@ -278,7 +282,9 @@ async fn write_everywhere(
                     break;
                 }
                 if now_ns() >= deadline_ns {
-                    return vec![format!("{node:?}, {database}: a write ends as {told:?}")];
+                    return vec![format!(
+                        "{node:?}, {group:?} ({database}): a write ends as {told:?}"
+                    )];
                 }
                 pause_ms(50).await;
             }

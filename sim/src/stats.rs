@@ -37,6 +37,8 @@ seen! {
     PowerCutAll: "power cut of all nodes", Some(0);
     /// A crash in the middle of a sync.
     CrashInSync: "crash in a sync", Some(0);
+    /// A crash in the sync of a write of several blocks.
+    CrashInLongWrite: "crash in a long write", Some(0);
     /// A crash at some other call to the oplog's disk.
     CrashAtLogCall: "crash at an oplog call", Some(0);
     /// A crash at a call to the storage backend of the state.

@@ -60,6 +60,11 @@ impl Workload {
         self.rng.heavy(1, self.plan.think_ms * 2)
     }
 
+    /// How many calls it makes at once: one as a rule.
+    pub(crate) fn burst(&mut self) -> u64 {
+        if self.rng.percent(10) { self.rng.range(1, self.plan.burst.max(1)) } else { 1 }
+    }
+
     /// The node that it asks next.
     pub(crate) fn node(&mut self) -> NodeId {
         if self.rng.percent(5) {

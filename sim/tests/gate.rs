@@ -79,8 +79,8 @@ fn the_simulation_passes() {
     }
     passes(&["planted", "--profile", "swarm"]);
     // A seed that fails says how to see it again, and does so again.
-    let fault = ["--planted", "ack-before-fsync"];
-    let (text, code) = sim(&[&["run", "--seeds", "0..3"], &fault[..]].concat());
+    let fault = ["--profile", "swarm", "--planted", "old-term-commit"];
+    let (text, code) = sim(&[&["run", "--seeds", "0..9"], &fault[..]].concat());
     assert_eq!(code, Some(1), "{text}");
     let line = text.lines().find_map(|line| line.trim().strip_prefix("cargo sim replay "));
     let words: Vec<&str> = line.expect("a line to replay").split(' ').collect();
@@ -90,7 +90,7 @@ fn the_simulation_passes() {
     // What is left of it after shrinking replays by itself.
     let script = std::env::temp_dir().join(format!("gate-{}.json", std::process::id()));
     let script = script.to_str().expect("a path of text");
-    let (text, code) = sim(&["shrink", "1", "--planted", "old-term-commit", "--out", script]);
+    let (text, code) = sim(&[&["shrink"], &words[..], &["--runs", "60", "--out", script]].concat());
     assert_eq!(code, Some(0), "{text}");
     let (text, code) = sim(&["replay", script]);
     assert_eq!(code, Some(1), "{text}");

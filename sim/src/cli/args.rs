@@ -14,6 +14,7 @@ usage: cargo sim run     [--seeds A..B] [--profile P] [--jobs N] [--json] [--pla
                          [--planted FAULT] [--fast] [--json] [--trace OUT.html [--window SECONDS]]
        cargo sim shrink  SEED [--profile P] [--planted FAULT] [--out FILE] [--runs N]
        cargo sim planted [--seeds A..B] [--profile P] [--jobs N] [--only FAULT] [--rounds N]
+                         [--shrink [--out DIR] [--runs N]]
        --quic or --no-quic: all seeds of a run, check, replay or shrink, or none, on real QUIC
 
 run      runs each seed (0..100); prints findings, and what took effect how often
@@ -22,8 +23,9 @@ check    runs each seed (0..50) in two processes and compares every event
 replay   runs one seed, or a script, again (of the fast loop, where that is asked for) and prints
          what happens; --trace writes a page that shows it, its last seconds (5) in full detail
 shrink   finds the smallest schedule and workload that still fail, and writes it as a script
-planted  switches each planted fault on and counts the seeds (of 0..300) until an oracle sees it;
-         several rounds take the ranges that follow, and print the median
+planted  switches each planted fault on and counts the seeds (of 0..300) until an oracle sees it,
+         and holds the page of that seed to show where the fault acted; several rounds take the
+         ranges that follow, and print the median; --shrink shrinks each and keeps the scripts
 
 profiles: default, swarm";
 
@@ -61,12 +63,14 @@ pub(super) struct Args {
     pub(super) planted: Option<Planted>,
     /// Where each seed's trace goes; used by `check`.
     pub(super) traces: Option<PathBuf>,
-    /// Where `shrink` writes its script.
+    /// Where `shrink` writes its script, or `planted` all of them.
     pub(super) out: Option<PathBuf>,
     /// Where `replay` writes its page.
     pub(super) page: Option<PathBuf>,
     /// The time before its end that the page shows in full.
     pub(super) window_ns: u64,
+    /// Whether `planted` shrinks what it finds.
+    pub(super) shrink: bool,
     /// How many runs `shrink` makes at most.
     pub(super) runs: u64,
     /// The only fault that `planted` tries.
@@ -89,7 +93,7 @@ pub(super) fn planted_name(planted: Planted) -> String {
 
 /// The planted fault of a name.
 pub(super) fn planted_named(name: &str) -> Result<Planted, String> {
-    let all = || Planted::ALL.into_iter().chain(Planted::OPEN).chain([Planted::Nondeterminism]);
+    let all = || Planted::ALL.into_iter().chain([Planted::Nondeterminism]);
     all().find(|planted| planted_name(*planted) == name).ok_or_else(|| {
         let names: Vec<_> = all().map(planted_name).collect();
         format!("planted faults: {}", names.join(" "))
@@ -98,10 +102,13 @@ pub(super) fn planted_named(name: &str) -> Result<Planted, String> {
 
 impl Args {
     pub(super) fn parse(words: impl Iterator<Item = String>) -> Result<Args, String> {
-        let mut words = words.peekable();
+        let words: Vec<String> = words.collect();
+        let asks = words.iter().any(|word| matches!(&**word, "--help" | "-h"));
+        let mut words = words.into_iter();
         let command = match words.next().as_deref() {
             None => return Err("a command is missing".to_owned()),
-            Some("help" | "--help" | "-h") => Command::Help,
+            Some("help") => Command::Help,
+            Some(_) if asks => Command::Help,
             Some("run") => Command::Run,
             Some("fast") => Command::Fast,
             Some("check") => Command::Check,
@@ -141,13 +148,21 @@ impl Args {
             out: None,
             page: None,
             window_ns: 5_000_000_000,
+            shrink: false,
             runs: 300,
             only: None,
             rounds: 1,
         };
+        if args.command == Command::Help {
+            return Ok(args);
+        }
         while let Some(word) = words.next() {
             if word == "--json" && matches!(args.command, Command::Run | Command::Replay(_)) {
                 args.json = true;
+                continue;
+            }
+            if word == "--shrink" && args.command == Command::Planted {
+                args.shrink = true;
                 continue;
             }
             if word == "--fast" && matches!(args.command, Command::Replay(_)) {
@@ -178,8 +193,8 @@ impl Args {
                 self.profile =
                     Profile::named(value).ok_or_else(|| format!("there is no profile {value}"))?;
             }
-            "--out" if shrink => self.out = Some(PathBuf::from(value)),
-            "--runs" if shrink => {
+            "--out" if shrink || planted => self.out = Some(PathBuf::from(value)),
+            "--runs" if shrink || planted => {
                 self.runs = value.parse().ok().filter(|n| *n > 0).ok_or("--runs needs a number")?;
             }
             "--seeds" if !replay && !shrink => {
@@ -255,9 +270,13 @@ mod tests {
         assert_eq!((page.page, page.json), (Some("out.html".into()), true));
         assert_eq!(page.window_ns, 2_500_000_000);
         assert_eq!(parse("check").unwrap().seeds, 0..50);
+        for help in ["help", "--help", "replay --help", "run --seeds -h"] {
+            assert_eq!(parse(help).unwrap().command, Command::Help, "{help}");
+        }
         assert_eq!(parse("planted").unwrap().seeds, 0..300);
         let one = parse("planted --only blind-vote --rounds 3").unwrap();
-        assert_eq!((one.only, one.rounds), (Some(Planted::BlindVote), 3));
+        assert_eq!((one.only, one.rounds, one.shrink), (Some(Planted::BlindVote), 3, false));
+        assert!(parse("planted --shrink --out scripts --runs 50").unwrap().shrink);
     }
 
     #[test]

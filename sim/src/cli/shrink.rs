@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use highwater_core::planted;
+use highwater_core::planted::{self, Planted};
 
 use super::args::{Args, planted_name};
 use crate::{
@@ -116,6 +116,7 @@ impl Shrinker {
     fn quieten(&mut self) {
         self.try_with(|plan| plan.weather = Weather::CALM);
         self.try_with(|plan| plan.late_database_ms = u64::MAX / 2_000_000);
+        self.try_with(|plan| plan.burst = 1);
         while self.plan.clients > 1 && self.try_with(|plan| plan.clients /= 2) {}
         while self.plan.keys > 1 && self.try_with(|plan| plan.keys /= 2) {}
         let nodes = self.plan.nodes.len();
@@ -142,6 +143,14 @@ impl Shrinker {
                 break;
             }
         }
+    }
+
+    /// What is left, as a script, and the oracle that finds it.
+    pub(super) fn into_script(self, planted: Option<Planted>) -> (Script, &'static str) {
+        let Shrinker { seed, plan, finding, .. } = self;
+        let about = format!("{}: {}", finding.oracle, finding.what);
+        let planted = planted.map(planted_name);
+        (Script { version: script::VERSION, about, planted, seed, plan }, finding.oracle)
     }
 
     fn tell(&self) {
@@ -189,14 +198,7 @@ pub(super) fn shrink(args: &Args, seed: u64) -> bool {
 }
 
 fn save(path: &Path, args: &Args, shrinker: Shrinker) -> bool {
-    let Shrinker { seed, plan, finding, .. } = shrinker;
-    let script = Script {
-        version: script::VERSION,
-        about: format!("{}: {}", finding.oracle, finding.what),
-        planted: args.planted.map(planted_name),
-        seed,
-        plan,
-    };
+    let (script, _) = shrinker.into_script(args.planted);
     if let Err(error) = script::write(path, &script) {
         eprintln!("can't write {}: {error}", path.display());
         return false;

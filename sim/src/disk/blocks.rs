@@ -38,6 +38,11 @@ pub(super) fn segments(image: &mut Image) -> Vec<FileId> {
     begun
 }
 
+/// Whether this begins with a block.
+pub(super) fn is_block(bytes: &[u8]) -> bool {
+    bytes.starts_with(BLOCK_MAGIC)
+}
+
 /// The blocks of a segment, up to the first thing that is none.
 pub(super) fn blocks(image: &mut Image, id: FileId) -> Vec<Block> {
     let mut bytes = vec![0; image.len(id).unwrap_or(0) as usize];

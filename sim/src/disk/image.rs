@@ -302,6 +302,8 @@ enum Survival {
     Everything,
     /// Each sector with this chance, in percent.
     Sectors(u64),
+    /// ... of a disk whose sectors are as large as pages.
+    Pages(u64),
     /// Each write whole or not at all.
     Writes,
     /// Those up to one, and a part of that one.
@@ -393,18 +395,20 @@ impl File {
     }
 
     fn tear(&mut self, pending: VecDeque<Pending>, rng: &mut Rng, loss: &mut Loss) {
-        let survival = match rng.below(6) {
+        let survival = match rng.below(7) {
             0 => Survival::Nothing,
             1 => Survival::Everything,
             2 => Survival::Sectors(rng.range(5, 95)),
-            3 => Survival::Writes,
+            3 => Survival::Pages(rng.range(20, 80)),
+            4 => Survival::Writes,
             _ => Survival::Prefix(rng.below(pending.len() as u64) as usize),
         };
+        let sector = if matches!(survival, Survival::Pages(_)) { PAGE } else { SECTOR };
         for (i, Pending { change, .. }) in pending.into_iter().enumerate() {
             let percent = match survival {
                 Survival::Nothing => 0,
                 Survival::Everything => 100,
-                Survival::Sectors(percent) => percent,
+                Survival::Sectors(percent) | Survival::Pages(percent) => percent,
                 Survival::Writes => 100 * rng.below(2),
                 Survival::Prefix(last) if i < last => 100,
                 Survival::Prefix(last) if i == last => 50,
@@ -413,7 +417,9 @@ impl File {
             match change {
                 Change::Length(len) if rng.percent(percent) => self.disk.resize(len),
                 Change::Length(_) => {}
-                Change::Write(offset, data) => self.keep_sectors(offset, &data, percent, rng, loss),
+                Change::Write(offset, data) => {
+                    self.keep_sectors(offset, &data, (sector, percent), rng, loss);
+                }
             }
         }
     }
@@ -422,13 +428,13 @@ impl File {
         &mut self,
         offset: usize,
         data: &[u8],
-        percent: u64,
+        (sector, percent): (usize, u64),
         rng: &mut Rng,
         loss: &mut Loss,
     ) {
         let (mut at, mut lost, mut hole) = (0, 0, false);
         while at < data.len() {
-            let len = (SECTOR - (offset + at) % SECTOR).min(data.len() - at);
+            let len = (sector - (offset + at) % sector).min(data.len() - at);
             if rng.percent(percent) {
                 self.disk.write(offset + at, &data[at..at + len]);
                 hole |= lost > 0;

@@ -5,7 +5,7 @@ use std::io;
 use bytes::Bytes;
 use highwater_store::disk::Disk;
 
-use super::{Call, DiskHandle, FileId};
+use super::{Call, DiskHandle, FileId, blocks, pages::PAGE};
 use crate::{
     plan::Part,
     stats::Seen,
@@ -82,6 +82,7 @@ impl Disk for DiskHandle {
             });
             let grows = offset + data.len() as u64 > inner.image.len(file.id)?;
             inner.check_room(Part::Log, grows, &self.disk.world)?;
+            inner.long_write = data.len() > PAGE && blocks::is_block(&data);
             inner.write(file.id, offset, data)?;
         }
         self.take_time(5, 40).await;

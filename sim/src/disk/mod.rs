@@ -59,6 +59,8 @@ struct Inner {
     /// Lit by the next process's start.
     fuse_at_start: Option<Fuse>,
     rng: Rng,
+    /// The oplog's latest write was of several pages of blocks.
+    long_write: bool,
     /// Every call takes this many times as long.
     slowness: u64,
     /// No call of the oplog ends before.
@@ -67,6 +69,8 @@ struct Inner {
     state: Trouble,
     /// Whether the process was told of an error that was none of its own.
     erred: bool,
+    /// Whether its oplog was told that there is no room: it must bear that.
+    refused_room: bool,
     wounds: Wounds,
     /// What was durable once.
     copy: Option<Copy>,
@@ -90,12 +94,14 @@ impl SimDisk {
             generation: 0,
             fuse: None,
             fuse_at_start: None,
+            long_write: false,
             rng: Rng::stream(world.seed, "disk", node),
             slowness: 1,
             stuck_until_ns: 0,
             log: Trouble::default(),
             state: Trouble::default(),
             erred: false,
+            refused_room: false,
             wounds: Wounds::default(),
             copy: None,
         };
@@ -117,7 +123,7 @@ impl SimDisk {
         if let Some(fuse) = inner.fuse_at_start.take() {
             inner.fuse = Some((fuse, Crash::Power));
         }
-        inner.erred = false;
+        (inner.erred, inner.refused_room) = (false, false);
         DiskHandle { disk: self.clone(), generation: inner.generation }
     }
 
@@ -176,6 +182,12 @@ impl SimDisk {
     /// Whether the process that runs, or ran last, was told of an error that was not its own fault.
     pub(crate) fn has_erred(&self) -> bool {
         self.lock().erred
+    }
+
+    /// Whether a process may refuse to start: after such an error, and without room for its oplog.
+    pub(crate) fn excuses_start(&self) -> bool {
+        let inner = self.lock();
+        inner.erred || inner.refused_room
     }
 
     // --- the end of a process ---
@@ -268,6 +280,7 @@ impl Inner {
             (Fuse::Sync(n), Call::LogSync | Call::StateSync)
             | (Fuse::LogCall(n), Call::Log | Call::LogSync)
             | (Fuse::StateCall(n), Call::State | Call::StateSync) => n,
+            (Fuse::LongWrite(n), Call::LogSync) if self.long_write => n,
             _ => return None,
         };
         *left = left.saturating_sub(1);
@@ -317,11 +330,16 @@ impl Inner {
         if !allocates || !self.part(part).full {
             return Ok(());
         }
-        self.erred = true;
-        world.saw(match part {
-            Part::Log => Seen::LogFull,
-            Part::State => Seen::StateFull,
-        });
+        match part {
+            Part::Log => {
+                self.refused_room = true;
+                world.saw(Seen::LogFull);
+            }
+            Part::State => {
+                self.erred = true;
+                world.saw(Seen::StateFull);
+            }
+        }
         Err(io::ErrorKind::StorageFull.into())
     }
 
@@ -372,7 +390,9 @@ impl DiskHandle {
             return None;
         }
         let Some(crash) = inner.burns(call) else { return Some(inner) };
+        let long = call == Call::LogSync && inner.long_write;
         drop(inner);
+        self.disk.world.saw_times(Seen::CrashInLongWrite, u64::from(long));
         self.disk.world.saw(match call {
             Call::LogSync | Call::StateSync => Seen::CrashInSync,
             Call::Log => Seen::CrashAtLogCall,

@@ -4,6 +4,7 @@
 use std::{io, sync::MutexGuard};
 
 use bytes::Bytes;
+use highwater_core::GroupId;
 use highwater_store::state::StateFiles;
 use redb::StorageBackend;
 
@@ -32,8 +33,10 @@ impl SimStateFiles {
         self.disk.enter(call).ok_or_else(off)
     }
 
-    fn backend(&self, id: FileId) -> Box<dyn StorageBackend> {
-        Box::new(Backend { disk: self.disk.clone(), id })
+    fn backend(&self, id: FileId, name: &str) -> Box<dyn StorageBackend> {
+        let number: String = name.chars().filter(char::is_ascii_digit).collect();
+        let group = number.parse().ok().map(GroupId);
+        Box::new(Backend { disk: self.disk.clone(), id, group })
     }
 
     fn named(&self, what: &str, name: &str) {
@@ -44,13 +47,13 @@ impl SimStateFiles {
 impl StateFiles for SimStateFiles {
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn StorageBackend>>> {
         let id = self.enter(Call::State)?.image.find(&format!("{DIR}/{name}"));
-        Ok(id.map(|id| self.backend(id)))
+        Ok(id.map(|id| self.backend(id, name)))
     }
 
     fn create_temp(&self, name: &str) -> io::Result<Box<dyn StorageBackend>> {
         self.named("create state", name);
         let id = self.enter(Call::State)?.image.create(&format!("{DIR}/{name}{TEMP}"));
-        Ok(self.backend(id))
+        Ok(self.backend(id, name))
     }
 
     fn publish(&self, name: &str) -> io::Result<()> {
@@ -85,9 +88,18 @@ impl StateFiles for SimStateFiles {
 struct Backend {
     disk: DiskHandle,
     id: FileId,
+    /// Whose state it is.
+    group: Option<GroupId>,
 }
 
 impl Backend {
+    /// Tells the page whose state the latest event is of.
+    fn tell(&self) {
+        if let Some(group) = self.group {
+            self.disk.disk.world.tell(|story| story.of_state(group));
+        }
+    }
+
     fn enter(&self, call: Call) -> io::Result<MutexGuard<'_, Inner>> {
         self.disk.enter(call).ok_or_else(off)
     }
@@ -115,12 +127,14 @@ impl StorageBackend for Backend {
         self.disk.event(Kind::StateWrite, self.id.0, len, 0, || {
             format!("file {}: length {len}", self.id.0)
         });
+        self.tell();
         inner.image.set_len(self.id, len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
         let mut inner = self.enter(Call::StateSync)?;
         self.disk.event(Kind::Sync, self.id.0, 0, 0, || format!("state file {}", self.id.0));
+        self.tell();
         let mark = inner.image.mark();
         inner.sync(self.id, mark, Part::State, &self.disk.disk.world)
     }
@@ -130,6 +144,7 @@ impl StorageBackend for Backend {
         self.disk.event(Kind::StateWrite, self.id.0, offset, digest(data), || {
             format!("file {} at {offset}: {} bytes", self.id.0, data.len())
         });
+        self.tell();
         if offset + data.len() as u64 > inner.image.len(self.id)? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

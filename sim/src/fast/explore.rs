@@ -54,8 +54,10 @@ pub(crate) fn explore_with(
         if let Some(finding) = &report.finding {
             let seed = report.seed;
             tell(&format!(
-                "seed {seed}: {}: {}\n    cargo sim replay {seed} --fast",
-                finding.oracle, finding.what
+                "seed {seed}: {}: {}\n    cargo sim replay {seed} --fast --profile {}",
+                finding.oracle,
+                finding.what,
+                profile.name()
             ));
         }
         explored.add(&report, spent_ns);

@@ -18,7 +18,8 @@ use crate::{
 const MS: u64 = 1_000_000;
 
 /// What no run of the fast loop can see: it has no files and no datagrams, and no state is damaged.
-pub(super) const NEVER: [Seen; 10] = [
+pub(super) const NEVER: [Seen; 11] = [
+    Seen::CrashInLongWrite,
     Seen::CrashAtStateCall,
     Seen::LostName,
     Seen::TailCut,

@@ -153,9 +153,10 @@ impl Machine {
     pub(super) fn burns(&mut self, call: DiskCall) -> Option<Crash> {
         let (fuse, crash) = self.fuse.as_mut()?;
         let left = match fuse {
-            Fuse::Sync(n) if call == DiskCall::Sync => n,
+            // Writes have no length here.
+            Fuse::Sync(n) | Fuse::LongWrite(n) if call == DiskCall::Sync => n,
             Fuse::LogCall(n) => n,
-            Fuse::Sync(_) | Fuse::StateCall(_) => return None,
+            Fuse::Sync(_) | Fuse::LongWrite(_) | Fuse::StateCall(_) => return None,
         };
         *left = left.saturating_sub(1);
         if *left > 0 {

@@ -11,9 +11,11 @@ use crate::{
     oracles::{
         bounds, broken,
         durable_log::{DurableLog, Found},
-        leader_completeness, linearizability,
+        leader_completeness,
+        leadership::hands_over,
+        linearizability,
         liveness::Standing,
-        log::Mark,
+        log::{Mark, ReplicaLog},
         persist_first,
         quarantine::{Harm, Reaction},
         repair::is_original,
@@ -172,8 +174,12 @@ impl Judge {
             Notice::Rebuilt { .. } => return self.world.saw(Seen::StateRebuilt),
             Notice::Formed { .. } | Notice::Sound { .. } | Notice::Mended { .. } => return,
         };
-        let verdict = state.harms.reacts(process, reaction, reason);
-        self.world.check("quarantine", verdict.map_err(|broken| broken.of(group)));
+        let verdict =
+            state.harms.reacts(process, reaction, reason).map_err(|broken| match notice {
+                Notice::Unreadable { from, .. } => broken.of(group).at(*from),
+                _ => broken.of(group),
+            });
+        self.world.check("quarantine", verdict);
     }
 
     fn persist(&self, state: &mut State, node: NodeId, write: WriteId, records: &[Record]) {
@@ -221,6 +227,15 @@ impl Judge {
             GroupMessage::Fetched { entries, .. } => {
                 let due = |lsn, term| state.matching.at(group, lsn, term);
                 return self.world.check("repair", is_original(node, group, entries, due));
+            }
+            GroupMessage::TimeoutNow => {
+                let Some(last) = log.log(group).map(ReplicaLog::last) else { return };
+                let successor = state.logs.get(&to);
+                let holds = successor.is_some_and(|log| {
+                    log.holds(group, last.lsn, last.term) || log.held(group, last.lsn, last.term)
+                });
+                let verdict = hands_over(to, group, (last.lsn, last.term), holds);
+                return self.world.check("leadership", verdict.map_err(|broken| broken.on(node)));
             }
             _ => return,
         };

@@ -290,11 +290,14 @@ impl DurableLog {
     pub(crate) fn recovers(&mut self, found: &Found<'_>, damaged: bool) -> Result<usize, Broken> {
         self.incarnation = found.incarnation;
         self.under_way.clear();
+        if found.doubt.is_some() && !damaged {
+            return Err(broken("it doubts its log, to which nobody did harm".to_owned()));
+        }
         self.votes_stand(found)?;
         let written = self.history.len();
         let kept = match self.prefix(found)? {
             Some(kept) => kept,
-            None if !damaged || found.doubt.is_none() => {
+            None if found.doubt.is_none() => {
                 return Err(self.no_prefix(found));
             }
             None => self.shorter_prefix(found)?.ok_or_else(|| self.no_prefix(found))?,

@@ -13,7 +13,7 @@ use highwater_core::{GroupId, Lsn, NodeId, Term};
 use super::{
     About, Fact, Id, Record, Span, SpanKind, What,
     message::run,
-    story::{Found, Story},
+    story::{Found, STATE, Story},
 };
 use crate::{
     trace::Kind,
@@ -62,6 +62,10 @@ const RESTARTS: u64 = 2;
 enum Variable {
     /// A start, a recovery, an end, a pause.
     Process,
+    /// What the disk holds of the group's state.
+    State,
+    /// ... as the core was told.
+    Checkpoint,
     /// A fact about one of the subject's LSNs or terms; of a follower's, where it is about one.
     Fact(About, u64, Option<NodeId>),
 }
@@ -77,6 +81,8 @@ struct Slice<'a> {
     calls: BTreeSet<Id>,
     /// The call whose answer breaks the promise.
     broken: Option<Id>,
+    /// Whether it is time that breaks it.
+    of_time: bool,
 }
 
 /// Explains what was found.
@@ -92,14 +98,15 @@ pub(crate) fn explain(story: &Story, finding: &Finding) -> Chain {
     if subject.group.is_none() {
         narrow(&mut subject, &story.records[found.at]);
     }
-    let roots = roots(story, found, &subject);
+    let roots = roots(story, found, (finding, &subject));
     let mut slice = Slice::new(story, &subject, found.record);
-    for root in &roots {
+    slice.of_time = roots.of_time;
+    for root in &roots.ids {
         slice.follow(*root);
     }
     slice.ids.insert(found.record);
     slice.forget_before_the_subject();
-    for root in roots {
+    for root in roots.ids {
         slice.remember_restarts(root);
     }
     let mut links: Vec<Link> = slice.ids.iter().filter_map(|id| slice.link(*id, found)).collect();
@@ -149,24 +156,39 @@ fn narrow(subject: &mut Subject, at: &Record) {
 
 /// Where the explanation begins: at the event, or, where no event breaks the promise but time, at
 /// the end of each node concerned.
-fn roots(story: &Story, found: &Found, subject: &Subject) -> Vec<Id> {
-    let (at, finding) = (&story.records[found.at], &story.records[found.record]);
+struct Roots {
+    ids: Vec<Id>,
+    /// Whether it is time that breaks the promise.
+    of_time: bool,
+}
+
+fn roots(story: &Story, found: &Found, (finding, subject): (&Finding, &Subject)) -> Roots {
+    let (at, record) = (&story.records[found.at], &story.records[found.record]);
     let judged = matches!(
         at.what,
         What::Step | What::Traced(Kind::Applied | Kind::Return | Kind::Process | Kind::Leader)
     );
-    if judged && at.at_ns == finding.at_ns {
-        return vec![found.at];
+    let of_time = matches!(finding.oracle, "liveness" | "stall");
+    let event = (judged && at.at_ns == record.at_ns).then_some(found.at);
+    if event.is_some() && !of_time {
+        return Roots { ids: event.into_iter().collect(), of_time };
     }
     let mut last: BTreeMap<NodeId, Id> = BTreeMap::new();
     for (id, record) in story.records[..found.record].iter().enumerate() {
-        let concerned = subject.nodes.is_empty() || subject.nodes.contains(&record.node);
+        let named = subject.nodes.is_empty() || subject.nodes.contains(&record.node);
+        // Where nothing happens, it may be for want of anybody.
+        let concerned = named || of_time && subject.group.is_some();
         let of_group = subject.group.is_none_or(|group| record.groups.contains(&group));
-        if record.what == What::Step && concerned && of_group {
+        let tells = match record.what {
+            What::Step => of_group,
+            What::Traced(Kind::Process | Kind::Fault) => record.node > NodeId(0),
+            _ => false,
+        };
+        if tells && concerned {
             last.insert(record.node, id);
         }
     }
-    last.into_values().collect()
+    Roots { ids: last.into_values().chain(event).collect(), of_time }
 }
 
 impl<'a> Slice<'a> {
@@ -187,6 +209,7 @@ impl<'a> Slice<'a> {
             ids: BTreeSet::new(),
             calls: BTreeSet::new(),
             broken: None,
+            of_time: false,
         };
         let records = &story.records[..end];
         let steps = records.iter().filter(|record| record.what == What::Step);
@@ -228,7 +251,23 @@ impl<'a> Slice<'a> {
             facts.flat_map(one).collect::<Vec<_>>()
         };
         match record.what {
-            What::Step => of(&|about| about != About::Told, None),
+            What::Step => {
+                let own = record.facts.iter().filter_map(|fact| match fact.about {
+                    About::Met | About::Recalled => Some(Variable::Fact(fact.about, 0, fact.who)),
+                    About::Checkpoint if self.group == Some(fact.group) => {
+                        Some(Variable::Checkpoint)
+                    }
+                    _ => None,
+                });
+                let is_own = |about| {
+                    matches!(about, About::Met | About::Recalled | About::Checkpoint | About::Told)
+                };
+                own.chain(of(&|about| !is_own(about), None)).collect()
+            }
+            What::Traced(Kind::StateWrite | Kind::Sync) if record.name == STATE => {
+                let ours = self.group.is_some_and(|group| record.groups.contains(&group));
+                if ours { vec![Variable::State] } else { Vec::new() }
+            }
             What::Traced(Kind::Applied) => of(&|_| true, None),
             What::Traced(Kind::Deliver) if record.name == "VoteReply" => {
                 of(&|about| about == About::Ballot, record.peer)
@@ -263,8 +302,11 @@ impl<'a> Slice<'a> {
                 }
             }
             open.extend(record.causes.iter().filter(|cause| self.leads(id, **cause)));
-            if matches!(record.what, What::Step | What::Traced(Kind::Process | Kind::Fault)) {
-                open.extend(self.before(record.node, id));
+            // How a process began and the one before it ended says enough of it.
+            let tells =
+                matches!(record.what, What::Step | What::Traced(Kind::Applied | Kind::Return));
+            if tells || id == root {
+                open.extend(self.before(record.node, id, id == root));
             }
         }
     }
@@ -299,14 +341,18 @@ impl<'a> Slice<'a> {
     }
 
     /// The last definition of each variable on a node, before an event.
-    fn before(&self, node: NodeId, id: Id) -> Vec<Id> {
+    fn before(&self, node: NodeId, id: Id, is_root: bool) -> Vec<Id> {
         let of_node = (node, Variable::Process)
             ..=(node, Variable::Fact(About::Lead, u64::MAX, Some(NodeId(u64::MAX))));
         let last = |ids: &Vec<Id>| ids[..ids.partition_point(|at| *at < id)].last().copied();
-        let facts = &self.story.records[id].facts;
+        let Record { facts, what, .. } = &self.story.records[id];
         let does = |about| facts.iter().any(|fact| fact.about == about);
-        // What others have counts where it is counted.
+        let of_state = matches!(what, What::Traced(Kind::Applied | Kind::Return));
+        // What others have counts where it is counted, and a state where it is used.
         let counts = |variable: &Variable| match variable {
+            Variable::State | Variable::Checkpoint => is_root || of_state,
+            _ if of_state => false,
+            Variable::Fact(About::Met | About::Recalled, ..) => is_root && self.of_time,
             Variable::Fact(About::Confirmed, ..) => does(About::Commit),
             Variable::Fact(About::Ballot, _, Some(_)) => does(About::Lead),
             _ => true,
@@ -330,8 +376,14 @@ impl<'a> Slice<'a> {
         let before = self.definitions.get(&(node, Variable::Process));
         let before = before.map(|ids| &ids[..ids.partition_point(|id| *id < root)]);
         let mut worked = 0;
+        let of_state = [Variable::State, Variable::Checkpoint].map(|variable| {
+            self.definitions.get(&(node, variable)).map_or(&[][..], |ids| &ids[..])
+        });
         for id in before.unwrap_or_default().iter().rev() {
             self.ids.insert(*id);
+            for states in of_state {
+                self.ids.extend(states[..states.partition_point(|at| at < id)].last());
+            }
             let record = &self.story.records[*id];
             let ended = record.what == What::Traced(Kind::Fault) && !record.causes.is_empty();
             worked += u64::from(ended);
@@ -348,6 +400,9 @@ impl<'a> Slice<'a> {
             _ if id == found.record => ("violation", record.text.clone()),
             // Their arrival, their sync, and the step that took them say it.
             What::Traced(Kind::Send | Kind::LogWrite | Kind::Leader) => return None,
+            What::Traced(Kind::StateWrite | Kind::Sync) if record.name == STATE => {
+                ("state", format!("{who:?} {}", record.text))
+            }
             What::Traced(Kind::Sync) if self.is_taken(id) => return None,
             What::Traced(Kind::Deliver) => {
                 let from = record.peer.unwrap_or_default();
@@ -425,6 +480,11 @@ fn phrase(fact: &Fact, node: NodeId) -> String {
     let who = who.unwrap_or_default();
     let lsns = run(from.0, to.0);
     match about {
+        About::Checkpoint => format!("has {group:?} checkpointed up to {to:?}"),
+        About::Met => format!("meets a new start of {who:?}"),
+        About::Recalled => format!("hears what {who:?} remembers of it"),
+        About::Asks => format!("asks for what becomes {group:?} {lsns} of {term:?}"),
+        About::PreVote => format!("asks whether it could win {group:?} {term:?}"),
         About::Entry => format!("writes {group:?} {lsns} of {term:?}"),
         About::Cut => format!("truncates {group:?} {lsns}"),
         About::Durable => format!("has {group:?} {lsns} durable"),

@@ -1,7 +1,11 @@
 //! A run for a reader: every event with what it is about and what caused it ([`story`]), the chain
 //! of events that explains a finding ([`chain`]), and the page that shows both ([`html`]).
 
+#[cfg(madsim)]
+pub(crate) mod acts;
 pub(crate) mod chain;
+#[cfg(madsim)]
+pub(crate) mod explains;
 #[cfg(madsim)]
 pub(crate) mod html;
 mod message;
@@ -44,6 +48,14 @@ impl What {
 /// What can be said of a group's log and terms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum About {
+    /// The node meets a new start of another.
+    Met,
+    /// Another node says what it remembers of this one.
+    Recalled,
+    /// The node is told what its disk holds of a state.
+    Checkpoint,
+    /// The node hands on what becomes entries.
+    Asks,
     /// Entries are asked for, sent, or written.
     Entry,
     /// Entries are truncated.
@@ -58,6 +70,8 @@ pub(crate) enum About {
     Commit,
     /// Entries are applied.
     Apply,
+    /// The node asks whether it could win.
+    PreVote,
     /// A message asks for a vote or gives one.
     Ballot,
     /// The node votes, for itself or another.
@@ -89,6 +103,11 @@ impl Fact {
     /// About a vote for this node.
     pub(crate) fn of_vote(about: About, group: GroupId, term: Term, who: NodeId) -> Fact {
         Fact { who: Some(who), ..Fact::of_term(about, group, term) }
+    }
+
+    /// About another node.
+    pub(crate) fn of_node(about: About, who: NodeId) -> Fact {
+        Fact::of_vote(about, GroupId::SYSTEM, Term(0), who)
     }
 
     /// About a term.

@@ -19,6 +19,9 @@ use crate::{
     trace::{Kind, digest},
 };
 
+/// The name of what is written and synced of a state.
+pub(crate) const STATE: &str = "state";
+
 /// What a finding stands on.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
@@ -51,6 +54,11 @@ struct Lane {
     requests: BTreeMap<RequestId, Asked>,
     /// Calls that the node has not asked its core for yet.
     reads: VecDeque<(GroupId, Id)>,
+    /// The step that answered the latest read of the catalog.
+    catalog: Option<Id>,
+    /// Whom each call was forwarded to, and what arrived first of each node's present process.
+    asked: BTreeMap<Id, NodeId>,
+    heard: BTreeMap<NodeId, Id>,
     /// Calls that were forwarded, by the driver's name for it.
     forwards: BTreeMap<u64, Id>,
     /// What has been confirmed to this node, by whom, and what it was told to be committed.
@@ -94,11 +102,9 @@ pub(crate) struct Story {
     replies: BTreeMap<Id, Id>,
     /// The answer that made an LSN known to clients.
     learned: BTreeMap<(GroupId, Lsn), Id>,
-    /// Records at which a planted fault had its chance.
+    /// Where a planted fault had its chance: the record then next, and the node.
     #[cfg(madsim)]
-    pub(crate) acts: Vec<Id>,
-    #[cfg(madsim)]
-    acted: u64,
+    pub(crate) acts: Vec<(Id, NodeId)>,
 }
 
 impl Story {
@@ -131,10 +137,10 @@ impl Story {
     /// Notes whether a planted fault had its chance since the last record.
     #[cfg(madsim)]
     fn sample(&mut self, id: Id) {
-        let acted = highwater_core::planted::acted();
-        if acted != self.acted {
-            self.acted = acted;
-            self.acts.push(id);
+        for node in super::acts::take() {
+            if self.acts.last() != Some(&(id, node)) {
+                self.acts.push((id, node));
+            }
         }
     }
 
@@ -184,6 +190,14 @@ impl Story {
         self.records[id].causes = causes;
     }
 
+    /// The latest event is one of the state of this group.
+    pub(crate) fn of_state(&mut self, group: GroupId) {
+        let Some((_, record)) = self.last() else { return };
+        record.name = STATE;
+        record.text = format!("{} the state of {group:?}: {}", record.what.name(), record.text);
+        record.concerns(group);
+    }
+
     /// A record is about what these are about.
     fn inherit(&mut self, id: Id, from: &[Id]) {
         let of_log = |fact: &&Fact| {
@@ -225,8 +239,12 @@ impl Story {
             PeerMessage::Forward { id: name, request, .. } => {
                 let call = self.asks.get(&ask_digest(request)).copied();
                 if let Some(call) = call {
-                    self.lane(from).forwards.insert(*name, call);
-                    self.records[id].causes.push(call);
+                    let lane = self.lane(from);
+                    lane.forwards.insert(*name, call);
+                    // It may ask again since whom it had asked has started anew.
+                    let before = lane.asked.insert(call, to);
+                    let heard = before.and_then(|before| lane.heard.get(&before).copied());
+                    self.records[id].causes.extend(heard.into_iter().chain([call]));
                 }
                 call
             }
@@ -293,7 +311,12 @@ impl Story {
         record.causes.push(sent);
         let node = record.node;
         if !lost {
-            self.lane(node).delivered.push(id);
+            let started = self.lane(from).process;
+            let lane = self.lane(node);
+            lane.delivered.push(id);
+            if started.is_none_or(|started| sent > started) {
+                lane.heard.entry(from).or_insert(id);
+            }
         }
     }
 
@@ -400,6 +423,9 @@ impl Story {
     pub(crate) fn dies(&mut self, node: NodeId) {
         let end = self.records.len().checked_sub(1);
         *self.lane(node) = Lane { process: end, ..Lane::default() };
+        for lane in self.lanes.values_mut() {
+            lane.heard.remove(&node);
+        }
         self.ends(SpanKind::Paused, &[node]);
         self.begins(SpanKind::Down, vec![node], "down".to_owned());
         let at_ns = self.now_ns;
@@ -467,6 +493,12 @@ impl Story {
             }
             _ => None,
         };
+        if let (Told::Failed(_), Some(to)) = (told, lane.asked.remove(&asked)) {
+            causes.extend(lane.heard.get(&to));
+        }
+        if matches!(told, Told::Failed(Error::NoSuchDatabase)) {
+            causes.extend(lane.catalog);
+        }
         if let (Told::Got(_) | Told::Listed(_), Some((group, _))) = (told, learns) {
             causes.extend(lane.applied.get(&group));
         }

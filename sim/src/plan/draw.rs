@@ -145,6 +145,7 @@ impl Plan {
             },
             clients: rng.range(3, 5),
             think_ms: if swarm { rng.heavy(80, 320) } else { rng.range(60, 160) },
+            burst: *rng.pick(if swarm { &[1, 4, 12, 24] } else { &[1, 1, 8, 8] }),
             keys: rng.range(6, 30),
             faults_ms,
             from_birth: rng.percent(20),
@@ -191,11 +192,17 @@ fn draw_limits(rng: &mut Rng, pace: &Config) -> Limits {
         reserve_bytes: 32 << 10,
         ..pace.clone()
     };
+    let segment_bytes = *rng.pick(&[256 << 10, 512 << 10, 1 << 20]);
     Limits {
         core,
         oplog: OplogOptions {
-            segment_bytes: *rng.pick(&[256 << 10, 512 << 10, 1 << 20]),
-            spare_segments: rng.range(1, 2) as usize,
+            segment_bytes,
+            // Fewer small segments have no room for the largest op for certain.
+            spare_segments: match segment_bytes >> 10 {
+                256 => 3,
+                512 => 2,
+                _ => rng.range(1, 2) as usize,
+            },
         },
         state: StateOptions { open_max: *rng.pick(&[1, 3, 8, 8, 8]), cache_bytes: 1 << 20 },
     }
@@ -226,11 +233,12 @@ fn shuffled(rng: &mut Rng, nodes: &[NodeId]) -> Vec<NodeId> {
 }
 
 fn draw_moment(rng: &mut Rng) -> Moment {
-    match rng.below(6) {
+    match rng.below(8) {
         0 => Moment::Now,
         1 | 2 => Moment::Call(Fuse::Sync(rng.range(1, 12))),
         3 => Moment::Call(Fuse::LogCall(rng.range(1, 60))),
         4 => Moment::Call(Fuse::StateCall(rng.heavy(1, 150))),
+        5 | 6 => Moment::Call(Fuse::LongWrite(rng.heavy(1, 3))),
         _ => Moment::Await(rng.heavy(1, 200)),
     }
 }
@@ -324,19 +332,25 @@ impl Cast<'_> {
             Kind::RollBack => {
                 Fault::RollBack { node: *rng.pick(self.nodes), down_ms: rng.heavy(10, 2_000) }
             }
-            _ => Fault::Crash {
-                target: self.target(rng),
-                crash: if rng.percent(75) { Crash::Power } else { Crash::Kill },
-                moment: draw_moment(rng),
-                down_ms: rng.heavy(10, 4_000),
-                again: rng.percent(30).then(|| match rng.below(4) {
-                    0 | 1 => Fuse::Sync(rng.heavy(1, 8)),
-                    2 => Fuse::LogCall(rng.range(1, 30)),
-                    _ => Fuse::StateCall(rng.range(1, 40)),
-                }),
-                limits: (self.limits > 0 && rng.percent(50))
-                    .then(|| rng.below(self.limits as u64) as usize),
-            },
+            _ => {
+                let moment = draw_moment(rng);
+                // A torn write, and what recovery makes of it torn again.
+                let tears = matches!(moment, Moment::Call(Fuse::LongWrite(_)));
+                Fault::Crash {
+                    target: self.target(rng),
+                    crash: if tears || rng.percent(75) { Crash::Power } else { Crash::Kill },
+                    moment,
+                    down_ms: rng.heavy(10, 4_000),
+                    again: (tears || rng.percent(30)).then(|| match rng.below(4) {
+                        // Recovery has few syncs, and everything hangs on their order.
+                        n if n < 2 || tears => Fuse::Sync(rng.range(1, 6)),
+                        2 => Fuse::LogCall(rng.range(1, 30)),
+                        _ => Fuse::StateCall(rng.range(1, 40)),
+                    }),
+                    limits: (self.limits > 0 && rng.percent(50))
+                        .then(|| rng.below(self.limits as u64) as usize),
+                }
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use highwater_core::{
     Effect, Entry, GroupId, GroupView, Input, Kind as EntryKind, NodeId, Record as LogRecord,
-    Reject, Reply, Request, RequestId, RoleView,
+    Reject, Reply, Request, RequestId, RoleView, Term,
 };
 use highwater_wire::peer::PeerMessage;
 
@@ -53,6 +53,9 @@ impl Story {
         match input {
             Input::Message { from, message } => {
                 let said = brief(&PeerMessage::Core(message.clone()));
+                if said.name == "Recalled" {
+                    self.records[step].say(Fact::of_node(About::Recalled, from.member.node));
+                }
                 taken.add(format!("{} of {:?}", said.name, from.member.node));
             }
             Input::Persisted { write } => {
@@ -73,6 +76,8 @@ impl Story {
                 taken.add("a call's deadline passed".to_owned());
             }
             Input::Checkpointed { group, lsn } => {
+                let fact = Fact::new(About::Checkpoint, *group, Term(0), lsn.0, lsn.0);
+                self.records[step].say(fact);
                 taken.add(format!("{group:?} is checkpointed at {lsn:?}"));
             }
             Input::Room { .. } => {}
@@ -204,6 +209,9 @@ impl Story {
                 LogRecord::HardState { group, term, vote: None } => {
                     self.records[step].say(Fact::of_term(About::Vote, *group, *term));
                 }
+                LogRecord::Boot { member, .. } => {
+                    self.records[step].say(Fact::of_node(About::Met, member.node));
+                }
                 _ => {}
             }
         }
@@ -213,7 +221,7 @@ impl Story {
     /// are about that entry.
     fn entry_of_call(&mut self, step: Id, entry: &Entry, fact: Fact) {
         let Some(call) = self.asks.get(&digest(&entry.payload)).copied() else { return };
-        let mut chain = Vec::new();
+        let (mut chain, mut handed_on) = (Vec::new(), Vec::new());
         for cause in self.records[step].causes.clone() {
             let sent = self.records[cause].causes.first().copied();
             let carries = |id: &Id| self.records[*id].causes.contains(&call);
@@ -223,10 +231,12 @@ impl Story {
                 && let Some(sent) = sent.filter(carries)
             {
                 chain.extend([cause, sent, call]);
-                chain.extend(self.records[sent].causes.first());
+                handed_on.extend(self.records[sent].causes.first());
             }
         }
         chain.into_iter().for_each(|id| self.records[id].say(fact));
+        let asks = Fact { about: About::Asks, ..fact };
+        handed_on.into_iter().for_each(|id: Id| self.records[id].say(asks));
     }
 
     fn reply(&mut self, node: NodeId, step: Id, request: RequestId, reply: &Reply) -> String {
@@ -240,6 +250,9 @@ impl Story {
         };
         if asked.step != step {
             self.records[step].causes.push(asked.step);
+        }
+        if asked.group == Some(GroupId::SYSTEM) {
+            self.lane(node).catalog = Some(step);
         }
         let Some(from) = asked.from else { return format!("answers: {what}") };
         if let (Some(group), Reply::Rejected(Reject::NotLeader { .. })) = (asked.group, reply) {
@@ -297,6 +310,9 @@ impl Story {
             done.add(format!("{group:?} {:?}: {}", view.term, does[usize::from(role)]));
             match view.role {
                 RoleView::Leader => record.say(Fact::of_term(About::Lead, group, view.term)),
+                RoleView::PreCandidate => {
+                    record.say(Fact::of_term(About::PreVote, group, view.term.next()));
+                }
                 RoleView::Candidate => {
                     record.say(Fact::of_vote(About::Vote, group, view.term, node));
                 }
