@@ -45,17 +45,15 @@ impl Group {
             return self.reject_append(ctx, from, hint, round);
         }
         let claimed = Lsn(prev.lsn.0 + entries.len() as u64);
-        let fits = self.has_room_for(ctx, &entries);
-        if !fits {
-            entries.clear();
-        }
+        // A leader's limits may be wider than this node's.
+        entries.truncate(self.fitting(ctx, &entries));
         let agreed = Lsn(prev.lsn.0 + entries.len() as u64);
         let Some(appended) = self.take_entries(ctx, entries) else {
             return ctx.fault(from, "it replaces what is committed");
         };
         if let Role::Follower { verified, round: seen, told, .. } = &mut self.role {
             *verified = agreed.max(*verified);
-            if fits {
+            if agreed == claimed {
                 *seen = round.max(*seen);
             }
             if ctx.recall.has_answered(from) {
@@ -68,13 +66,13 @@ impl Group {
             agreed
         };
         self.log.commit(committed.min(known));
-        if !fits {
-            // The same again, later.
+        if agreed < claimed {
+            // The rest again, later.
             if planted::is(Planted::AppendResultIgnored) {
                 let durable = claimed;
                 return self.send(ctx, from, GroupMessage::AppendAccepted { durable, round });
             }
-            self.reject_append(ctx, from, prev.lsn, round);
+            self.reject_append(ctx, from, agreed, round);
         } else if !appended {
             self.confirm(ctx, from);
         }
@@ -106,12 +104,17 @@ impl Group {
         }
     }
 
-    fn has_room_for(&self, ctx: &Context, entries: &[Entry]) -> bool {
-        let bytes: usize = entries.iter().map(Entry::weight).sum();
+    /// How many of these entries there is room for.
+    fn fitting(&self, ctx: &Context, entries: &[Entry]) -> usize {
         // A leader's own bound, and one message beyond it.
         let beyond = ctx.config.append_bytes_max + ctx.config.payload_bytes_max;
-        ctx.free_room() >= ctx.config.reserve_bytes / 2 + bytes as u64
-            && self.tail_takes(ctx, bytes.saturating_sub(beyond))
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            bytes += entry.weight();
+            ctx.free_room() >= ctx.config.reserve_bytes / 2 + bytes as u64
+                && self.tail_takes(ctx, bytes.saturating_sub(beyond))
+        };
+        entries.iter().take_while(fits).count()
     }
 
     /// Appends what is new, after dropping what conflicts with it. Whether anything was appended;

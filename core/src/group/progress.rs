@@ -135,13 +135,13 @@ impl Progress {
         }
     }
 
-    /// It could not follow; its log may agree up to `hint`. An answer to an append that was
-    /// already given up changes nothing. One that asks for the same again has no room: it gets it
-    /// when the answer is overdue.
+    /// It could not follow, or not with all; its log may agree up to `hint`. An answer to an append
+    /// that was already given up changes nothing. One that asks for the same again has no room: it
+    /// gets it when the answer is overdue.
     pub(crate) fn rejected(&mut self, hint: Lsn, now: Instant) {
         self.answered = now;
         if let Flow::Probe { outstanding } = self.flow
-            && outstanding.is_none_or(|prev| hint >= prev)
+            && outstanding.is_none_or(|prev| hint == prev)
         {
             return;
         }
