@@ -339,6 +339,9 @@ pub(crate) struct Plan {
     pub(crate) late_database_ms: u64,
 }
 
+/// A time that does not come.
+pub(crate) const NEVER_MS: u64 = u64::MAX / 2_000_000;
+
 #[cfg(test)]
 mod tests {
     use super::*;

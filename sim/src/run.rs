@@ -24,7 +24,7 @@ use crate::{
     },
     page::acts,
     panics,
-    plan::{Plan, Profile, Weather},
+    plan::{NEVER_MS, Plan, Profile, Weather},
     report::Report,
     rng::Rng,
     stats::Seen,
@@ -239,7 +239,8 @@ async fn stand(cluster: &Arc<Cluster>) -> bool {
 /// Waits until what is whole of the cluster works: each database takes a write through each of its
 /// nodes, and they agree. Whether that was in time.
 async fn settle(cluster: &Arc<Cluster>, whole: &[NodeId], deadline_ns: u64) -> bool {
-    while cluster.judge.databases().len() <= DATABASES.len() && now_ns() < deadline_ns {
+    let due = DATABASES.len() + usize::from(cluster.plan.late_database_ms < NEVER_MS);
+    while cluster.judge.databases().len() < due && now_ns() < deadline_ns {
         pause_ms(100).await;
     }
     let databases = cluster.judge.databases();
@@ -247,7 +248,7 @@ async fn settle(cluster: &Arc<Cluster>, whole: &[NodeId], deadline_ns: u64) -> b
     if why.is_empty() {
         loop {
             why = cluster.judge.unsettled(whole);
-            if why.is_empty() && databases.len() > DATABASES.len() {
+            if why.is_empty() && databases.len() >= due {
                 return true;
             }
             if now_ns() >= deadline_ns {

@@ -11,7 +11,7 @@ use highwater_core::planted::{self, Planted};
 
 use super::args::{Args, planted_name};
 use crate::{
-    plan::{Plan, Weather},
+    plan::{NEVER_MS, Plan, Weather},
     report::Report,
     run::{Settings, run_plan},
     script::{self, Script},
@@ -115,7 +115,7 @@ impl Shrinker {
     /// Less of everything that is not a fault.
     fn quieten(&mut self) {
         self.try_with(|plan| plan.weather = Weather::CALM);
-        self.try_with(|plan| plan.late_database_ms = u64::MAX / 2_000_000);
+        self.try_with(|plan| plan.late_database_ms = NEVER_MS);
         self.try_with(|plan| plan.burst = 1);
         while self.plan.clients > 1 && self.try_with(|plan| plan.clients /= 2) {}
         while self.plan.keys > 1 && self.try_with(|plan| plan.keys /= 2) {}
