@@ -193,6 +193,14 @@ impl Network {
         state.cuts.clear();
         state.narrow.clear();
         state.weather = Weather::CALM;
+        // What queues on a link that was narrow is through soon.
+        let soon = now_ns() + HEALED_QUEUE_NS;
+        let queue = std::mem::take(&mut state.queue).into_iter();
+        state.queue = queue.map(|Reverse((at, id))| Reverse((at.min(soon), id))).collect();
+        state.busy_until_ns.clear();
+        if let Some(pump) = state.pump.take() {
+            pump.wake();
+        }
     }
 
     /// Connects a process.
@@ -367,6 +375,8 @@ impl Network {
     }
 }
 
+/// So long do queues last at most once every link is wide again.
+const HEALED_QUEUE_NS: u64 = 1_000_000_000;
 /// A narrow link's queue takes no more than it carries in this time.
 const QUEUE_MAX_NS: u64 = 2_000_000_000;
 

@@ -40,6 +40,22 @@ struct Wanted {
 /// What is forgotten beyond that is found again when it is read.
 const WANTED_MAX: usize = 64;
 
+impl Repair {
+    /// Notes what can't be read. Whether nothing was known to be wrong from there on.
+    fn wants(&mut self, from: Lsn, more: Wanted) -> bool {
+        if let Some(wanted) = self.wanted.get_mut(&from) {
+            wanted.to = wanted.to.max(more.to);
+            wanted.whole |= more.whole;
+            return false;
+        }
+        if self.wanted.len() >= WANTED_MAX {
+            self.wanted.pop_last();
+        }
+        self.wanted.insert(from, more);
+        true
+    }
+}
+
 impl Group {
     /// Entries can't be read: the first one, or (`whole`) all of them.
     pub(crate) fn on_unreadable(
@@ -54,17 +70,10 @@ impl Group {
         if from == Lsn(0) || from > to {
             return;
         }
-        if let Some(wanted) = self.repair.wanted.get_mut(&from) {
-            wanted.to = wanted.to.max(to);
-            wanted.whole |= whole;
-            return;
+        if self.repair.wants(from, Wanted { to, whole }) {
+            ctx.notice(Notice::Unreadable { group: self.id, from, to, reason });
+            self.fetch(ctx, from, to);
         }
-        if self.repair.wanted.len() >= WANTED_MAX {
-            self.repair.wanted.pop_last();
-        }
-        self.repair.wanted.insert(from, Wanted { to, whole });
-        ctx.notice(Notice::Unreadable { group: self.id, from, to, reason });
-        self.fetch(ctx, from, to);
     }
 
     /// The oplog could read these entries.
@@ -138,17 +147,17 @@ impl Group {
         ctx: &mut Context,
         node: NodeId,
         from: Lsn,
-        entries: Vec<Entry>,
+        mut entries: Vec<Entry>,
     ) {
         let Some(wanted) = self.repair.wanted.get(&from) else { return };
-        let (Some(last), whole, to) = (entries.last().map(|e| e.lsn), wanted.whole, wanted.to)
-        else {
-            return;
-        };
+        let (whole, to) = (wanted.whole, wanted.to);
         let in_order = entries.iter().zip(from.0..).all(|(e, lsn)| e.lsn == Lsn(lsn));
-        if !in_order || last > to {
+        if !in_order {
             return ctx.fault(node, "its entries are not those that were asked for");
         }
+        // It may be the answer to a longer question, asked before a part of that was had.
+        entries.retain(|e| e.lsn <= to);
+        let Some(last) = entries.last().map(|e| e.lsn) else { return };
         let differs = |e: &&Entry| {
             let before = self.log.term_at(e.lsn.prev());
             self.log.term_at(e.lsn) != Some(e.term) || before != Some(e.prev_term)
@@ -166,8 +175,7 @@ impl Group {
         self.send_fetched(ctx, &entries);
         self.keep_for_apply(entries);
         ctx.touched.insert(self.id);
-        if whole && last < to {
-            self.repair.wanted.insert(last.next(), Wanted { to, whole });
+        if whole && last < to && self.repair.wants(last.next(), Wanted { to, whole }) {
             self.fetch(ctx, last.next(), to);
         }
     }

@@ -145,7 +145,7 @@ impl Plan {
             },
             clients: rng.range(3, 5),
             think_ms: if swarm { rng.heavy(80, 320) } else { rng.range(60, 160) },
-            burst: *rng.pick(if swarm { &[1, 4, 12, 24] } else { &[1, 1, 8, 8] }),
+            burst: *rng.pick(if swarm { &[1, 1, 8, 24] } else { &[1, 1, 8, 8] }),
             keys: rng.range(6, 30),
             faults_ms,
             from_birth: rng.percent(20),
