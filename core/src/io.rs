@@ -9,8 +9,8 @@ use crate::{
     entry::{Entry, Formation, Outcome, Record},
     message::Message,
     types::{
-        Boot, ClusterId, GroupId, Hlc, Instant, LoadId, Lsn, Member, NodeId, Peer, RequestId, Term,
-        WriteId,
+        Boot, ClusterId, GroupId, Hlc, Incarnation, Instant, LoadId, Lsn, Member, NodeId, Peer,
+        RequestId, Term, WriteId,
     },
 };
 
@@ -300,6 +300,8 @@ pub enum Effect {
     Fence {
         /// For the operator.
         reason: String,
+        /// Peers have met this one: only a later one is heard.
+        beyond: Incarnation,
     },
     /// Stop using this node: nothing it says can be relied on any more.
     Halt {

@@ -55,8 +55,8 @@ impl Node {
             Message::FormBlank { prober } => self.on_form_blank(from, prober),
             Message::Formed(formation) => self.on_formed(from, formation),
             Message::Recall { from: first } => self.on_recall(from, first),
-            Message::Recalled { boot, groups, next } => {
-                self.on_recalled(node, boot, &groups, next);
+            Message::Recalled { incarnation, boot, groups, next } => {
+                self.on_recalled(node, (incarnation, boot), &groups, next);
             }
             Message::Group { group, term, message } => {
                 // A group that is not in the catalog applied here does not exist here, yet.

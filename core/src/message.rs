@@ -51,8 +51,9 @@ pub enum Message {
     },
     /// The answer. Bounded by [`Config::confirm_groups_max`](crate::Config::confirm_groups_max).
     Recalled {
-        /// The asker's last boot that the sender has met, this one included; of the highest counter
-        /// where it has met another data directory of that node since.
+        /// The latest data directory of the asker's node that the sender has met, this one included.
+        incarnation: Incarnation,
+        /// The last boot of that which it has met.
         boot: Boot,
         /// The highest term, and the highest LSN in it, that the asker has vouched for to the
         /// sender, by group, in order.

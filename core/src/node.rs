@@ -15,7 +15,7 @@ use crate::{
     formation::Forming,
     group::{Consequences, Group},
     io::{Effect, Identity, Input, Recovered, RecoveredGroup, Reject, Reply, Request},
-    types::{GroupId, Instant, LoadId, Lsn, NodeId, Now, RequestId, Term, WriteId},
+    types::{GroupId, Incarnation, Instant, LoadId, Lsn, NodeId, Now, RequestId, Term, WriteId},
 };
 
 /// A node of a cluster. See the [module's head](crate) for how it is driven.
@@ -221,9 +221,10 @@ impl Node {
         }
     }
 
-    /// This data directory has lost what it promised: the node stops, to come back without a vote.
-    pub(crate) fn fence(&mut self, reason: String) {
-        self.ctx.emit(Effect::Fence { reason: reason.clone() });
+    /// This data directory has lost what it promised: the node stops, to come back without a vote, in
+    /// an incarnation beyond this one.
+    pub(crate) fn fence(&mut self, reason: String, beyond: Incarnation) {
+        self.ctx.emit(Effect::Fence { reason: reason.clone(), beyond });
         self.halted = Some(reason);
     }
 

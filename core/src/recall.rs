@@ -20,7 +20,7 @@ use crate::{
     message::Message,
     node::Node,
     planted::{self, Planted},
-    types::{Boot, GroupId, Instant, Lsn, Member, NodeId, Peer, Term},
+    types::{Boot, GroupId, Incarnation, Instant, Lsn, Member, NodeId, Peer, Term},
 };
 
 /// What the peers have yet to say.
@@ -185,8 +185,7 @@ impl Node {
     /// learns why.
     pub(crate) fn on_recall(&mut self, from: Peer, first: GroupId) {
         let Some(peer) = self.ctx.peers.get(from.member.node) else { return };
-        let replaced = peer.incarnation != from.member.incarnation;
-        let boot = if replaced { Boot::REPLACED } else { peer.boot };
+        let (incarnation, boot) = (peer.incarnation, peer.boot);
         let max = self.ctx.config.confirm_groups_max;
         let row = |group: GroupId, acked: Option<(Term, Lsn)>| {
             acked.map(|(term, lsn)| (group, term, lsn))
@@ -203,14 +202,14 @@ impl Node {
         groups.sort_unstable();
         let next = groups.get(max).map(|(id, ..)| *id);
         groups.truncate(max);
-        self.ctx.send(from.member.node, Message::Recalled { boot, groups, next });
+        self.ctx.send(from.member.node, Message::Recalled { incarnation, boot, groups, next });
     }
 
     /// A peer says what it remembers: of this page on, and perhaps of earlier ones again.
     pub(crate) fn on_recalled(
         &mut self,
         node: NodeId,
-        boot: Boot,
+        (incarnation, boot): (Incarnation, Boot),
         groups: &[(GroupId, Term, Lsn)],
         next: Option<GroupId>,
     ) {
@@ -220,13 +219,17 @@ impl Node {
         if !in_order {
             return self.ctx.fault(node, "it remembers out of order");
         }
+        if incarnation < self.ctx.me().incarnation {
+            return self.ctx.fault(node, "it answers whom it has not met");
+        }
         if groups.iter().any(|(_, term, _)| *term > Term::MAX) {
             return self.ctx.fault(node, "it remembers a term that can't be");
         }
-        if let Some(reason) = self.find_rollback(boot, groups)
+        if let Some(reason) = self.find_rollback((incarnation, boot), groups)
             && !planted::is(Planted::FenceIgnored)
         {
-            return self.fence(format!("{node:?} remembers more than this disk: {reason}"));
+            let reason = format!("{node:?} remembers more than this disk: {reason}");
+            return self.fence(reason, incarnation);
         }
         for (group, term, lsn) in groups {
             self.ctx.recall.note_owed(*group, *term, *lsn);
@@ -241,7 +244,14 @@ impl Node {
         }
     }
 
-    fn find_rollback(&self, boot: Boot, groups: &[(GroupId, Term, Lsn)]) -> Option<String> {
+    fn find_rollback(
+        &self,
+        (incarnation, boot): (Incarnation, Boot),
+        groups: &[(GroupId, Term, Lsn)],
+    ) -> Option<String> {
+        if incarnation > self.ctx.me().incarnation {
+            return Some(String::from("it has met another data directory in this one's place"));
+        }
         let mine = self.ctx.identity.boot;
         if boot.counter > mine.counter || (boot.counter == mine.counter && boot != mine) {
             return Some(String::from(

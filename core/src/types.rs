@@ -163,11 +163,6 @@ pub struct Boot {
     pub nonce: u64,
 }
 
-impl Boot {
-    /// Later than any start: that of another data directory, which took this one's place.
-    pub(crate) const REPLACED: Boot = Boot { counter: u64::MAX, nonce: 0 };
-}
-
 impl fmt::Debug for Boot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "b{}", self.counter)

@@ -144,6 +144,7 @@ impl Liar<'_> {
             6 => Message::Recall { from: GroupId(self.edge()) },
             7 => Message::Recalled {
                 // Mostly what fences nobody.
+                incarnation: Incarnation(u128::from(self.below(2))),
                 boot: Boot { counter: self.below(2), nonce: self.edge() },
                 groups: self.remembered(),
                 next: self.maybe().then(|| GroupId(self.edge())),

@@ -13,8 +13,6 @@
 //!    not done; what strikes a node that is lost already costs nothing.
 //! 5. A disk is rolled back only where a peer remembers the later state and is met: all others run
 //!    and the network is calm, from before the power goes until the node has its answers.
-//! 6. A data directory is made anew only under a wall clock that is ahead of the one under which the
-//!    one before was made: peers would not hear it otherwise (decision 002).
 //!
 //! Everything else takes nothing that a node has acknowledged, or, like damage to the materialized
 //! state, nothing that its own oplog does not hold: it needs no admission.

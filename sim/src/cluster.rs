@@ -15,8 +15,8 @@ use std::{
 };
 
 use highwater_core::{
-    ClusterId, Config, Effect, Entry, GroupId, GroupMessage, Identity, Input, Member, Message,
-    Node, NodeId, Notice, Outcome, Peer, Recovered,
+    ClusterId, Config, Effect, Entry, GroupId, GroupMessage, Identity, Incarnation, Input, Member,
+    Message, Node, NodeId, Notice, Outcome, Peer, Recovered,
 };
 use highwater_node::{
     Exit, Handle, Observer, Options, Parts,
@@ -108,8 +108,6 @@ pub(crate) struct Machine {
     limits: Mutex<Option<usize>>,
     /// Whose its data directory is, as the last start found it; `None` once it was wiped.
     member: Mutex<Option<Member>>,
-    /// The wall time at which its data directory was made; it is made anew only later.
-    made_ms: AtomicU64,
     /// No process starts here any more.
     is_gone: AtomicBool,
 }
@@ -153,7 +151,6 @@ impl Cluster {
                 rng: Mutex::new(Rng::stream(world.seed, "machine", node.0)),
                 limits: Mutex::default(),
                 member: Mutex::default(),
-                made_ms: AtomicU64::new(0),
                 is_gone: AtomicBool::new(false),
             };
             (*node, machine)
@@ -403,11 +400,11 @@ impl Cluster {
         if process.is_dead() {
             return;
         }
-        if let Exit::Fenced(_) = exit
+        if let Exit::Fenced { beyond, .. } = exit
             && self.atlas.is_lost(node)
         {
             self.world.saw(Seen::RolledBack);
-            if let Err(error) = self.renew(node).await
+            if let Err(error) = self.renew(node, beyond).await
                 && !process.is_dead()
                 && !self.machine(node).disk.excuses_start()
             {
@@ -420,11 +417,11 @@ impl Cluster {
     }
 
     /// Gives a data directory a new incarnation, as its server would.
-    async fn renew(&self, node: NodeId) -> Result<(), IdentityError> {
+    async fn renew(&self, node: NodeId, beyond: Incarnation) -> Result<(), IdentityError> {
         let machine = self.machine(node);
         let wall_ms = highwater_node::env::Clock::now(&machine.clock).wall_ms;
         let random = u128::from(lock(&machine.rng).next());
-        identity::renew(&machine.disk.same_handle(), wall_ms, random).await.map(drop)
+        identity::renew(&machine.disk.same_handle(), wall_ms, random, beyond).await.map(drop)
     }
 
     /// A process that was not killed has ended.
@@ -433,7 +430,7 @@ impl Cluster {
         match &exit {
             Exit::Drained if lock(&machine.running).draining => self.world.saw(Seen::Drained),
             Exit::Halted(_) if machine.disk.has_erred() => self.world.saw(Seen::Halted),
-            Exit::Fenced(_) if self.atlas.is_lost(node) => {}
+            Exit::Fenced { .. } if self.atlas.is_lost(node) => {}
             _ => {
                 let what = format!("{node:?} ended by itself: {exit:?}");
                 return self.world.fail("halt", what);
@@ -467,7 +464,6 @@ impl Cluster {
             (u128::from(rng.next()) << 64 | u128::from(rng.next()), rng.next())
         };
         let wall_ms = highwater_node::env::Clock::now(&machine.clock).wall_ms;
-        let wall_ms = wall_ms.max(machine.made_ms.load(Ordering::Relaxed) + 1);
         let start = identity::open(&disk, CLUSTER, node, wall_ms, random)
             .await
             .map_err(|error| format!("identity: {error}"))?;
@@ -523,8 +519,6 @@ impl Cluster {
     fn recovered(&self, id: ProcessId, core: &Config, member: Member, found: &RecoveredLog) {
         let node = member.node;
         let machine = self.machine(node);
-        let made_ms = (member.incarnation.0 >> 80) as u64;
-        machine.made_ms.store(made_ms, Ordering::Relaxed);
         let fenced = lock(&machine.member).replace(member).is_some_and(|known| known != member);
         if fenced {
             self.world.saw(Seen::Fenced);

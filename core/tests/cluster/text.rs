@@ -100,7 +100,7 @@ pub(crate) fn message(name: Name<'_>, message: &Message) -> String {
         }
         Message::Recall { from: GroupId::SYSTEM } => what.to_owned(),
         Message::Recall { from } => format!("{what} from {}", name(*from)),
-        Message::Recalled { boot, groups, next } => {
+        Message::Recalled { boot, groups, next, .. } => {
             let all: Vec<_> =
                 groups.iter().map(|(g, t, l)| format!("{} {}", name(*g), at(*l, *t))).collect();
             let all = if all.is_empty() { "nothing".to_owned() } else { all.join(", ") };
@@ -260,7 +260,7 @@ pub(crate) fn effect(name: Name<'_>, effect: &Effect) -> Option<(&'static str, S
         Effect::Mend { group, entries: run } => {
             ("disk", format!("mends {} {}", name(*group), entries(run)))
         }
-        Effect::Fence { reason } => ("notices", format!("is fenced: {reason}")),
+        Effect::Fence { reason, .. } => ("notices", format!("is fenced: {reason}")),
         Effect::Halt { reason } => ("notices", format!("halts: {reason}")),
         Effect::Send { .. } | Effect::Reply { .. } | Effect::Leader { .. } => return None,
     })

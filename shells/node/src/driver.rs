@@ -10,8 +10,8 @@ use std::{
 };
 
 use highwater_core::{
-    Effect, GroupId, Input, Instant, Node, NodeId, Notice, Peer, Reject, Reply, Request, RequestId,
-    Term,
+    Effect, GroupId, Incarnation, Input, Instant, Node, NodeId, Notice, Peer, Reject, Reply,
+    Request, RequestId, Term,
     planted::{self, Planted},
 };
 use highwater_wire::peer::{ForwardReply, ForwardRequest, NodeStatus, PeerMessage};
@@ -94,8 +94,13 @@ pub enum Exit {
     /// The node can't go on; the reason is for the operator.
     Halted(String),
     /// The data directory has lost votes or acknowledgements: it must get a new incarnation before
-    /// the node starts anew. The reason is for the operator.
-    Fenced(String),
+    /// the node starts anew.
+    Fenced {
+        /// For the operator.
+        reason: String,
+        /// Peers have met this one: only a later one is heard.
+        beyond: Incarnation,
+    },
 }
 
 impl Ask {
@@ -174,7 +179,7 @@ pub(crate) struct Driver<C, T> {
     outgoing: Vec<(NodeId, PeerMessage)>,
     stopping: Stopping,
     /// Why this data directory needs a new incarnation.
-    fenced: Option<String>,
+    fenced: Option<(String, Incarnation)>,
 }
 
 /// Whether the driver is to end.
@@ -248,8 +253,8 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         let mut alone = false;
         let exit = loop {
             self.step(&mut inputs, &mut effects);
-            if let Some(reason) = self.fenced.take() {
-                break Exit::Fenced(reason);
+            if let Some((reason, beyond)) = self.fenced.take() {
+                break Exit::Fenced { reason, beyond };
             }
             if let Some(reason) = self.hands.node.halted() {
                 let reason = reason.to_owned();
@@ -399,7 +404,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             Effect::Mend { group, entries } => {
                 drop(self.hands.loads.send(ReadJob::Mend { group, entries }));
             }
-            Effect::Fence { reason } => self.fenced = Some(reason),
+            Effect::Fence { reason, beyond } => self.fenced = Some((reason, beyond)),
             Effect::Halt { reason } => tracing::error!(%reason, "this node halts"),
         }
     }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use highwater_core::{Config as CoreConfig, Identity, NodeId, Now, Peer};
+use highwater_core::{Config as CoreConfig, Identity, Incarnation, NodeId, Now, Peer};
 use highwater_http::{HttpOptions, Slot};
 use highwater_node::{Exit, Options, Parts, env::Clock};
 use highwater_quic::{Quic, QuicOptions, tls::NodeTls};
@@ -104,9 +104,9 @@ pub fn serve(config: &Config) -> Result<(), Failure> {
     let http = Http::start(config)?;
     let slot = http.slot.clone();
     let ended = runtime.block_on(async {
-        while let Ended::Fenced = node(config, disk.clone(), &slot, &mut signals).await? {
+        while let Ended::Fenced(beyond) = node(config, disk.clone(), &slot, &mut signals).await? {
             slot.clear();
-            renew(&disk).await?;
+            renew(&disk, beyond).await?;
         }
         Ok(())
     });
@@ -146,13 +146,14 @@ impl Failure {
 /// How a node's run ended, where nothing keeps it from another one.
 enum Ended {
     Stopped,
-    /// Its data directory must get a new incarnation; then it starts again.
-    Fenced,
+    /// Its data directory must get a new incarnation, beyond this one; then it starts again.
+    Fenced(Incarnation),
 }
 
 /// Gives a data directory that has lost votes or acknowledgements a new incarnation.
-async fn renew(disk: &RealDisk) -> Result<(), Failure> {
-    let member = identity::renew(disk, wall_ms(), init::random()?).await.map_err(Failure::start)?;
+async fn renew(disk: &RealDisk, beyond: Incarnation) -> Result<(), Failure> {
+    let renewed = identity::renew(disk, wall_ms(), init::random()?, beyond).await;
+    let member = renewed.map_err(Failure::start)?;
     warn!(incarnation = %member.incarnation, "the data directory has a new incarnation");
     Ok(())
 }
@@ -216,13 +217,13 @@ async fn node(
             info!("the node has stopped");
             Ok(Ended::Stopped)
         }
-        Exit::Fenced(reason) => {
+        Exit::Fenced { reason, beyond } => {
             error!(
                 reason,
                 "this node is fenced: its data directory has lost what it promised. It starts again \
                  as one that follows without a vote, until it is replaced"
             );
-            Ok(Ended::Fenced)
+            Ok(Ended::Fenced(beyond))
         }
         Exit::Halted(reason) => Err(Failure::runtime(format!(
             "the node halted: {reason}. What it acknowledged is durable; mend the cause and start \

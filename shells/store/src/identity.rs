@@ -163,22 +163,35 @@ pub async fn open<D: Disk>(
     Ok(Start { member: record.member, boot: record.boot, log: record.log, spare })
 }
 
-/// Fences a data directory that has lost votes: gives it a new, higher incarnation, durably. Its
-/// node is from then on like one with a blank directory, and follows without a vote. To be followed
-/// by a new start.
+/// Fences a data directory that has lost votes: gives it a new incarnation, higher than its own and
+/// than `beyond`, which peers have met of its node; durably. The node is from then on like one with a
+/// blank directory, and follows without a vote. To be followed by a new start.
 ///
 /// # Errors
 /// Where the identity can't be read or written.
-pub async fn renew<D: Disk>(disk: &D, wall_ms: u64, random: u128) -> Result<Member, IdentityError> {
-    fence(disk, incarnation(wall_ms, random)).await
+pub async fn renew<D: Disk>(
+    disk: &D,
+    wall_ms: u64,
+    random: u128,
+    beyond: Incarnation,
+) -> Result<Member, IdentityError> {
+    rise(disk, incarnation(wall_ms, random), beyond).await
 }
 
 /// [`renew`], to this incarnation or, where it is no higher than the present one, one like it.
 pub(crate) async fn fence<D: Disk>(disk: &D, spare: Incarnation) -> Result<Member, IdentityError> {
+    rise(disk, spare, Incarnation(0)).await
+}
+
+async fn rise<D: Disk>(
+    disk: &D,
+    spare: Incarnation,
+    beyond: Incarnation,
+) -> Result<Member, IdentityError> {
     let record = read(disk).await?.ok_or(IdentityError::Missing)?;
     // The wall clock may have fallen back.
-    let after = (record.member.incarnation.0 >> RANDOM_BITS) + 1;
-    let wall = after.max(spare.0 >> RANDOM_BITS);
+    let after = record.member.incarnation.max(beyond).0 >> RANDOM_BITS;
+    let wall = (after + 1).max(spare.0 >> RANDOM_BITS).min(u128::MAX >> RANDOM_BITS);
     let incarnation = Incarnation(wall << RANDOM_BITS | spare.0 & RANDOM);
     let member = Member { incarnation, ..record.member };
     write(disk, &Record { member, ..record }).await?;
@@ -390,8 +403,9 @@ mod tests {
             let mut last = first.member;
             // The clock stands still, and falls back.
             for wall in [0x0199_0000_0000, 0x0199_0000_0000, 5] {
-                let Ok(member) = renew(&disk, wall, 9).await else { break };
-                assert!(member.incarnation > last.incarnation && member.node == last.node);
+                let met = Incarnation(last.incarnation.0 + (u128::from(step) << RANDOM_BITS));
+                let Ok(member) = renew(&disk, wall, 9, met).await else { break };
+                assert!(member.incarnation > met && member.node == last.node);
                 last = member;
             }
             let disk = disk.power_cut(&mut Rng(step), 50);
@@ -399,7 +413,7 @@ mod tests {
             assert!(again.member.incarnation >= last.incarnation, "a fence was forgotten");
             assert_eq!((again.log, again.boot.counter), (first.log, 2));
         }
-        let nobody = renew(&MemDisk::new(), 1, 1).await;
+        let nobody = renew(&MemDisk::new(), 1, 1, Incarnation(0)).await;
         assert!(matches!(nobody, Err(IdentityError::Missing)));
     }
 

@@ -108,6 +108,7 @@ pub(crate) struct RecallV1 {
 /// [`Message::Recalled`].
 #[derive(Archive, Serialize, Deserialize)]
 pub(crate) struct RecalledV1 {
+    incarnation: u128,
     counter: u64,
     nonce: u64,
     groups: Vec<AckedV1>,
@@ -123,12 +124,14 @@ struct AckedV1 {
 
 impl RecalledV1 {
     pub(crate) fn new(
+        incarnation: Incarnation,
         boot: Boot,
         groups: &[(GroupId, Term, Lsn)],
         next: Option<GroupId>,
     ) -> RecalledV1 {
         let acked = |(g, t, l): &(GroupId, Term, Lsn)| AckedV1 { group: g.0, term: t.0, lsn: l.0 };
         RecalledV1 {
+            incarnation: incarnation.0,
             counter: boot.counter,
             nonce: boot.nonce,
             groups: groups.iter().map(acked).collect(),
@@ -141,6 +144,7 @@ impl From<RecalledV1> for Message {
     fn from(v: RecalledV1) -> Message {
         let acked = |v: AckedV1| (GroupId(v.group), Term(v.term), Lsn(v.lsn));
         Message::Recalled {
+            incarnation: Incarnation(v.incarnation),
             boot: Boot { counter: v.counter, nonce: v.nonce },
             groups: v.groups.into_iter().map(acked).collect(),
             next: v.next.map(GroupId),

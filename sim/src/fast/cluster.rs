@@ -490,7 +490,7 @@ impl Cluster {
             Effect::Halt { reason } => {
                 self.world.fail("halt", format!("{node:?} ended by itself: {reason}"));
             }
-            Effect::Fence { reason } => {
+            Effect::Fence { reason, .. } => {
                 self.world.fail("halt", format!("{node:?} is fenced: {reason}"));
             }
             other => unreachable!("not a job of the machine's: {other:?}"),

@@ -167,8 +167,11 @@ impl Judge {
 
     /// A node's disk was wiped.
     pub(crate) fn wiped(&self, node: NodeId) {
-        if let Some(log) = self.lock().logs.get_mut(&node) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if let Some(log) = state.logs.get_mut(&node) {
             log.becomes(DurableLog::default());
+            state.harms.harmed(node, Harm::Wiped);
         }
     }
 

@@ -146,7 +146,7 @@ impl Judge {
                 world.event(Kind::Process, node.0, 0, 0, 0, || format!("{notice:?}"));
                 self.notice(state, process, notice);
             }
-            Effect::Fence { reason } => {
+            Effect::Fence { reason, .. } => {
                 let due = state.harms.is_due(process, Reaction::Fences);
                 world.check("fencing", state.fencing.fences(node, due, reason));
             }

@@ -14,6 +14,8 @@ use super::{Verdict, broken};
 pub(crate) enum Harm {
     /// Its data directory is an older copy of itself.
     RolledBack,
+    /// Its data directory is blank: its clock may be behind the one under which peers met another.
+    Wiped,
     /// Synced bytes of its oplog are damaged.
     LogDamaged,
     /// Bytes of a database's state are damaged.
@@ -62,7 +64,9 @@ impl Quarantine {
         let failed = self.failed.get(&node) == Some(&process);
         let (log, state) = (self.was(node, Harm::LogDamaged), self.was(node, Harm::StateDamaged));
         match reaction {
-            Reaction::Fences => log || self.was(node, Harm::RolledBack),
+            Reaction::Fences => {
+                log || self.was(node, Harm::RolledBack) || self.was(node, Harm::Wiped)
+            }
             Reaction::Quarantines => failed,
             Reaction::Rebuilds => state || failed,
             Reaction::Mends => log || failed,

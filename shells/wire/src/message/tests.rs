@@ -54,11 +54,17 @@ fn nodes() -> Vec<Message> {
         }),
         Message::Recall { from: GroupId(7) },
         Message::Recalled {
+            incarnation: INCARNATION,
             boot: Boot { counter: 2, nonce: 3 },
             groups: vec![(GroupId(7), Term(4), Lsn(5)), (GroupId(9), Term(6), Lsn(0))],
             next: Some(GroupId(10)),
         },
-        Message::Recalled { boot: Boot { counter: 2, nonce: 3 }, groups: vec![], next: None },
+        Message::Recalled {
+            incarnation: Incarnation(8),
+            boot: Boot { counter: 2, nonce: 3 },
+            groups: vec![],
+            next: None,
+        },
     ]
 }
 
