@@ -10,6 +10,7 @@ extern crate alloc;
 mod catalog;
 mod config;
 mod context;
+pub mod control;
 mod entry;
 mod formation;
 mod group;

@@ -85,6 +85,12 @@ pub enum Planted {
     FlushFailureIgnored = 74,
     /// A state that is being rebuilt is read as it is.
     ServedWhileRebuilding = 75,
+    /// A change stream shows what was refused.
+    StreamShowsRefused = 76,
+    /// A stream that resumes takes the op at its position for the one before (failures 2).
+    StreamGuessesPrev = 77,
+    /// A stream shows what is appended, applied or not (failures 9).
+    StreamBeyondApplied = 78,
     /// A cut of what was fsynced does not note that the log lost its end.
     DoubtForgotten = 40,
     /// A new segment's directory entry is not fsynced.
@@ -108,7 +114,7 @@ pub enum Planted {
 impl Planted {
     /// Every planted fault that breaks a promise ([`Planted::Nondeterminism`] breaks the
     /// simulator's own).
-    pub const ALL: [Planted; 46] = [
+    pub const ALL: [Planted; 49] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -146,6 +152,9 @@ impl Planted {
         Planted::ApplyFailureSkipped,
         Planted::FlushFailureIgnored,
         Planted::ServedWhileRebuilding,
+        Planted::StreamShowsRefused,
+        Planted::StreamGuessesPrev,
+        Planted::StreamBeyondApplied,
         Planted::DoubtForgotten,
         Planted::DirNotSynced,
         Planted::FsyncRetried,

@@ -14,10 +14,16 @@ use highwater_core::NodeId;
 use crate::{
     cluster::Cluster,
     history::{Ask, Call, Told},
+    oracles::streams::Streamed,
     rng::Rng,
     timer::pause_ms,
     workload::Workload,
 };
+
+/// A consumer reads about so much of a stream at a time, in bytes.
+const STREAM_BYTES: usize = 32 << 10;
+/// ... and so often, before it goes away.
+const STREAM_READS: usize = 6;
 
 /// Makes a call on a node and tells the judge.
 pub(crate) async fn perform(
@@ -60,6 +66,22 @@ pub(crate) async fn perform(
                 h.transfer(&name, to, timeout).await
             };
             cluster.ask(node, timeout, transfer).await.map(|r| r.map(|_| Told::Transferred))
+        }
+        Ask::Changes(after, ops_max) => {
+            let stream = move |h: highwater_node::Handle| async move {
+                let mut stream = h.changes(&name, after, None, timeout / 3).await?;
+                let mut changes = Vec::new();
+                for _ in 0..STREAM_READS {
+                    // What is dropped under way loses nothing.
+                    let next = stream.next(ops_max, STREAM_BYTES, timeout / 16);
+                    if let Ok(next) = tokio::time::timeout(timeout / 12, next).await {
+                        changes.extend(next?);
+                    }
+                }
+                let (group, upto) = (stream.group(), stream.position());
+                Ok(Streamed { group, after, upto, changes })
+            };
+            cluster.ask(node, timeout, stream).await.map(|r| r.map(Told::Streamed))
         }
     };
     let told = match told {
@@ -115,6 +137,10 @@ impl Client {
     async fn call(&mut self, node: NodeId) {
         let databases = self.cluster.judge.databases();
         let databases: Vec<String> = databases.into_iter().map(|(name, _)| name).collect();
+        if let Some((database, ask, timeout)) = self.workload.consumes(&databases) {
+            let told = perform(&self.cluster, node, &database, ask.clone(), timeout).await;
+            return self.workload.learn(database, ask, told);
+        }
         let calls: Vec<_> =
             (0..self.workload.burst()).filter_map(|_| self.workload.call(&databases)).collect();
         let asked = calls.iter().map(|(database, ask, timeout)| {

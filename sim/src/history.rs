@@ -1,11 +1,11 @@
 //! What clients asked and what they were told: the language between workload and oracles.
 
 use bytes::Bytes;
-use highwater_core::{GroupId, NodeId};
+use highwater_core::{GroupId, Lsn, NodeId};
 use highwater_node::api::{Consistency, Error, Got, ListQuery, Page, Receipt, Record};
 use highwater_wire::op::Op;
 
-use crate::{rng::spread, trace::digest};
+use crate::{oracles::streams::Streamed, rng::spread, trace::digest};
 
 /// A client's question.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,8 @@ pub(crate) enum Ask {
     Create,
     /// Hands the database's leadership over.
     Transfer(NodeId),
+    /// Reads on in the change stream after an LSN, at most so many ops.
+    Changes(Lsn, usize),
 }
 
 /// A client's call.
@@ -44,6 +46,8 @@ pub(crate) enum Told {
     Got(Got),
     /// A list.
     Listed(Page),
+    /// A part of the change stream.
+    Streamed(Streamed),
     /// The database's group, and whether it stood before.
     Created(GroupId, bool),
     /// Leadership was handed over.
@@ -80,6 +84,13 @@ impl Told {
             Told::Transferred => of(&[5]),
             Told::Failed(error) => of(&[6, digest(format!("{error:?}").as_bytes())]),
             Told::Silence => of(&[7]),
+            Told::Streamed(Streamed { group, after, upto, changes }) => {
+                let all = changes.iter().fold(0, |h, change| {
+                    let op = digest(&change.op.encode());
+                    spread(h ^ of(&[change.lsn.0, change.prev_lsn.0, change.term.0, op]))
+                });
+                of(&[8, group.0, after.0, upto.0, all])
+            }
         }
     }
 
@@ -92,6 +103,9 @@ impl Told {
             Told::Got(got) => {
                 let version = got.record.as_ref().map(|r| r.version);
                 format!("version {version:?} at {:?} of {:?}", got.applied, got.group)
+            }
+            Told::Streamed(Streamed { group, after, upto, changes }) => {
+                format!("{} changes of {group:?} after {after:?} up to {upto:?}", changes.len())
             }
             other => format!("{other:?}"),
         }
@@ -123,6 +137,7 @@ impl Ask {
             }
             Ask::Create => "create".to_owned(),
             Ask::Transfer(to) => format!("transfer to {to:?}"),
+            Ask::Changes(after, ops_max) => format!("{ops_max} changes after {after:?}"),
         }
     }
 }

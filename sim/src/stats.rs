@@ -197,6 +197,10 @@ seen! {
     Listed: "list", Some(0);
     /// A leadership was handed over.
     Transferred: "leadership handed over", Some(0);
+    /// A consumer read a part of a change stream.
+    Streamed: "part of a change stream read", Some(0);
+    /// ... and went on where it had been before, where there was more.
+    StreamResumed: "change stream resumed", Some(0);
     /// Two nodes' whole states were compared at one LSN.
     RootsCompared: "states of two nodes compared", Some(0);
     /// A key's history that the search left undecided.

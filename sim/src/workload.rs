@@ -36,6 +36,8 @@ pub(crate) struct Workload {
     /// The node that it prefers for a while.
     home: NodeId,
     bookmarks: BTreeMap<String, Bookmark>,
+    /// How far it has read change streams.
+    positions: BTreeMap<String, Lsn>,
     /// Versions that it saw.
     versions: BTreeMap<(String, Bytes), Lsn>,
 }
@@ -51,6 +53,7 @@ impl Workload {
             serial: 0,
             home,
             bookmarks: BTreeMap::new(),
+            positions: BTreeMap::new(),
             versions: BTreeMap::new(),
         }
     }
@@ -58,6 +61,19 @@ impl Workload {
     /// How long it waits before the next call, in milliseconds.
     pub(crate) fn think_ms(&mut self) -> u64 {
         self.rng.heavy(1, self.plan.think_ms * 2)
+    }
+
+    /// At times it reads on where it has come to in a change stream, or somewhere before, on whatever
+    /// node; that a bare core has none of.
+    pub(crate) fn consumes(&mut self, databases: &[String]) -> Option<(String, Ask, Duration)> {
+        if databases.is_empty() || !self.rng.percent(6) {
+            return None;
+        }
+        let database = self.rng.pick(databases).clone();
+        let position = self.positions.get(&database).copied().unwrap_or_default();
+        let after = if self.rng.percent(80) { position.0 } else { self.rng.below(position.0 + 1) };
+        let ask = Ask::Changes(Lsn(after), self.rng.heavy(1, 200) as usize);
+        Some((database, ask, Duration::from_millis(self.rng.range(200, 2_500))))
     }
 
     /// How many calls it makes at once: one as a rule.
@@ -93,6 +109,10 @@ impl Workload {
                 }
                 let (group, term, lsn) = (receipt.group, receipt.term, receipt.lsn);
                 self.bookmarks.insert(database, Bookmark { group, term, lsn });
+            }
+            (Ask::Changes(..), Told::Streamed(streamed)) => {
+                let position = self.positions.entry(database).or_default();
+                *position = streamed.upto.max(*position);
             }
             (Ask::Get(key, _), Told::Got(got)) => {
                 if let Some(record) = got.record {

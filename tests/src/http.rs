@@ -2,6 +2,7 @@
 //! and never sends anything twice.
 
 use std::{
+    collections::VecDeque,
     fmt::Write as _,
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
@@ -251,23 +252,74 @@ impl Client {
     }
 }
 
+/// An answer that goes on and on, line by line.
+#[derive(Debug)]
+pub struct Follow {
+    /// Its head; the body is empty.
+    pub head: Response,
+    stream: BufReader<TcpStream>,
+    lines: VecDeque<String>,
+    rest: Vec<u8>,
+}
+
+impl Follow {
+    /// Sends a request whose answer comes in chunks. Fails where nothing comes for `patience`.
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub fn start(address: SocketAddr, request: &Request, patience: Duration) -> io::Result<Follow> {
+        let mut stream = TcpStream::connect_timeout(&address, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.write_all(&request.encode(address))?;
+        let mut stream = BufReader::new(stream);
+        let (status, headers) = read_head(&mut stream)?;
+        let head = Response { status, headers, body: Vec::new() };
+        Ok(Follow { head, stream, lines: VecDeque::new(), rest: Vec::new() })
+    }
+
+    /// The next line; `None` at the answer's proper end.
+    ///
+    /// # Errors
+    /// Where the connection breaks, or nothing comes in time.
+    pub fn line(&mut self) -> io::Result<Option<String>> {
+        loop {
+            if let Some(line) = self.lines.pop_front() {
+                return Ok(Some(line));
+            }
+            let size = line(&mut self.stream)?;
+            let size = u64::from_str_radix(&size, 16).map_err(|_| bad("a chunk's size"))?;
+            let before = self.rest.len();
+            (&mut self.stream).take(size + 2).read_to_end(&mut self.rest)?;
+            if self.rest.len() as u64 != before as u64 + size + 2 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.rest.truncate(before + size as usize);
+            if size == 0 {
+                return Ok(None);
+            }
+            while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let line = self.rest.drain(..=end).collect::<Vec<u8>>();
+                let line = String::from_utf8(line).map_err(|_| bad("a line"))?;
+                self.lines.push_back(line.trim_end().to_owned());
+            }
+        }
+    }
+}
+
 fn bad(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-fn read_response(
-    stream: &mut BufReader<TcpStream>,
-    head_only: bool,
-) -> io::Result<(Response, bool)> {
-    let (mut status, mut headers);
+/// The status and the headers of an answer; names in lower case.
+fn read_head(stream: &mut BufReader<TcpStream>) -> io::Result<(u16, Vec<(String, String)>)> {
     loop {
         let line = line(stream)?;
-        status = line
+        let status = line
             .strip_prefix("HTTP/1.1 ")
             .and_then(|rest| rest.get(..3))
             .and_then(|code| code.parse::<u16>().ok())
             .ok_or_else(|| bad(&format!("status line {line:?}")))?;
-        headers = Vec::new();
+        let mut headers = Vec::new();
         loop {
             let line = self::line(stream)?;
             if line.is_empty() {
@@ -277,9 +329,16 @@ fn read_response(
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
         if status != 100 {
-            break;
+            return Ok((status, headers));
         }
     }
+}
+
+fn read_response(
+    stream: &mut BufReader<TcpStream>,
+    head_only: bool,
+) -> io::Result<(Response, bool)> {
+    let (status, headers) = read_head(stream)?;
     let of = |name: &str| headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
     let close = of("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
     let mut body = Vec::new();

@@ -3,13 +3,14 @@
 
 use alloc::{string::String, vec::Vec};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{Consequences, Group};
 use crate::{
     catalog::CreateDatabase,
     config::Config,
     context::{Context, LoadFor},
+    control::refused_key,
     entry::{Entry, Kind, Outcome, Record, fitting},
     io::{Effect, Reject, Reply},
     types::{GroupId, Lsn, Term},
@@ -63,9 +64,6 @@ struct Run {
     ops: Vec<(Lsn, Term)>,
     bytes: usize,
 }
-
-/// Control keys of refused outcomes: this, then the LSN (u64, big endian). The value is the answer.
-const REFUSED_PREFIX: &[u8] = b"refused/";
 
 impl Group {
     /// Proposals that can't be committed any more are dead: definitely, and only now. Another entry
@@ -203,9 +201,7 @@ impl Group {
         }
         for ((lsn, term), outcome) in run.ops.into_iter().zip(outcomes) {
             if outcome.refused {
-                let mut key = BytesMut::from(REFUSED_PREFIX);
-                key.put_u64(lsn.0);
-                self.applying.refused.push((key.freeze(), outcome.answer.clone()));
+                self.applying.refused.push((refused_key(lsn), outcome.answer.clone()));
             }
             if let Some(request) = self.proposals.remove(&(lsn, term)) {
                 ctx.reply(request, Reply::Applied { lsn, term, outcome });

@@ -100,6 +100,11 @@ impl Call {
         &self.head.headers
     }
 
+    /// Refuses a client that does not take this media type.
+    pub(crate) fn must_accept(&self, media: (&str, &str)) -> Result<(), Problem> {
+        accepts(&self.head.headers, media)
+    }
+
     pub(crate) fn is_head(&self) -> bool {
         self.head.method == Method::HEAD
     }

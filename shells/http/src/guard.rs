@@ -45,11 +45,12 @@ fn admit(app: &App, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
             "Content-Encoding is not taken: send the bytes as they are",
         ));
     }
-    // A header that would change the meaning of a request, were it known, is never ignored.
+    // A header that would change the meaning of a request, were it known there, is never ignored.
+    let streams = uri.path().ends_with("/changes");
     for name in headers.keys() {
         let name = name.as_str();
         let ours = name.starts_with("highwater-") && name != bookmark::HEADER.as_str();
-        if ours || matches!(name, "idempotency-key" | "last-event-id") {
+        if ours || name == "idempotency-key" || name == "last-event-id" && !streams {
             return Err(Problem::bad_request(format!(
                 "header {name} is not supported by this version"
             )));

@@ -4,6 +4,7 @@
 
 mod batch;
 mod bookmark;
+mod changes;
 mod cluster;
 mod conditions;
 mod databases;
@@ -44,6 +45,10 @@ pub struct Limits {
     pub list_default: usize,
     /// Records in one page of a list at most.
     pub list_max: usize,
+    /// Ops in one page of changes, unless the request says otherwise.
+    pub changes_default: usize,
+    /// Ops in one page of changes at most.
+    pub changes_max: usize,
     /// How long a call may take, unless the request says otherwise.
     pub timeout: Duration,
     /// How long a call may take at most.
@@ -69,6 +74,8 @@ impl Default for Limits {
             batch_bytes: 16 << 20,
             list_default: 100,
             list_max: 1_000,
+            changes_default: 1_000,
+            changes_max: 10_000,
             timeout: Duration::from_secs(5),
             timeout_max: Duration::from_secs(60),
             head_timeout: Duration::from_secs(30),
@@ -147,6 +154,7 @@ pub fn router(node: impl Into<Slot>, options: HttpOptions) -> Router {
         .route("/v1/databases/{db}", put(databases::create).get(databases::get))
         .route("/v1/databases/{db}/leader", post(databases::leader))
         .route("/v1/databases/{db}/batch", post(batch::batch))
+        .route("/v1/databases/{db}/changes", get(changes::changes))
         .route("/v1/databases/{db}/records", get(records::list))
         .route("/v1/databases/{db}/records/", record())
         .route("/v1/databases/{db}/records/{*key}", record())

@@ -51,6 +51,7 @@ codes! {
     RequestTimeout, "request_timeout", REQUEST_TIMEOUT, "The request took too long to arrive";
     PreconditionFailed, "precondition_failed", PRECONDITION_FAILED, "A precondition does not hold";
     DatabaseRecreated, "database_recreated", GONE, "The database was made anew";
+    LsnOutOfRange, "lsn_out_of_range", UNPROCESSABLE_ENTITY, "The LSN is not there yet";
     PayloadTooLarge, "payload_too_large", PAYLOAD_TOO_LARGE, "The request is too large";
     UnsupportedMediaType, "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE,
         "The media type is not supported";
@@ -76,7 +77,7 @@ struct Inner {
 }
 
 #[derive(Debug, Serialize)]
-struct Body {
+pub(crate) struct Body {
     #[serde(rename = "type")]
     kind: String,
     title: &'static str,
@@ -191,6 +192,11 @@ impl Problem {
         self
     }
 
+    /// As JSON, for where there is no status any more.
+    pub(crate) fn body(&self) -> &Body {
+        &self.0.body
+    }
+
     /// The code.
     #[cfg(test)]
     pub(crate) fn code(&self) -> Code {
@@ -237,6 +243,11 @@ fn definite(error: Error) -> Option<Problem> {
             format!("this node has applied LSN {applied} and did not reach the bookmark in time"),
         )
         .lsn(applied),
+        Error::OutOfRange { committed } => Problem::new(
+            Code::LsnOutOfRange,
+            format!("the last committed LSN is {committed}; ask for what is after that or before"),
+        )
+        .lsn(committed),
         Error::NoLeader { leader } => {
             Problem::new(Code::NoLeader, "nothing was changed; retrying is safe").leader(leader)
         }

@@ -133,6 +133,12 @@ pub enum Error {
         /// What is applied here.
         applied: Lsn,
     },
+    /// A stream was asked to begin above what is committed.
+    #[error("it is above what is committed, which is {committed}")]
+    OutOfRange {
+        /// The commit mark.
+        committed: Lsn,
+    },
     /// No leader could be reached within the deadline.
     #[error("no leader was found within the deadline")]
     NoLeader {

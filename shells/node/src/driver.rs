@@ -10,7 +10,7 @@ use std::{
 };
 
 use highwater_core::{
-    Effect, GroupId, Incarnation, Input, Instant, Node, NodeId, Notice, Peer, Reject, Reply,
+    Effect, GroupId, Incarnation, Input, Instant, Lsn, Node, NodeId, Notice, Peer, Reject, Reply,
     Request, RequestId, Term,
     planted::{self, Planted},
 };
@@ -66,6 +66,11 @@ pub(crate) enum Command {
     },
     Metrics {
         reply: oneshot::Sender<Metrics>,
+    },
+    /// What is known to be committed here.
+    Committed {
+        group: GroupId,
+        reply: oneshot::Sender<Lsn>,
     },
     /// A read found a group's state damaged.
     Damaged {
@@ -645,6 +650,11 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 metrics.writes_acked = self.hands.shared.acked.load(Ordering::Relaxed);
                 metrics.apply_errors = self.hands.shared.apply_errors.load(Ordering::Relaxed);
                 drop(reply.send(metrics));
+            }
+            Command::Committed { group, reply } => {
+                let view = self.hands.node.group(group);
+                let committed = view.map_or(Lsn(0), |view| view.watermarks.committed());
+                let _ = reply.send(committed);
             }
             Command::Damaged { group, reason } => {
                 drop(self.hands.state.send(StateJob::Lost { group, reason }));

@@ -2,6 +2,7 @@
 //! classification of outcomes are here; the deadlines are the driver's.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -22,6 +23,7 @@ use crate::{
     deadline::Deadline,
     driver::{Ask, Command, forward_reply_of},
     shared::{Changes, Shared},
+    workers::HistoryJob,
 };
 
 /// How long a definite refusal that will pass soon (no leader, a transfer) is waited out at most
@@ -35,8 +37,9 @@ pub struct Handle {
     nodes: Arc<[NodeId]>,
     cluster: Arc<str>,
     commands: mpsc::Sender<Command>,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     states: Arc<States>,
+    pub(crate) history: mpsc::Sender<HistoryJob>,
 }
 
 /// What a definite refusal means for the caller.
@@ -56,8 +59,9 @@ impl Handle {
         commands: mpsc::Sender<Command>,
         shared: Arc<Shared>,
         states: Arc<States>,
+        history: mpsc::Sender<HistoryJob>,
     ) -> Handle {
-        Handle { me, nodes, cluster: cluster.into(), commands, shared, states }
+        Handle { me, nodes, cluster: cluster.into(), commands, shared, states, history }
     }
 
     /// Writes: on the leader, wherever this node is.
@@ -253,7 +257,7 @@ impl Handle {
         self.shared.routes().leaders.get(&group).and_then(|(_, leader)| *leader)
     }
 
-    fn term(&self, group: GroupId) -> Term {
+    pub(crate) fn term(&self, group: GroupId) -> Term {
         self.shared.routes().leaders.get(&group).map(|(term, _)| *term).unwrap_or_default()
     }
 
@@ -273,7 +277,11 @@ impl Handle {
 
     /// A database's group: from the catalog applied here, and where it is not in there, after a
     /// read index on the system group.
-    async fn resolve(&self, database: &str, deadline: Deadline) -> Result<GroupId, Error> {
+    pub(crate) async fn resolve(
+        &self,
+        database: &str,
+        deadline: Deadline,
+    ) -> Result<GroupId, Error> {
         self.refuse_when_ending()?;
         if let Some(group) = self.known(database) {
             return Ok(group);
@@ -282,7 +290,7 @@ impl Handle {
         self.known(database).ok_or(Error::NoSuchDatabase)
     }
 
-    fn refuse_when_ending(&self) -> Result<(), Error> {
+    pub(crate) fn refuse_when_ending(&self) -> Result<(), Error> {
         if self.shared.is_draining() {
             return Err(Error::Draining);
         }
@@ -371,7 +379,11 @@ impl Handle {
     }
 
     /// A linearizable read point: this node's state may answer from now on.
-    async fn read_index(&self, group: GroupId, deadline: Deadline) -> Result<Lsn, Error> {
+    pub(crate) async fn read_index(
+        &self,
+        group: GroupId,
+        deadline: Deadline,
+    ) -> Result<Lsn, Error> {
         let mut changes = self.shared.watch();
         loop {
             self.refuse_when_ending()?;
@@ -395,7 +407,7 @@ impl Handle {
     }
 
     /// Returns once this node's state may answer a read.
-    async fn await_readable(
+    pub(crate) async fn await_readable(
         &self,
         group: GroupId,
         consistency: Consistency,
@@ -422,6 +434,32 @@ impl Handle {
 }
 
 impl Handle {
+    /// What is applied here, where it may be read.
+    pub(crate) fn readable(&self, group: GroupId) -> Result<Lsn, Error> {
+        self.states.readable(group).map_err(|error| self.state_error(group, &error))
+    }
+
+    /// Which of the applied ops in a range were refused.
+    pub(crate) fn refused(
+        &self,
+        group: GroupId,
+        from: Lsn,
+        to: Lsn,
+    ) -> Result<BTreeSet<Lsn>, Error> {
+        self.states.refused(group, from, to).map_err(|error| self.state_error(group, &error))
+    }
+
+    /// What a group's replica here knows to be committed.
+    ///
+    /// # Errors
+    /// Where the node ends.
+    pub async fn committed(&self, group: GroupId) -> Result<Lsn, Error> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || Error::NotReady(String::from("this node is stopping"));
+        self.commands.send(Command::Committed { group, reply }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+
     /// What a read says of a state that can't be read; damage is seen to.
     fn state_error(&self, group: GroupId, error: &StateError) -> Error {
         if error.is_loss() {

@@ -5,9 +5,11 @@ pub mod api;
 mod deadline;
 mod driver;
 pub mod env;
+mod feed;
 mod handle;
 mod shared;
 mod status;
+mod stream;
 mod workers;
 
 use std::{collections::BTreeMap, future::Future, sync::Arc};
@@ -26,6 +28,7 @@ use tokio::sync::mpsc;
 
 pub use driver::Exit;
 pub use handle::Handle;
+pub use stream::{Change, ChangeStream};
 
 /// How the core's answers become a caller's: what is definite, and what is not known. For whoever
 /// drives a core in another way.
@@ -112,6 +115,9 @@ pub enum StartError {
 /// Requests that wait for the driver; more wait with their senders.
 const COMMANDS_MAX: usize = 4096;
 
+/// Streams that wait for the oplog's history; more wait with themselves.
+const HISTORY_MAX: usize = 16;
+
 /// Starts a node. The returned future drives it until it is drained or halts; nothing happens
 /// before it is polled.
 ///
@@ -153,6 +159,7 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
     let node = Node::recover(core, identity.clone(), seed, parts.clock.now(), found)?;
     let shared = Arc::new(shared::Shared::new());
     let (commands, command_queue) = mpsc::channel(COMMANDS_MAX);
+    let (history, history_jobs) = mpsc::channel(HISTORY_MAX);
     let handle = Handle::new(
         identity.member.node,
         identity.nodes.as_slice().into(),
@@ -160,6 +167,7 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         commands,
         shared.clone(),
         parts.states.clone(),
+        history,
     );
     let (done, completions) = mpsc::unbounded_channel();
     let (log, log_jobs) = mpsc::unbounded_channel();
@@ -189,12 +197,14 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         let writing =
             tokio::spawn(workers::write_log(writer, log_jobs, done.clone(), shared, states));
         let preparing = tokio::spawn(preparer.run());
-        tokio::spawn(workers::read_log(reader, load_jobs, done));
+        tokio::spawn(workers::read_log(reader.clone(), load_jobs, done.clone()));
+        let reading = tokio::spawn(workers::read_history(reader, history_jobs, done));
         let sources = driver::Sources { completions, inbound, commands: command_queue };
         let exit = driver::Driver::new(hands).run(sources).await;
         // The driver's end closes the writer's queue: what is queued is written first.
         let _ = writing.await;
         preparing.abort();
+        reading.abort();
         exit
     };
     Ok((handle, driver))

@@ -9,7 +9,9 @@ use std::{
 };
 
 use highwater_core::{GroupId, NodeId, Term};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::{feed::Feeds, stream::STREAMS_MAX};
 
 /// Read by many handles, written by one driver.
 pub(crate) struct Shared {
@@ -17,6 +19,10 @@ pub(crate) struct Shared {
     /// Counts changes of `routes` and of `draining`; handles wait on it.
     changed: Arc<Pulse>,
     draining: AtomicBool,
+    /// What streams follow.
+    pub(crate) feeds: Feeds,
+    /// Streams that may still be opened.
+    pub(crate) streams: Arc<Semaphore>,
     /// fsyncs of the oplog.
     pub(crate) syncs: AtomicU64,
     /// Writes acknowledged through this node's handles.
@@ -28,25 +34,31 @@ pub(crate) struct Shared {
 /// Counts, and wakes in the order of waiting. tokio's `watch` draws the order in which it wakes
 /// from a generator that no seed governs: a simulation that uses it does not replay.
 #[derive(Default)]
-struct Pulse {
+pub(crate) struct Pulse {
     count: AtomicU64,
     beat: Notify,
 }
 
-/// Waits for changes of the routes, and for the node's end.
+/// Waits for beats: for changes of the routes and the node's end, or for what a feed gets.
 pub(crate) struct Changes {
     pulse: Arc<Pulse>,
     seen: u64,
 }
 
 impl Pulse {
-    fn beat(&self) {
+    pub(crate) fn beat(&self) {
         self.count.fetch_add(1, Ordering::Release);
         self.beat.notify_waiters();
     }
 }
 
 impl Changes {
+    /// From now on.
+    pub(crate) fn of(pulse: Arc<Pulse>) -> Changes {
+        let seen = pulse.count.load(Ordering::Acquire);
+        Changes { pulse, seen }
+    }
+
     /// Returns at the first change since this was made or returned before.
     pub(crate) async fn changed(&mut self) {
         loop {
@@ -77,6 +89,8 @@ impl Shared {
             routes: Mutex::default(),
             changed: Arc::default(),
             draining: AtomicBool::new(false),
+            feeds: Feeds::default(),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             syncs: AtomicU64::new(0),
             acked: AtomicU64::new(0),
             apply_errors: AtomicU64::new(0),
@@ -96,9 +110,7 @@ impl Shared {
 
     /// To be taken before looking at the routes, so that no change is missed.
     pub(crate) fn watch(&self) -> Changes {
-        let pulse = self.changed.clone();
-        let seen = pulse.count.load(Ordering::Acquire);
-        Changes { pulse, seen }
+        Changes::of(self.changed.clone())
     }
 
     /// Whoever waits for routes learns of it as well: no leader is coming for them.

@@ -20,8 +20,9 @@ use highwater_store::{
     oplog::{LoadError, LogReader, LogWriter},
     state::{StateError, States},
 };
-use tokio::sync::mpsc::{
-    UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel,
+use tokio::sync::{
+    mpsc::{self, UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel},
+    oneshot,
 };
 
 #[cfg(madsim)]
@@ -154,18 +155,47 @@ pub(crate) async fn read_log<D: Disk>(
         let input = match read {
             Ok(entries) => Input::Loaded { load, entries },
             Err(error) => {
-                // All of it: the oplog mends a segment once nothing in it is missing.
-                if let LoadError::Damaged { missing, .. } = &error {
-                    for (group, from, to) in missing.iter().copied() {
-                        let _ = done.send(Input::Damaged { group, from, to });
-                    }
-                }
+                tell_damage(&error, &done);
                 Input::LoadFailed { load, reason: error.to_string() }
             }
         };
         if done.send(input).is_err() {
             return;
         }
+    }
+}
+
+/// All of it: the oplog mends a segment once nothing in it is missing.
+fn tell_damage(error: &LoadError, done: &Completions) {
+    if let LoadError::Damaged { missing, .. } = error {
+        for (group, from, to) in missing.iter().copied() {
+            let _ = done.send(Input::Damaged { group, from, to });
+        }
+    }
+}
+
+/// What a stream wants of the history: entries from `from` on, at least one.
+pub(crate) struct HistoryJob {
+    pub(crate) group: GroupId,
+    pub(crate) from: Lsn,
+    pub(crate) to: Lsn,
+    pub(crate) max_bytes: usize,
+    pub(crate) reply: oneshot::Sender<Result<Vec<Entry>, String>>,
+}
+
+/// Reads history for streams, beside what the core reads: however much they read, it does not wait
+/// for them.
+pub(crate) async fn read_history<D: Disk>(
+    reader: LogReader<D>,
+    mut jobs: mpsc::Receiver<HistoryJob>,
+    done: Completions,
+) {
+    while let Some(HistoryJob { group, from, to, max_bytes, reply }) = jobs.recv().await {
+        let read = reader.load(group, from, to, max_bytes).await;
+        if let Err(error) = &read {
+            tell_damage(error, &done);
+        }
+        drop(reply.send(read.map_err(|error| error.to_string())));
     }
 }
 
@@ -250,6 +280,7 @@ impl Applier {
                 if let Some(observer) = &self.worker.observer {
                     observer.applied(group, entries, &outcomes);
                 }
+                self.worker.shared.feeds.applied(group, entries, &outcomes);
                 let _ = self.worker.done.send(Input::Applied { group, upto, outcomes });
             }
             Err(_) if planted::is(Planted::ApplyFailureSkipped) => {

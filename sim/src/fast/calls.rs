@@ -317,6 +317,7 @@ impl Look<'_> {
                 Consistency::Local(Some(bookmark)) => Work::Catches(group, bookmark.lsn),
             },
             Ask::Create => unreachable!("it resolves no name"),
+            Ask::Changes(..) => unreachable!("there are no streams without bytes"),
         };
         Flow::Again
     }

@@ -7,7 +7,7 @@ use highwater_wire::op::{Op, Versions};
 use super::{Judge, Open, State, op_id};
 use crate::{
     history::{Ask, Call, Told},
-    oracles::{linearizability, roots::root, sessions, watermarks::is_known},
+    oracles::{linearizability, roots::root, sessions, streams::Streamed, watermarks::is_known},
     stats::Seen,
     trace::{Kind, digest},
 };
@@ -79,9 +79,23 @@ impl Judge {
                 let stands = state.catalog.stands(&call.database, *group, *existed);
                 self.world.check("catalog", stands);
             }
+            (Ask::Changes(..), Told::Streamed(streamed)) => self.streamed(state, &open, streamed),
             (Ask::Transfer(_), Told::Transferred) => self.world.saw(Seen::Transferred),
             (_, Told::Failed(Error::Behind { .. })) => self.world.saw(Seen::Behind),
             _ => {}
+        }
+    }
+
+    fn streamed(&self, state: &mut State, open: &Open, streamed: &Streamed) {
+        let Streamed { group, after, upto, changes } = streamed;
+        let world = &self.world;
+        world.saw(Seen::Streamed);
+        world.saw_times(Seen::StreamResumed, u64::from(*after > Lsn(0) && !changes.is_empty()));
+        world.check("watermarks", is_known(*upto, state.machine.last(*group)));
+        let shows = state.effective.entry(*group).or_default().shows(streamed);
+        world.check("streams", shows.map_err(|broken| broken.on(open.process.0)));
+        if open.group.is_some_and(|known| known != *group) {
+            world.fail("catalog", format!("{:?} is answered as {group:?}", open.group));
         }
     }
 

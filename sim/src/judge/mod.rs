@@ -37,6 +37,7 @@ use crate::{
         single_vote::SingleVote,
         stall::Stall,
         state_machine::StateMachine,
+        streams::History,
         watermarks::WatermarkOrder,
     },
     trace::shared_digest,
@@ -87,6 +88,7 @@ struct State {
     silent: bool,
 
     references: BTreeMap<GroupId, Reference>,
+    effective: BTreeMap<GroupId, History>,
     time: RealTime,
     histories: Histories,
     sessions: Sessions,

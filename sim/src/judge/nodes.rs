@@ -391,6 +391,9 @@ impl Judge {
             return self.world.fail("reference", broken(what).of(group).at(lsn));
         };
         let due = state.references.entry(group).or_default().apply(lsn, op);
+        if matches!(due, Answer::Done { .. }) {
+            state.effective.entry(group).or_default().took_effect(lsn, op);
+        }
         if let Some(outcome) = outcome {
             let refused = matches!(due, Answer::Refused { .. });
             if outcome.refused != refused || Answer::decode(&outcome.answer).ok() != Some(due) {

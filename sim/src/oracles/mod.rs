@@ -30,6 +30,7 @@ pub(crate) mod silence;
 pub(crate) mod single_vote;
 pub(crate) mod stall;
 pub(crate) mod state_machine;
+pub(crate) mod streams;
 #[cfg(madsim)]
 pub(crate) mod transport;
 pub(crate) mod watermarks;

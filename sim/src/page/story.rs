@@ -499,6 +499,15 @@ impl Story {
         if matches!(told, Told::Failed(Error::NoSuchDatabase)) {
             causes.extend(lane.catalog);
         }
+        if let Told::Streamed(streamed) = told {
+            let applied = |id: &Id| {
+                let record = &self.records[*id];
+                record.what == What::Traced(Kind::Applied)
+                    && record.node == call.node
+                    && record.groups.contains(&streamed.group)
+            };
+            causes.extend((asked..id).filter(applied));
+        }
         if let (Told::Got(_) | Told::Listed(_), Some((group, _))) = (told, learns) {
             causes.extend(lane.applied.get(&group));
         }

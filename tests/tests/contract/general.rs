@@ -106,7 +106,6 @@ fn what_is_not_there_is_a_problem_too() {
         // What later versions bring.
         "/v1/openapi.json",
         "/v1/tokens",
-        "/v1/databases/routes/changes",
         "/v1/databases/routes/slots",
         "/v1/databases/routes/slots/s",
         "/v1/databases/routes/snapshot",

@@ -3,6 +3,7 @@
 
 mod bad_cluster;
 mod batch;
+mod changes;
 mod command_line;
 mod configuration;
 mod databases;

@@ -46,7 +46,8 @@ fn handle(leader: Option<NodeId>) -> (Handle, mpsc::Receiver<Command>) {
     });
     let states = Arc::new(States::new(Box::new(NoFiles), StateOptions::default()));
     let (commands, queue) = mpsc::channel(8);
-    (Handle::new(ME, Arc::new([ME]), "", commands, shared, states), queue)
+    let (history, _) = mpsc::channel(1);
+    (Handle::new(ME, Arc::new([ME]), "", commands, shared, states, history), queue)
 }
 
 fn put() -> Op {

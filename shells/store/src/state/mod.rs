@@ -51,7 +51,7 @@ mod table;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{
         Arc, Mutex,
@@ -121,6 +121,14 @@ impl Default for StateOptions {
     fn default() -> StateOptions {
         StateOptions { open_max: 256, cache_bytes: 64 << 20 }
     }
+}
+
+/// What counts of a file, beside what memory knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Below {
+    Nothing,
+    Records,
+    File,
 }
 
 /// The state of every group of a node. All calls may come from any thread; calls on different
@@ -234,9 +242,13 @@ impl States {
         outcomes.reserve(run.ops.len());
         let mut memory = slot.write()?;
         let active = &mut memory.overlays.active;
+        let mut refused = Vec::new();
         for (lsn, op) in run.ops {
-            outcomes.push(apply::apply_op(active, lsn, op, &mut priors, &self.answers));
+            let outcome = apply::apply_op(active, lsn, op, &mut priors, &self.answers);
+            refused.extend(outcome.refused.then_some(lsn));
+            outcomes.push(outcome);
         }
+        memory.overlays.refused.extend(refused);
         memory.applied = run.upto;
         drop(memory);
         match run.undecodable {
@@ -273,7 +285,8 @@ impl States {
         }
         memory.applied = lsn;
         let overlay = std::mem::take(&mut memory.overlays.active);
-        memory.overlays.frozen = Some(Arc::new(Frozen { lsn, overlay, control }));
+        let refused = std::mem::take(&mut memory.overlays.refused);
+        memory.overlays.frozen = Some(Arc::new(Frozen { lsn, overlay, refused, control }));
         Ok(())
     }
 
@@ -367,7 +380,7 @@ impl States {
         let slot = self.slot(group);
         let (applied, cell, reader) = self.look(&slot, |memory| {
             let cell = memory.overlays.get(key).cloned();
-            let below = cell.is_none();
+            let below = if cell.is_none() { Below::Records } else { Below::Nothing };
             (cell, below)
         })?;
         let record = match (cell, reader) {
@@ -398,13 +411,39 @@ impl States {
         let range = PageRange::new(prefix, after);
         let bytes_max = if values { LIST_BYTES_MAX } else { usize::MAX };
         let (applied, layer, reader) = self.look(&slot, |memory| {
-            (memory.overlays.page(&range, limit.saturating_add(1), bytes_max), true)
+            (memory.overlays.page(&range, limit.saturating_add(1), bytes_max), Below::Records)
         })?;
         let (records, more) = guarded(&slot, "reading", || {
             table::merge(layer, reader.as_ref(), &range, limit, values)
         })?;
         slot.check_whole(applied)?;
         Ok((applied, records, more))
+    }
+
+    /// What is applied, where it may be read.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or read, or the state is being rebuilt.
+    pub fn readable(&self, group: GroupId) -> Result<Lsn, StateError> {
+        let slot = self.slot(group);
+        let applied = self.known(&slot)?;
+        slot.check_whole(applied)?;
+        Ok(applied)
+    }
+
+    /// Which of the applied operations in a range of LSNs, both ends included, were refused.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or the state is being rebuilt.
+    pub fn refused(&self, group: GroupId, from: Lsn, to: Lsn) -> Result<BTreeSet<Lsn>, StateError> {
+        let slot = self.slot(group);
+        let (applied, mut refused, reader) =
+            self.look(&slot, |memory| (memory.overlays.refused_within(from, to), Below::File))?;
+        if let Some(reader) = reader {
+            refused.extend(guarded(&slot, "reading", || reader.refused(from, to))?);
+        }
+        slot.check_whole(applied)?;
+        Ok(refused)
     }
 
     /// The priors of a run, one for each judged write; none at all where no record can be there.
@@ -414,11 +453,11 @@ impl States {
         }
         let (_, known, reader) = self.look(slot, |memory| {
             if !memory.has_records && memory.overlays.frozen.is_none() {
-                return (Vec::new(), false);
+                return (Vec::new(), Below::Nothing);
             }
             let known = apply::priors(&run.ops, &memory.overlays);
             let below = known.iter().any(|prior| matches!(prior, Prior::InFile));
-            (known, below)
+            (known, if below { Below::Records } else { Below::Nothing })
         })?;
         let resolve = |(prior, key): (Prior, &Bytes)| match (prior, &reader) {
             (Prior::Known(version), _) => Ok(version),
@@ -431,11 +470,11 @@ impl States {
     }
 
     /// Looks at a group's memory and, where `look` says that the file counts as well, begins to
-    /// read the file as of the same moment. `None` for a file that holds no record.
+    /// read the file as of the same moment. `None` where it holds nothing that counts.
     fn look<T>(
         &self,
         slot: &Arc<Slot>,
-        mut look: impl FnMut(&Memory) -> (T, bool),
+        mut look: impl FnMut(&Memory) -> (T, Below),
     ) -> Result<(Lsn, T, Option<Reader>), StateError> {
         // Held from one round to the next, so that nobody closes the file in between.
         let mut _held = None;
@@ -444,7 +483,12 @@ impl States {
                 let memory = slot.read()?;
                 if !matches!(memory.file, File::Unknown) {
                     let (seen, below) = look(&memory);
-                    if !below || !memory.has_records {
+                    let is_empty = match below {
+                        Below::Nothing => true,
+                        Below::Records => !memory.has_records,
+                        Below::File => matches!(memory.file, File::Absent),
+                    };
+                    if is_empty {
                         return Ok((memory.applied, seen, None));
                     }
                     if let File::Open(table) = &memory.file {

@@ -1,7 +1,7 @@
 //! The part of a group's state that is in memory: what was applied since the last flush.
 
 use std::{
-    collections::{BTreeMap, btree_map},
+    collections::{BTreeMap, BTreeSet, btree_map},
     iter::Peekable,
     ops::Bound,
     sync::Arc,
@@ -44,6 +44,8 @@ pub(super) type Overlay = BTreeMap<Bytes, Cell>;
 pub(super) struct Frozen {
     pub(super) lsn: Lsn,
     pub(super) overlay: Overlay,
+    /// Operations that were refused; the control writes say so as well.
+    pub(super) refused: BTreeSet<Lsn>,
     pub(super) control: Vec<(Bytes, Bytes)>,
 }
 
@@ -51,6 +53,8 @@ pub(super) struct Frozen {
 #[derive(Debug, Default)]
 pub(super) struct Overlays {
     pub(super) active: Overlay,
+    /// Operations that were refused since.
+    pub(super) refused: BTreeSet<Lsn>,
     pub(super) frozen: Option<Arc<Frozen>>,
 }
 
@@ -63,6 +67,12 @@ impl Overlays {
     /// What the frozen generation knows of a key.
     pub(super) fn get_frozen(&self, key: &[u8]) -> Option<&Cell> {
         self.frozen.as_ref().and_then(|frozen| frozen.overlay.get(key))
+    }
+
+    /// The refused operations in a range of LSNs, both ends included.
+    pub(super) fn refused_within(&self, from: Lsn, to: Lsn) -> BTreeSet<Lsn> {
+        let frozen = self.frozen.iter().flat_map(|frozen| frozen.refused.range(from..=to));
+        self.refused.range(from..=to).chain(frozen).copied().collect()
     }
 
     /// Copies the cells of a page (cheaply: values are shared) until `records_max` records or

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use highwater_core::{GroupId, Lsn, planted};
+use highwater_core::{GroupId, Lsn, control, planted};
 use redb::{
     Builder, Database, Durability, Error, ReadOnlyTable, ReadTransaction, ReadableDatabase,
     ReadableTable, ReadableTableMetadata, StorageBackend, WriteTransaction,
@@ -178,6 +178,18 @@ impl Reader {
             rows.push((copy(key.value()), copy(value.value())));
         }
         Ok(rows)
+    }
+
+    /// The refused operations in a range of LSNs, both ends included.
+    pub(super) fn refused(&self, from: Lsn, to: Lsn) -> Result<Vec<Lsn>> {
+        let (first, last) = (control::refused_key(from), control::refused_key(to));
+        let table = self.transaction.open_table(CONTROL)?;
+        let rows = table.range::<&[u8]>(first.as_ref()..=last.as_ref())?;
+        let mut refused = Vec::new();
+        for row in rows {
+            refused.extend(control::refused_lsn(row?.0.value()));
+        }
+        Ok(refused)
     }
 
     /// One record.

@@ -1,0 +1,264 @@
+//! Change streams: the effective ops of a database, in order, each naming the one before it, up to
+//! what is applied on this node. A stream pulls: whoever reads slowly is behind, and holds nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use highwater_core::{
+    Entry, GroupId, Hlc, Kind, Lsn, Term,
+    planted::{self, Planted},
+};
+use highwater_wire::op::Op;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::{
+    api::{Bookmark, Consistency, Error},
+    deadline::Deadline,
+    feed::Feed,
+    handle::Handle,
+    shared::Changes,
+    workers::HistoryJob,
+};
+
+/// Streams of a node at a time.
+pub(crate) const STREAMS_MAX: usize = 1_024;
+/// The search for the op before a position looks at so many entries at first, and at most.
+const LOOK_BACK: (u64, u64) = (8, 1_024);
+/// ... and reads about so much at once, in bytes.
+const LOOK_BACK_BYTES: usize = 256 << 10;
+
+/// An op that took effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its position, which is also the version of every record that it wrote.
+    pub lsn: Lsn,
+    /// The effective op before it; 0 for the first.
+    pub prev_lsn: Lsn,
+    /// The term that it was appended in.
+    pub term: Term,
+    /// When.
+    pub hlc: Hlc,
+    /// The cluster that wrote it first: the high 64 bits of its id.
+    pub origin: u64,
+    /// What it did.
+    pub op: Op,
+}
+
+/// A consumer's place in a database's history.
+pub struct ChangeStream {
+    handle: Handle,
+    group: GroupId,
+    /// Everything up to here was given, or is no effective op.
+    position: Lsn,
+    /// The last effective op up to there.
+    prev: Lsn,
+    feed: Arc<Feed>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl std::fmt::Debug for ChangeStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ChangeStream { group, position, prev, .. } = self;
+        write!(f, "changes of {group:?} after {position:?}, the last one {prev:?}")
+    }
+}
+
+impl Handle {
+    /// Opens a stream of what took effect after an LSN. Waits until that is applied here, and where
+    /// a bookmark is given, that too.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] where `after` is above what is committed; [`Error::Behind`] where it is
+    /// not applied here in time; [`Error::Busy`] where there are too many streams.
+    pub async fn changes(
+        &self,
+        database: &str,
+        after: Lsn,
+        bookmark: Option<Bookmark>,
+        timeout: Duration,
+    ) -> Result<ChangeStream, Error> {
+        let opening = self.open_changes(database, after, bookmark, Deadline::after(timeout));
+        tokio::time::timeout(timeout, opening).await.unwrap_or_else(|_| {
+            Err(Error::NotReady(String::from("the oplog could not be read within the deadline")))
+        })
+    }
+
+    async fn open_changes(
+        &self,
+        database: &str,
+        after: Lsn,
+        bookmark: Option<Bookmark>,
+        deadline: Deadline,
+    ) -> Result<ChangeStream, Error> {
+        let group = self.resolve(database, deadline).await?;
+        let permit = self.shared.streams.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
+        self.await_readable(group, Consistency::Local(bookmark), deadline).await?;
+        let feed = self.shared.feeds.follow(group);
+        let (mut applications, mut routes) = (feed.watch(), self.shared.watch());
+        if self.readable(group)? < after {
+            let committed = self.read_index(group, deadline).await?;
+            if committed < after {
+                return Err(Error::OutOfRange { committed });
+            }
+        }
+        loop {
+            self.refuse_when_ending()?;
+            let applied = self.readable(group)?;
+            if applied >= after {
+                break;
+            }
+            let left = deadline.left().ok_or(Error::Behind { applied })?;
+            wait(&mut applications, &mut routes, left).await;
+        }
+        let prev = if planted::is(Planted::StreamGuessesPrev) {
+            after
+        } else {
+            self.effective_upto(group, after).await?
+        };
+        Ok(ChangeStream {
+            handle: self.clone(),
+            group,
+            position: after,
+            prev,
+            feed,
+            _permit: permit,
+        })
+    }
+
+    /// The last effective op up to an applied LSN; 0 where there is none.
+    async fn effective_upto(&self, group: GroupId, upto: Lsn) -> Result<Lsn, Error> {
+        let (mut to, (mut window, most)) = (upto, LOOK_BACK);
+        while to > Lsn(0) {
+            let from = Lsn(to.0.saturating_sub(window - 1).max(1));
+            let entries = self.history(group, (from, to), LOOK_BACK_BYTES).await?;
+            let last = entries.last().map_or(Lsn(0), |entry| entry.lsn);
+            if last < to && window > 1 {
+                // They are too large to be looked at together.
+                window /= 2;
+                continue;
+            }
+            let refused = self.refused(group, from, to)?;
+            let effective =
+                |entry: &&Entry| entry.kind == Kind::Op && !refused.contains(&entry.lsn);
+            if let Some(entry) = entries.iter().rev().find(effective) {
+                return Ok(entry.lsn);
+            }
+            (to, window) = (from.prev(), (2 * window).min(most));
+        }
+        Ok(Lsn(0))
+    }
+
+    /// Entries of this node's oplog, at least the first one.
+    async fn history(
+        &self,
+        group: GroupId,
+        (from, to): (Lsn, Lsn),
+        max_bytes: usize,
+    ) -> Result<Vec<Entry>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let job = HistoryJob { group, from, to, max_bytes, reply };
+        let gone = || Error::NotReady(String::from("this node is stopping"));
+        self.history.send(job).await.map_err(|_| gone())?;
+        let entries = answer.await.map_err(|_| gone())?;
+        entries.map_err(|reason| Error::NotReady(format!("the oplog can't be read: {reason}")))
+    }
+}
+
+/// Until something is applied, the node ends, or the time is over.
+async fn wait(applications: &mut Changes, routes: &mut Changes, most: Duration) {
+    tokio::select! {
+        biased;
+        () = applications.changed() => {}
+        () = routes.changed() => {}
+        () = tokio::time::sleep(most) => {}
+    }
+}
+
+impl ChangeStream {
+    /// The database's group.
+    #[must_use]
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// Everything up to here was given, or is no effective op.
+    #[must_use]
+    pub fn position(&self) -> Lsn {
+        self.position
+    }
+
+    /// The group's term here.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.handle.term(self.group)
+    }
+
+    /// What comes next: at most so many ops and about so many bytes, but at least one op; none where
+    /// none is applied within `wait_for`. Reading the oplog may take longer; whoever drops the future
+    /// loses nothing.
+    ///
+    /// # Errors
+    /// Where this node's state or oplog can't be read now, or the node ends. The stream goes on where
+    /// it stood.
+    pub async fn next(
+        &mut self,
+        ops_max: usize,
+        bytes_max: usize,
+        wait_for: Duration,
+    ) -> Result<Vec<Change>, Error> {
+        let deadline = Deadline::after(wait_for);
+        let (mut applications, mut routes) = (self.feed.watch(), self.handle.shared.watch());
+        loop {
+            self.handle.refuse_when_ending()?;
+            let applied = self.handle.readable(self.group)?;
+            let mut changes = Vec::new();
+            while changes.is_empty() && self.position < applied {
+                let (ops, upto) = self.look(applied, ops_max, bytes_max).await?;
+                changes = self.give(ops, upto)?;
+            }
+            if !changes.is_empty() {
+                return Ok(changes);
+            }
+            let Some(left) = deadline.left() else { return Ok(changes) };
+            wait(&mut applications, &mut routes, left).await;
+        }
+    }
+
+    /// Effective ops behind the position, and up to where there is no other: from memory, or else
+    /// from the oplog.
+    async fn look(
+        &self,
+        applied: Lsn,
+        ops_max: usize,
+        bytes_max: usize,
+    ) -> Result<(Vec<Entry>, Lsn), Error> {
+        let from = self.position.next();
+        if let Some(taken) = self.feed.take(from, ops_max, bytes_max) {
+            return Ok((taken.ops, taken.upto));
+        }
+        let most = Lsn(from.0.saturating_add(ops_max as u64 - 1));
+        let to = if planted::is(Planted::StreamBeyondApplied) { most } else { applied.min(most) };
+        let mut entries = self.handle.history(self.group, (from, to), bytes_max).await?;
+        let upto = entries.last().map_or(self.position, |entry| entry.lsn);
+        let mut refused = self.handle.refused(self.group, from, upto)?;
+        if planted::is(Planted::StreamShowsRefused) {
+            refused.clear();
+        }
+        entries.retain(|entry| entry.kind == Kind::Op && !refused.contains(&entry.lsn));
+        Ok((entries, upto))
+    }
+
+    fn give(&mut self, ops: Vec<Entry>, upto: Lsn) -> Result<Vec<Change>, Error> {
+        let mut changes = Vec::with_capacity(ops.len());
+        let mut prev_lsn = self.prev;
+        for entry in ops {
+            let Entry { lsn, term, hlc, origin, payload, .. } = entry;
+            let op = Op::decode(payload).map_err(|error| {
+                Error::NotReady(format!("the op at LSN {lsn} can't be read: {error}"))
+            })?;
+            changes.push(Change { lsn, prev_lsn, term, hlc, origin, op });
+            prev_lsn = lsn;
+        }
+        (self.position, self.prev) = (upto, prev_lsn);
+        Ok(changes)
+    }
+}
