@@ -11,6 +11,7 @@ use highwater_core::{
 
 use super::{
     disk::{Disk, GroupLog},
+    slots::SlotOracle,
     state::State,
 };
 
@@ -46,10 +47,12 @@ pub(crate) struct Oracle {
     pub(crate) acknowledged: u64,
     pub(crate) rejected: BTreeMap<&'static str, u64>,
     pub(crate) reads: u64,
+    pub(crate) slots: SlotOracle,
 }
 
 impl Oracle {
     pub(crate) fn asked(&mut self, id: RequestId, node: NodeId, request: Request) {
+        self.slots.asked(&request);
         let floor = match &request {
             Request::Read { group } => self.known.get(group).copied().unwrap_or_default(),
             _ => Lsn(0),
@@ -61,6 +64,7 @@ impl Oracle {
     pub(crate) fn restarted(&mut self, node: NodeId) {
         self.asked.retain(|_, asked| asked.node != node);
         self.seen.retain(|(n, _), _| *n != node);
+        self.slots.restarted(node);
     }
 
     /// A node's state of a group is gone.
@@ -176,6 +180,9 @@ impl Oracle {
                 self.dead.insert(op);
                 self.count(reject);
             }
+            (request, Reply::Slot { lsn, outcome, .. }) => {
+                self.slots.answered(node, request, *lsn, outcome);
+            }
             (_, Reply::Rejected(reject)) => self.count(reject),
             (Request::CreateDatabase { .. }, Reply::Created { .. })
             | (Request::Transfer { .. } | Request::Drain, Reply::Transferred { .. }) => {}
@@ -221,6 +228,7 @@ impl Oracle {
         for view in node.groups() {
             let group = view.group;
             let marks = view.watermarks;
+            self.slots.observe(id, node, group);
             let leads = view.role == RoleView::Leader;
             let now = (view.term, marks.committed(), marks.applied(), leads);
             let before = self.seen.insert((id, group), now);
