@@ -450,22 +450,21 @@ impl Group {
     fn keep_slots(&mut self, ctx: &mut Context, us: u64) -> Option<Instant> {
         let Role::Leader(leader) = &mut self.role else { return None };
         let slots = self.slots.known()?;
-        if leader.slots.own > slots.lsn() {
-            // Looks again when that is applied.
+        // Looks again when that is applied.
+        let waits = leader.slots.own > slots.lsn();
+        if waits || slots.valid().next().is_none() {
             return None;
         }
         let (now, now_ms) = (ctx.now.mono, us / 1000);
         let instant_of = |ms: u64| now.plus(ms.saturating_mul(1000).saturating_sub(us));
         let tick_ms = slots.time_ms().saturating_add(ctx.config.slot_tick_us / 1000);
-        let mut changes = Vec::new();
-        let mut next: Option<Instant> = None;
-        let mut look_at = |at: Instant| next = Some(next.map_or(at, |next| next.min(at)));
+        let mut next = instant_of(tick_ms);
         let mut at_risk = BTreeMap::new();
+        let mut changes = Vec::new();
         for (name, slot) in slots.valid() {
-            look_at(instant_of(tick_ms));
             let turns_ms = slot.turns_at(&ctx.config, now_ms);
             if turns_ms > now_ms {
-                look_at(instant_of(turns_ms));
+                next = next.min(instant_of(turns_ms));
             }
             let Some(risk) = slots.risk(slot, &ctx.config, now_ms) else { continue };
             let warned = leader.slots.at_risk.get(name);
@@ -482,23 +481,23 @@ impl Group {
             if risk.over && now >= ripe {
                 changes.push(verdict(name, slot, risk.cause));
             } else if risk.over {
-                look_at(ripe);
+                next = next.min(ripe);
             }
         }
-        let holds_back = next.is_some();
         leader.slots.at_risk = at_risk;
-        changes.truncate(Batch::MAX);
-        if !changes.is_empty() || (holds_back && now_ms >= tick_ms) {
-            let entry = SlotEntry { time_ms: now_ms, changes };
-            if let Ok(lsn) = self.append_slots(ctx, entry)
-                && let Role::Leader(leader) = &mut self.role
-            {
-                leader.slots.own = lsn;
-                return None;
-            }
-            return Some(now.plus(ctx.config.heartbeat_us));
+        if changes.is_empty() && now_ms < tick_ms {
+            return Some(next);
         }
-        next
+        changes.truncate(Batch::MAX);
+        match self.append_slots(ctx, SlotEntry { time_ms: now_ms, changes }) {
+            Ok(lsn) => {
+                if let Role::Leader(leader) = &mut self.role {
+                    leader.slots.own = lsn;
+                }
+                None
+            }
+            Err(_) => Some(now.plus(ctx.config.heartbeat_us)),
+        }
     }
 }
 
