@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use highwater_core::{
-    Effect, Entry, GroupId, GroupMessage, Kind, Lsn, Member, Message, Node, NodeId, Record, Reject,
-    Reply, Request, RequestId, RoleView, Term,
+    Effect, Entry, GroupId, GroupMessage, Kind, Lsn, Member, Message, Node, NodeId, Notice, Record,
+    Reject, Reply, Request, RequestId, RoleView, Term,
 };
 
 use super::{
@@ -99,6 +99,12 @@ impl Oracle {
                 }
             }
             Effect::Reply { request, reply } => self.replied(node, *request, reply),
+            Effect::Notice(Notice::SlotAtRisk { group, name, .. }) => {
+                self.slots.at_risk(*group, name);
+            }
+            Effect::Notice(Notice::SlotInvalidated { group, name, .. }) => {
+                self.slots.invalidated(*group, name);
+            }
             _ => {}
         }
     }
@@ -164,6 +170,8 @@ impl Oracle {
             (Request::Read { group }, Reply::Readable { lsn }) => {
                 let applied = node.group(*group).map(|g| g.watermarks.applied());
                 assert!(Some(*lsn) <= applied, "Q4: what is readable is applied");
+                let slots = node.slots(*group).map(|slots| slots.lsn);
+                assert!(Some(*lsn) <= slots || *group == GroupId::SYSTEM, "Q4: slots are as well");
                 assert!(*lsn >= asked.floor, "Q4: {id:?} reads {lsn:?} after {:?}", asked.floor);
                 raise(&mut self.known, *group, *lsn);
                 self.reads += 1;

@@ -52,6 +52,8 @@ pub(crate) struct SlotOracle {
     /// By node and group: which table it showed last.
     shown: BTreeMap<(NodeId, GroupId), Lsn>,
     promises: BTreeMap<(GroupId, String), Vec<Promise>>,
+    /// Those that were ever said to be at risk.
+    warned: BTreeSet<(GroupId, String)>,
     /// Whose deletion was ever asked for.
     deleted: BTreeSet<(GroupId, String)>,
     /// The weight of each effective operation.
@@ -74,6 +76,15 @@ impl SlotOracle {
         if let Request::DeleteSlot { group, name, .. } = request {
             self.deleted.insert((*group, name.clone()));
         }
+    }
+
+    pub(crate) fn at_risk(&mut self, group: GroupId, name: &str) {
+        self.warned.insert((group, name.to_owned()));
+    }
+
+    pub(crate) fn invalidated(&mut self, group: GroupId, name: &str) {
+        let warned = self.warned.contains(&(group, name.to_owned()));
+        assert!(warned, "S8: {name} is at risk in sight before it is invalidated");
     }
 
     pub(crate) fn observe(&mut self, id: NodeId, node: &Node, group: GroupId) {
