@@ -64,8 +64,9 @@ pub struct Config {
     pub slot_requests_max: usize,
     /// Acknowledgements of a group's slots are gathered into one entry for this long.
     pub slot_ack_us: u64,
-    /// While a group has a valid slot, its log time is made part of the log at least this often, and
-    /// a sign of life that is no later than this after the one before it is not.
+    /// While a group has a valid slot and takes operations, its log time is made part of the log at
+    /// least this often; without operations, with a 64th of the shortest idle timeout where that is
+    /// longer. A sign of life that comes sooner than this after the one before it is no entry.
     pub slot_tick_us: u64,
     /// A slot is at risk in sight for at least this long before it is invalidated.
     pub slot_grace_us: u64,

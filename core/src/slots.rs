@@ -396,6 +396,17 @@ impl Slots {
         Count { ops: total.ops - slot.counted.ops, bytes: total.bytes - slot.counted.bytes }
     }
 
+    /// When log time is to be made part of the log again, at the latest: soon where operations were
+    /// applied since the last time, so that they are dated; else as often as matters to whoever may be
+    /// silent the shortest.
+    pub(crate) fn ticks_at(&self, config: &Config) -> u64 {
+        let tick = config.slot_tick_us / 1000;
+        let idle = self.valid().map(|(_, slot)| slot.limits(config).idle_ms / 64).min();
+        let undated = self.tally.last_ms() == Some(self.time_ms);
+        let every = if undated { tick } else { tick.max(idle.unwrap_or(u64::MAX)) };
+        self.time_ms.saturating_add(every)
+    }
+
     /// What a slot risks at that log time: the limit that it is past, else one that it comes near.
     pub(crate) fn risk(&self, slot: &Slot, config: &Config, now_ms: u64) -> Option<Risk> {
         let limits = slot.limits(config);

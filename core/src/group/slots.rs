@@ -107,6 +107,8 @@ struct LogClock {
 pub(super) struct LeaderSlots {
     /// Once an entry of its term is applied, so that it knows what the log says.
     clock: Option<LogClock>,
+    /// When it means to look at slots again.
+    looks: Option<Instant>,
     arrived: Vec<Arrived>,
     /// When that becomes an entry.
     due: Option<Instant>,
@@ -121,10 +123,10 @@ pub(super) struct LeaderSlots {
 impl LeaderSlots {
     /// Log time now, in microseconds.
     fn now_us(&self, now: Instant, config: &Config) -> Option<u64> {
-        // A leader with slots looks at them with every tick. One that has not was stopped, and its
-        // consumers could not reach it.
-        let still_max = 2 * config.slot_tick_us;
-        self.clock.map(|clock| clock.us.saturating_add(now.since(clock.at).min(still_max)))
+        let LogClock { at, us } = self.clock?;
+        // Who looks much later than it meant to was stopped, and consumers could not reach it.
+        let stopped = self.looks.map_or(at, |looks| looks.max(at)).plus(config.slot_tick_us);
+        Some(us.saturating_add(now.min(stopped).since(at)))
     }
 
     /// Counts the time that has passed, from log time on.
@@ -341,8 +343,8 @@ impl Group {
         if leader.transfer.is_some() {
             let arrived = core::mem::take(&mut leader.slots.arrived);
             self.reject_arrived(ctx, arrived, Reject::Transferring);
-            return ctx
-                .set_timer(Reason::Slots(self.id), ctx.now.mono.plus(ctx.config.heartbeat_us));
+            let soon = ctx.now.mono.plus(ctx.config.heartbeat_us);
+            return ctx.set_timer(Reason::Slots(self.id), soon);
         }
         let knows_the_log = self.log.marks().applied() >= leader.term_start;
         let Some(slots) = self.slots.known().filter(|_| knows_the_log) else { return };
@@ -351,13 +353,11 @@ impl Group {
             self.append_arrived(ctx, us / 1000);
         }
         let next = self.keep_slots(ctx, us);
-        let Role::Leader(leader) = &self.role else { return };
-        match leader.slots.due.into_iter().chain(next).min() {
+        let Role::Leader(leader) = &mut self.role else { return };
+        leader.slots.looks = leader.slots.due.into_iter().chain(next).min();
+        match leader.slots.looks {
             // Where there is no room for what is due, it is tried again soon.
-            Some(at) => {
-                let at = at.max(ctx.now.mono.plus(1000));
-                ctx.set_timer(Reason::Slots(self.id), at);
-            }
+            Some(at) => ctx.set_timer(Reason::Slots(self.id), at.max(ctx.now.mono.plus(1000))),
             None => ctx.clear_timer(Reason::Slots(self.id)),
         }
     }
@@ -457,7 +457,7 @@ impl Group {
         }
         let (now, now_ms) = (ctx.now.mono, us / 1000);
         let instant_of = |ms: u64| now.plus(ms.saturating_mul(1000).saturating_sub(us));
-        let tick_ms = slots.time_ms().saturating_add(ctx.config.slot_tick_us / 1000);
+        let tick_ms = slots.ticks_at(&ctx.config);
         let mut next = instant_of(tick_ms);
         let mut at_risk = BTreeMap::new();
         let mut changes = Vec::new();

@@ -64,6 +64,11 @@ impl Tally {
         }
     }
 
+    /// The log time at which the last effective operation was applied.
+    pub(crate) fn last_ms(&self) -> Option<u64> {
+        self.marks.last().map(|mark| mark.time_ms)
+    }
+
     /// Of the prefix up to an LSN: never too much, and too little by less than a fifteenth of what
     /// came after it.
     pub(crate) fn upto(&self, lsn: Lsn) -> Count {

@@ -226,3 +226,15 @@ fn the_row_is_frozen_and_read_back() {
     let blank = Slots::decode(Lsn(5), None).expect("a state without the row");
     assert_eq!((blank.lsn(), blank.len()), (Lsn(5), 0));
 }
+
+#[test]
+fn an_idle_group_ticks_seldom() {
+    let config = Config { slot_tick_us: 2_000_000, slot_idle_ms: 640_000, ..Config::default() };
+    let mut log = Log::default();
+    log.entry(1000, vec![create("s", from(SlotStart::Latest))]);
+    assert_eq!(log.0.ticks_at(&config), 11_000, "a 64th of what it may be silent");
+    log.ops(1);
+    assert_eq!(log.0.ticks_at(&config), 3000, "what was applied is dated");
+    log.entry(3000, vec![]);
+    assert_eq!(log.0.ticks_at(&config), 13_000);
+}
