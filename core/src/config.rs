@@ -55,8 +55,29 @@ pub struct Config {
     pub acked_us: u64,
     /// A stamp further ahead of this node's wall clock is not believed beyond that.
     pub hlc_ahead_ms: u64,
-    /// Below this much room in the oplog, operations are refused; votes still find room.
+    /// Below this much room in the oplog, operations are refused; votes still find room, and down
+    /// to half of it what slots need.
     pub reserve_bytes: u64,
+    /// Slots of one group; beyond: `Busy`.
+    pub slots_max: usize,
+    /// Requests about one group's slots that have no answer; beyond: `Busy`.
+    pub slot_requests_max: usize,
+    /// Acknowledgements of a group's slots are gathered into one entry for this long.
+    pub slot_ack_us: u64,
+    /// While a group has a valid slot and takes operations, its log time is made part of the log at
+    /// least this often; without operations, with a 64th of the shortest idle timeout where that is
+    /// longer. A sign of life that comes sooner than this after the one before it is no entry.
+    pub slot_tick_us: u64,
+    /// A slot is at risk in sight for at least this long before it is invalidated.
+    pub slot_grace_us: u64,
+    /// Bytes of effective operations that a slot may be behind, unless it was created with another
+    /// limit.
+    pub slot_lag_bytes: u64,
+    /// Effective operations that a slot may be behind, unless it was created with another limit.
+    pub slot_lag_ops: u64,
+    /// Milliseconds of log time that a slot's consumer may be silent, unless it was created with
+    /// another limit.
+    pub slot_idle_ms: u64,
 }
 
 impl Default for Config {
@@ -86,6 +107,14 @@ impl Default for Config {
             acked_us: 1_000_000,
             hlc_ahead_ms: 60_000,
             reserve_bytes: 4 << 20,
+            slots_max: 128,
+            slot_requests_max: 4096,
+            slot_ack_us: 5_000,
+            slot_tick_us: 10_000_000,
+            slot_grace_us: 10_000_000,
+            slot_lag_bytes: 4 << 30,
+            slot_lag_ops: 10_000_000,
+            slot_idle_ms: 3 * 24 * 3_600_000,
         }
     }
 }

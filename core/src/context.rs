@@ -30,6 +30,8 @@ pub enum Reason {
     Retry(GroupId),
     /// Entries of a group that can't be read are to be asked for again.
     Repair(GroupId),
+    /// Something is due of the slots of a group that this node leads.
+    Slots(GroupId),
 }
 
 /// Why entries were asked for.

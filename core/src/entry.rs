@@ -14,6 +14,9 @@ pub enum Kind {
     Op = 2,
     /// System group only: a database and its group come into being.
     CreateDatabase = 3,
+    /// What happens to slots, and the log time at which it does: a
+    /// [`SlotEntry`](crate::SlotEntry). The state machine has no part in it.
+    Slot = 4,
 }
 
 impl Kind {
@@ -24,6 +27,7 @@ impl Kind {
             1 => Some(Kind::TermStart),
             2 => Some(Kind::Op),
             3 => Some(Kind::CreateDatabase),
+            4 => Some(Kind::Slot),
             _ => None,
         }
     }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::{
     entry::{Entry, Formation, Outcome, Record},
     message::Message,
+    slots::{SlotCause, SlotOutcome, SlotSettings},
     types::{
         Boot, ClusterId, GroupId, Hlc, Incarnation, Instant, LoadId, Lsn, Member, NodeId, Peer,
         RequestId, Term, WriteId,
@@ -80,7 +81,8 @@ pub enum Input {
         /// One for each [`Kind::Op`](crate::Kind::Op) of the run, in order.
         outcomes: Vec<Outcome>,
     },
-    /// A [`Effect::Apply`] or [`Effect::Checkpoint`] failed: the group is quarantined here.
+    /// A [`Effect::Apply`], [`Effect::Checkpoint`] or [`Effect::ReadControl`] failed: the group is
+    /// quarantined here.
     StateFailed {
         /// Whose.
         group: GroupId,
@@ -88,8 +90,8 @@ pub enum Input {
         reason: String,
     },
     /// A group's state was damaged, and is gone: nothing of it is left, on disk or in memory, and no
-    /// [`Effect::Apply`] or [`Effect::Checkpoint`] for it is carried out before its
-    /// [`Effect::Reopen`]. None of those before is answered.
+    /// [`Effect::Apply`], [`Effect::Checkpoint`] or [`Effect::ReadControl`] for it is carried out
+    /// before its [`Effect::Reopen`]. None of those before is answered.
     StateLost {
         /// Whose.
         group: GroupId,
@@ -102,6 +104,15 @@ pub enum Input {
         group: GroupId,
         /// Durable up to here.
         lsn: Lsn,
+    },
+    /// A [`Effect::ReadControl`] is done.
+    Control {
+        /// Whose.
+        group: GroupId,
+        /// What the state stands at: at least what was asked for.
+        lsn: Lsn,
+        /// The value of the key; `None` where no checkpoint has written it.
+        value: Option<Bytes>,
     },
     /// The oplog failed (a write or fsync): the node halts.
     StorageFailed {
@@ -122,7 +133,8 @@ pub enum Request {
         /// Dropped before the append once this has passed.
         expires: Instant,
     },
-    /// A linearizable read point; answered on any node.
+    /// A linearizable read point; answered on any node. Holds for the state and for the group's
+    /// [slots](crate::Node::slots).
     Read {
         /// Where.
         group: GroupId,
@@ -130,6 +142,39 @@ pub enum Request {
     /// Create a database. Answered only by the system group's leader.
     CreateDatabase {
         /// Its name; the shell has validated it.
+        name: String,
+        /// Dropped before the append once this has passed.
+        expires: Instant,
+    },
+    /// Create a slot. Answered only by the leader.
+    CreateSlot {
+        /// Where.
+        group: GroupId,
+        /// Its name, of at most [`SLOT_NAME_MAX`](crate::SLOT_NAME_MAX) bytes; the shell has
+        /// validated it.
+        name: String,
+        /// Where it begins, and its limits.
+        settings: SlotSettings,
+        /// Dropped before the append once this has passed.
+        expires: Instant,
+    },
+    /// A slot's consumer has everything up to an LSN. Answered only by the leader, after at most
+    /// [`Config::slot_ack_us`](crate::Config::slot_ack_us) and a commit.
+    AckSlot {
+        /// Where.
+        group: GroupId,
+        /// Which slot.
+        name: String,
+        /// Up to here.
+        lsn: Lsn,
+        /// Dropped before the append once this has passed.
+        expires: Instant,
+    },
+    /// Delete a slot. Answered only by the leader.
+    DeleteSlot {
+        /// Where.
+        group: GroupId,
+        /// Which slot.
         name: String,
         /// Dropped before the append once this has passed.
         expires: Instant,
@@ -170,6 +215,18 @@ pub enum Reply {
         /// The read index; applied here.
         lsn: Lsn,
     },
+    /// [`Request::CreateSlot`], [`Request::AckSlot`] and [`Request::DeleteSlot`]: this came of it.
+    /// Whatever it says of the slot is committed, and applied here.
+    Slot {
+        /// The entry that it is the outcome of; of a sign of life that was worth no entry, what is
+        /// applied here.
+        lsn: Lsn,
+        /// The first LSN that the log still has: where a consumer whose slot is invalidated may
+        /// begin anew, after a snapshot.
+        first: Lsn,
+        /// What came of it.
+        outcome: SlotOutcome,
+    },
     /// [`Request::Transfer`] and [`Request::Drain`]: done.
     Transferred {
         /// The term in which the new leader was seen; the old one for a drain.
@@ -195,7 +252,7 @@ pub enum Reject {
     StorageFull,
     /// `expires` had passed before the append.
     Expired,
-    /// The payload is too large.
+    /// The payload, or a name, is too large.
     TooLarge,
     /// Its entry can't be committed any more: another one is at its LSN, or one of a later term
     /// before it.
@@ -240,6 +297,17 @@ pub enum Effect {
         group: GroupId,
         /// Contiguous; each the very entry that the log has there.
         entries: Vec<Entry>,
+    },
+    /// Read a control write of the last checkpoint back; answer [`Input::Control`], or
+    /// [`Input::StateFailed`]. Asked for once in a run, before a group's first [`Effect::Apply`]. A
+    /// state that stands below `lsn` is lost.
+    ReadControl {
+        /// Whose.
+        group: GroupId,
+        /// Of a write that a [`Effect::Checkpoint`] carried.
+        key: Bytes,
+        /// The oplog knows of a checkpoint here.
+        lsn: Lsn,
     },
     /// Apply a run of committed, durable entries; answer [`Input::Applied`] or
     /// [`Input::StateFailed`]. At most one per group is in flight. Entries that the state holds
@@ -363,6 +431,24 @@ pub enum Notice {
         from: Lsn,
         /// The last one.
         to: Lsn,
+    },
+    /// This node leads a group in which a slot has used three quarters of a limit.
+    SlotAtRisk {
+        /// Which group.
+        group: GroupId,
+        /// Which slot.
+        name: String,
+        /// Of which limit.
+        cause: SlotCause,
+    },
+    /// ... and is invalidated.
+    SlotInvalidated {
+        /// Which group.
+        group: GroupId,
+        /// Which slot.
+        name: String,
+        /// Why.
+        cause: SlotCause,
     },
     /// A peer sent something that no correct node sends; it was dropped.
     PeerFault {

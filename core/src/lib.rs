@@ -23,6 +23,7 @@ mod peers;
 pub mod planted;
 mod recall;
 mod rng;
+mod slots;
 mod types;
 mod view;
 mod watermarks;
@@ -35,6 +36,10 @@ pub use io::{
 };
 pub use message::{GroupMessage, Message};
 pub use node::{Node, RecoverError};
+pub use slots::{
+    SLOT_NAME_MAX, SlotCause, SlotChange, SlotEntry, SlotLimits, SlotOutcome, SlotSettings,
+    SlotStart, SlotState, SlotView, SlotsView,
+};
 pub use types::{
     Boot, ClusterId, GroupId, Hlc, Incarnation, Instant, LoadId, Lsn, Member, NodeId, Now, Peer,
     RequestId, Term, WriteId,

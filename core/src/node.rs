@@ -15,6 +15,7 @@ use crate::{
     formation::Forming,
     group::{Consequences, Group},
     io::{Effect, Identity, Input, Recovered, RecoveredGroup, Reject, Reply, Request},
+    slots::SlotChange,
     types::{GroupId, Incarnation, Instant, LoadId, Lsn, NodeId, Now, RequestId, Term, WriteId},
 };
 
@@ -202,6 +203,12 @@ impl Node {
                     self.ctx.touched.insert(group);
                 }
             }
+            Input::Control { group, lsn, value } => {
+                if let Some(g) = self.groups.get_mut(&group) {
+                    g.on_control(&mut self.ctx, lsn, value);
+                    self.ctx.touched.insert(group);
+                }
+            }
             Input::StorageFailed { reason } => {
                 self.ctx.emit(Effect::Halt { reason: reason.clone() });
                 self.halted = Some(reason);
@@ -286,6 +293,9 @@ impl Node {
         let group = match &request {
             Request::Propose { group, .. }
             | Request::Read { group }
+            | Request::CreateSlot { group, .. }
+            | Request::AckSlot { group, .. }
+            | Request::DeleteSlot { group, .. }
             | Request::Transfer { group, .. } => *group,
             Request::CreateDatabase { .. } => GroupId::SYSTEM,
             Request::Drain => return self.drain(id),
@@ -306,6 +316,15 @@ impl Node {
                 g.propose(&mut self.ctx, id, Kind::Op, payload);
             }
             Request::Read { .. } => g.read(&mut self.ctx, id),
+            Request::CreateSlot { name, settings, expires, .. } => {
+                g.ask_slot(&mut self.ctx, id, SlotChange::Create { name, settings }, expires);
+            }
+            Request::AckSlot { name, lsn, expires, .. } => {
+                g.ask_slot(&mut self.ctx, id, SlotChange::Ack { name, lsn }, expires);
+            }
+            Request::DeleteSlot { name, expires, .. } => {
+                g.ask_slot(&mut self.ctx, id, SlotChange::Delete { name }, expires);
+            }
             Request::Transfer { to, .. } => g.transfer(&mut self.ctx, id, to),
             Request::CreateDatabase { name, expires } => {
                 if self.ctx.now.mono >= expires {
@@ -392,6 +411,9 @@ impl Node {
                     group.on_repair_due(&mut self.ctx);
                     self.ctx.touched.insert(id);
                 }
+            }
+            Reason::Slots(id) => {
+                self.ctx.touched.insert(id);
             }
             Reason::Retry(id) => {
                 if let Some(group) = self.groups.get_mut(&id) {

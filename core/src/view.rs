@@ -6,6 +6,7 @@ use crate::{
     context::{Context, Reason},
     group::{Group, Role},
     node::Node,
+    slots::SlotsView,
     types::{GroupId, Lsn, Member, NodeId, Term, WriteId},
     watermarks::Watermarks,
 };
@@ -66,6 +67,8 @@ pub struct Held {
     pub reads: usize,
     /// Proposals without an answer, cancelled ones included.
     pub proposals: usize,
+    /// Requests about slots without an answer, cancelled ones included.
+    pub slot_requests: usize,
     /// Loads under way.
     pub loads: usize,
     /// Groups of which a peer has yet to say whether it leads them.
@@ -106,6 +109,14 @@ impl Node {
     #[must_use]
     pub fn group(&self, id: GroupId) -> Option<GroupView<'_>> {
         self.groups.get(&id).map(|group| view(&self.ctx, group))
+    }
+
+    /// The slots of a group. `None` without that group, and as long as they are not known here: from
+    /// a start to the first read or entry, and while the state is rebuilt. An answered
+    /// [`Request::Read`](crate::Request::Read) makes them known, up to what it is about.
+    #[must_use]
+    pub fn slots(&self, id: GroupId) -> Option<SlotsView<'_>> {
+        self.groups.get(&id)?.slots_view(&self.ctx)
     }
 
     /// What each follower of a group has confirmed; nothing unless this node leads it.
@@ -178,6 +189,7 @@ impl Node {
             requests: self.ctx.requests.len(),
             reads: self.groups.values().map(Group::reads_held).sum(),
             proposals: self.groups.values().map(Group::proposals).sum(),
+            slot_requests: self.groups.values().map(Group::slot_requests).sum(),
             loads: self.ctx.loads.len(),
             unconfirmed: self.ctx.peers.iter().map(|(_, peer)| peer.unconfirmed.len()).sum(),
             recalls: self.ctx.recall.open(),

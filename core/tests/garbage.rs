@@ -7,7 +7,8 @@ use bytes::Bytes;
 use cluster::{Cluster, MS, Rng};
 use highwater_core::{
     Boot, Config, Entry, Formation, GroupId, GroupMessage, Hlc, Incarnation, Input, Instant, Kind,
-    Lsn, Member, Message, NodeId, Peer, Position, Request, Term,
+    Lsn, Member, Message, NodeId, Peer, Position, Request, SlotCause, SlotChange, SlotEntry,
+    SlotLimits, SlotSettings, SlotStart, Term,
 };
 
 /// Makes things up: often near what is true, else at an edge.
@@ -76,11 +77,44 @@ impl Liar<'_> {
                     prev_term,
                     hlc: Hlc(self.edge()),
                     origin: self.edge(),
-                    kind: *self.rng.pick(&[Kind::TermStart, Kind::Op, Kind::CreateDatabase]),
-                    payload: Bytes::from(vec![self.below(256) as u8; self.below(60) as usize]),
+                    kind: *self.rng.pick(&[
+                        Kind::TermStart,
+                        Kind::Op,
+                        Kind::CreateDatabase,
+                        Kind::Slot,
+                    ]),
+                    payload: self.payload(),
                 }
             })
             .collect()
+    }
+
+    /// Bytes, or what it says of slots.
+    fn payload(&mut self) -> Bytes {
+        if self.maybe() {
+            return Bytes::from(vec![self.below(256) as u8; self.below(60) as usize]);
+        }
+        let change = |liar: &mut Self| {
+            let name = format!("s{}", liar.below(4));
+            match liar.below(4) {
+                0 => SlotChange::Delete { name },
+                1 => SlotChange::Ack { name, lsn: liar.lsn() },
+                2 => {
+                    let (confirmed, alive_ms) = (liar.lsn(), liar.edge());
+                    let cause = *liar.rng.pick(&[SlotCause::Horizon, SlotCause::LogRemoved]);
+                    SlotChange::Invalidate { name, cause, confirmed, alive_ms }
+                }
+                _ => {
+                    let limit = liar.maybe().then(|| liar.edge());
+                    let limits = SlotLimits { lag_bytes: limit, lag_ops: limit, idle_ms: limit };
+                    let from = *liar.rng.pick(&[SlotStart::Earliest, SlotStart::Latest]);
+                    let from = if liar.maybe() { SlotStart::After(liar.lsn()) } else { from };
+                    SlotChange::Create { name, settings: SlotSettings { from, limits } }
+                }
+            }
+        };
+        let changes = (0..self.below(4)).map(|_| change(self)).collect();
+        SlotEntry { time_ms: self.edge(), changes }.encode()
     }
 
     fn groups(&mut self) -> Vec<(GroupId, Term)> {
@@ -177,6 +211,7 @@ fn bombard(seed: u64, formed: bool) {
         uncommitted_bytes_max: 4000,
         tail_bytes_max: 2000,
         reads_max: 20,
+        slot_requests_max: 10,
         ..Config::default()
     };
     let groups_max = 20;
@@ -208,6 +243,19 @@ fn bombard(seed: u64, formed: bool) {
             cluster.request(to, Request::Read { group });
         } else if rng.permille(100) {
             cluster.propose(to, group, "put k v");
+        } else if rng.permille(100) {
+            let name = format!("s{}", rng.below(8));
+            let lsn = Lsn(edge(&mut rng));
+            let expires = cluster.deadline_of(to, 1000 * MS);
+            let settings = SlotSettings { from: SlotStart::After(lsn), ..SlotSettings::default() };
+            cluster.request(
+                to,
+                match rng.below(3) {
+                    0 => Request::CreateSlot { group, name, settings, expires },
+                    1 => Request::DeleteSlot { group, name, expires },
+                    _ => Request::AckSlot { group, name, lsn, expires },
+                },
+            );
         }
         if rng.permille(10) {
             cluster.crash(to, 0);
@@ -229,6 +277,7 @@ fn bombard(seed: u64, formed: bool) {
             assert!(held.withheld <= count * 2 * 10 * (held.writes as usize + 1), "{held:?}");
             assert!(held.writes <= 10, "{held:?}");
             assert!(held.reads <= count * config.reads_max, "{held:?}");
+            assert!(held.slot_requests <= count * config.slot_requests_max, "{held:?}");
             assert!(held.loads <= count * 10, "{held:?}");
             assert!(held.unconfirmed <= count * 2, "{held:?}");
             assert!(held.recalls <= 2, "{held:?}");

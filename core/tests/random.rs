@@ -20,7 +20,8 @@ use cluster::{Cluster, Delays, Host, MS, Rng};
 #[cfg(madsim)]
 use highwater_core::planted::Planted;
 use highwater_core::{
-    Config, GroupId, Held, Input, Lsn, NodeId, Reply, Request, RequestId, RoleView,
+    Config, GroupId, Held, Input, Lsn, Node, NodeId, Reply, Request, RequestId, RoleView,
+    SlotLimits, SlotSettings, SlotStart, SlotState,
 };
 
 /// What a seed may do.
@@ -51,6 +52,9 @@ struct Faults {
     /// After the chaos, a minority stays broken for good.
     broken: bool,
 }
+
+/// Names of slots, in every group.
+const SLOTS: [&str; 3] = ["s0", "s1", "s2"];
 
 struct Chaos {
     cluster: Cluster,
@@ -87,7 +91,13 @@ fn config(rng: &mut Rng) -> Config {
         config.uncommitted_bytes_max = rng.between(300, 3000) as usize;
         config.reads_max = rng.between(1, 10) as usize;
         config.confirm_groups_max = 1;
+        config.slots_max = 2;
+        config.slot_requests_max = rng.between(3, 10) as usize;
     }
+    config.slot_ack_us = rng.below(20_000);
+    config.slot_tick_us = rng.between(50, 1000) * MS;
+    config.slot_grace_us = rng.below(500) * MS;
+    config.slot_idle_ms = 3000;
     config
 }
 
@@ -169,11 +179,12 @@ impl Chaos {
                 let expires = self.cluster.deadline_of(node, 1000 * MS);
                 self.cluster.request(node, Request::CreateDatabase { name, expires });
             }
-            0..30 => {
+            0..25 => {
                 self.cluster.request(any, Request::Read { group });
             }
             _ if group == GroupId::SYSTEM => {}
-            30..60 => {
+            25..36 => self.work_on_slots(node, group),
+            36..60 => {
                 self.cluster.propose(node, group, &format!("cas k{key} v{old} v{new}"));
             }
             60..65 => {
@@ -196,6 +207,31 @@ impl Chaos {
                 self.cluster.propose(node, group, &format!("put k{key} v{new}"));
             }
         }
+    }
+
+    /// A consumer comes, goes on, or goes.
+    fn work_on_slots(&mut self, node: NodeId, group: GroupId) {
+        let name = (*self.rng.pick(&SLOTS)).to_owned();
+        let expires = self.cluster.deadline_of(node, 1000 * MS);
+        // Mostly what is there; at times what is not committed yet, or never will be.
+        let committed = self.cluster.oracle.committed(group).0;
+        let lsn = Lsn(self.rng.below(committed + 1 + committed / 20));
+        let near = Lsn(committed.saturating_sub(self.rng.below(4)));
+        let request = match self.rng.below(20) {
+            0..3 => {
+                let mut limit = |bound| self.rng.permille(300).then(|| self.rng.between(1, bound));
+                let (lag_ops, lag_bytes) = (limit(200), limit(20_000));
+                // Those that are silent are gone before all is to be still.
+                let limits = SlotLimits { lag_ops, lag_bytes, idle_ms: limit(2000) };
+                let starts = [SlotStart::Earliest, SlotStart::Latest, SlotStart::After(lsn)];
+                let settings = SlotSettings { from: *self.rng.pick(&starts), limits };
+                Request::CreateSlot { group, name, settings, expires }
+            }
+            3 => Request::DeleteSlot { group, name, expires },
+            4..12 => Request::AckSlot { group, name, lsn: near, expires },
+            _ => Request::AckSlot { group, name, lsn, expires },
+        };
+        self.cluster.request(node, request);
     }
 
     // --- faults ---
@@ -557,6 +593,20 @@ impl Chaos {
         })
     }
 
+    /// As every leader knows it, once it has applied all, and every replica that knows its slots.
+    fn no_slot_is_valid(&self, alive: &[NodeId]) -> bool {
+        self.cluster.names.keys().all(|group| {
+            let Some(leader) = self.cluster.leader(*group) else { return false };
+            let nodes = alive.iter().filter_map(|id| self.cluster.node(*id));
+            let knows = |node: &Node| {
+                let marks = node.group(*group).map(|view| view.watermarks);
+                marks.is_some_and(|marks| marks.applied() == marks.appended())
+            };
+            self.cluster.node(leader).is_some_and(knows)
+                && nodes.filter_map(|node| node.slots(*group)).all(|v| v.horizon.is_none())
+        })
+    }
+
     /// Every replica has and has applied what the leader has.
     fn all_equal(&self, alive: &[NodeId]) -> bool {
         self.cluster.names.keys().all(|group| {
@@ -583,6 +633,20 @@ impl Chaos {
             assert!(self.cluster.time < until, "L1: {what}; alive {alive:?}\n{}", self.status());
             self.cluster.run_for(10 * MS);
         }
+    }
+
+    fn demand_answers(&mut self, alive: &[NodeId], wanted: Vec<RequestId>) {
+        self.demand(alive, "requests are served", 10_000 * MS, |c| {
+            wanted.iter().all(|id| {
+                let reply = c.cluster.replies.get(id);
+                assert!(
+                    !matches!(reply, Some(Reply::Rejected(_))),
+                    "L1: {id:?} {reply:?}\n{}",
+                    c.status()
+                );
+                reply.is_some()
+            })
+        });
     }
 
     fn status(&self) -> String {
@@ -619,6 +683,9 @@ impl Chaos {
         self.demand(&alive, "every group is led", span, |c| c.all_led(&alive));
         // Without another write: what was lost on the way is said again.
         self.demand(&alive, "every replica is equal", span, |c| c.all_equal(&alive));
+        // Nobody acknowledges any more: log time, which goes on, ends every slot.
+        self.demand(&alive, "idle slots are invalidated", span, |c| c.no_slot_is_valid(&alive));
+        self.demand(&alive, "every replica is equal", span, |c| c.all_equal(&alive));
         self.cluster.run_for(2000 * MS);
         let before = self.cluster.talk + self.cluster.writes;
         self.cluster.run_for(1000 * MS);
@@ -631,6 +698,11 @@ impl Chaos {
             let Some(leader) = self.cluster.leader(group) else { continue };
             if group != GroupId::SYSTEM {
                 wanted.push(self.cluster.propose(leader, group, "put last one"));
+                for name in SLOTS {
+                    let (name, expires) = (name.to_owned(), self.cluster.deadline_of(leader, span));
+                    let delete = Request::DeleteSlot { group, name, expires };
+                    wanted.push(self.cluster.request(leader, delete));
+                }
             }
             for id in &alive {
                 if self.counts(*id, group) {
@@ -638,18 +710,30 @@ impl Chaos {
                 }
             }
         }
-        self.demand(&alive, "requests are served", span, |c| {
-            wanted.iter().all(|id| {
-                let reply = c.cluster.replies.get(id);
-                assert!(
-                    !matches!(reply, Some(Reply::Rejected(_))),
-                    "L1: {id:?} {reply:?}\n{}",
-                    c.status()
-                );
-                reply.is_some()
-            })
-        });
+        self.demand_answers(&alive, wanted);
+        let mut wanted = Vec::new();
+        for group in self.cluster.names.keys().copied().collect::<Vec<_>>() {
+            let Some(leader) = self.cluster.leader(group) else { continue };
+            if group != GroupId::SYSTEM {
+                let (name, settings) = (SLOTS[0].to_owned(), SlotSettings::default());
+                let expires = self.cluster.deadline_of(leader, span);
+                let create = Request::CreateSlot { group, name, settings, expires };
+                wanted.push(self.cluster.request(leader, create));
+            }
+        }
+        self.demand_answers(&alive, wanted);
         self.demand(&alive, "every replica is equal again", span, |c| c.all_equal(&alive));
+        let slots = |id: &NodeId| {
+            let node = self.cluster.node(*id)?;
+            let groups = node.databases().filter(|(_, group)| self.counts(*id, *group));
+            Some(groups.filter_map(|(_, group)| node.slots(group)).collect::<Vec<_>>())
+        };
+        for view in alive.iter().filter_map(slots).flatten() {
+            let made =
+                view.slots.iter().any(|s| s.name == SLOTS[0] && s.state == SlotState::Active);
+            assert!(made, "S4: every replica has what was created last: {view:?}");
+        }
+        self.demand(&alive, "idle slots are invalidated", span, |c| c.no_slot_is_valid(&alive));
         for (group, name) in &self.cluster.names {
             assert!(self.cluster.oracle.committed(*group) > Lsn(0), "{name} has entries");
         }
@@ -731,6 +815,9 @@ fn run(seed: u64, totals: &Mutex<Totals>) {
         *totals.counts.entry(what).or_default() += n;
     }
     for (what, n) in &chaos.cluster.oracle.rejected {
+        *totals.counts.entry(what).or_default() += n;
+    }
+    for (what, n) in &chaos.cluster.oracle.slots.told {
         *totals.counts.entry(what).or_default() += n;
     }
     totals.acknowledged += chaos.cluster.oracle.acknowledged;

@@ -5,14 +5,15 @@ use alloc::{string::String, vec::Vec};
 
 use bytes::Bytes;
 
-use super::{Consequences, Group};
+use super::{Asker, Consequences, Group};
 use crate::{
     catalog::CreateDatabase,
     config::Config,
     context::{Context, LoadFor},
     control::refused_key,
     entry::{Entry, Kind, Outcome, Record, fitting},
-    io::{Effect, Reject, Reply},
+    io::{Effect, Reply},
+    slots::SlotEntry,
     types::{GroupId, Lsn, Term},
 };
 
@@ -60,9 +61,29 @@ impl Applying {
 
 struct Run {
     upto: Lsn,
-    /// Position of each op of the run.
-    ops: Vec<(Lsn, Term)>,
+    /// What has a result, in order.
+    items: Vec<(Lsn, Term, Item)>,
     bytes: usize,
+}
+
+/// An entry whose application somebody may wait for.
+enum Item {
+    /// An op of this weight.
+    Op(usize),
+    Slot(SlotEntry),
+}
+
+impl Item {
+    /// Of an entry; `Err` where it can't be read.
+    fn of(entry: &Entry) -> Result<Option<Item>, ()> {
+        match entry.kind {
+            Kind::Op => Ok(Some(Item::Op(entry.weight()))),
+            Kind::Slot => {
+                SlotEntry::decode(entry.payload.clone()).map(Item::Slot).map(Some).ok_or(())
+            }
+            Kind::TermStart | Kind::CreateDatabase => Ok(None),
+        }
+    }
 }
 
 impl Group {
@@ -84,8 +105,8 @@ impl Group {
             dead.extend(beyond.filter(|(_, proposed)| *proposed < term));
         }
         for key in dead {
-            if let Some(request) = self.proposals.remove(&key) {
-                ctx.reject(request, Reject::Superseded);
+            if let Some(asker) = self.proposals.remove(&key) {
+                self.supersede(ctx, asker);
             }
         }
         self.resolved = committed;
@@ -99,7 +120,7 @@ impl Group {
         self.maybe_checkpoint(ctx);
         let from = self.log.marks().applied().next();
         let to = self.log.marks().applicable();
-        if from > to {
+        if from > to || !self.know_slots(ctx) {
             return;
         }
         if self.is_full(ctx) {
@@ -157,10 +178,18 @@ impl Group {
         if self.id == GroupId::SYSTEM {
             return self.apply_system_run(ctx, entries, consequences);
         }
+        let mut items = Vec::new();
+        for entry in &entries {
+            match Item::of(entry) {
+                Ok(item) => items.extend(item.map(|item| (entry.lsn, entry.term, item))),
+                Err(()) => {
+                    return self.quarantine(ctx, String::from("a slot entry can't be read"));
+                }
+            }
+        }
         let upto = entries[entries.len() - 1].lsn;
         let bytes = entries.iter().map(Entry::weight).sum();
-        let ops = entries.iter().filter(|e| e.kind == Kind::Op).map(|e| (e.lsn, e.term)).collect();
-        self.applying.under_way = Some(Run { upto, ops, bytes });
+        self.applying.under_way = Some(Run { upto, items, bytes });
         ctx.emit(Effect::Apply { group: self.id, entries });
     }
 
@@ -190,7 +219,6 @@ impl Group {
             panic!("the shell completes only what it was asked for");
         };
         assert_eq!(run.upto, upto, "a run is applied whole");
-        assert_eq!(run.ops.len(), outcomes.len(), "every op has an outcome");
         self.log.applied(upto);
         if self.applies() {
             self.applying.dirty_bytes += run.bytes;
@@ -199,13 +227,34 @@ impl Group {
         if self.applying.dirty_bytes >= ctx.config.checkpoint_bytes {
             self.applying.wanted = true;
         }
-        for ((lsn, term), outcome) in run.ops.into_iter().zip(outcomes) {
-            if outcome.refused {
-                self.applying.refused.push((refused_key(lsn), outcome.answer.clone()));
+        let mut outcomes = outcomes.into_iter();
+        for (lsn, term, item) in run.items {
+            match item {
+                Item::Op(weight) => {
+                    let outcome = outcomes.next().expect("every op has an outcome");
+                    self.on_op_applied(ctx, (lsn, term), weight, outcome);
+                }
+                Item::Slot(entry) => self.on_slot_entry_applied(ctx, (lsn, term), entry),
             }
-            if let Some(request) = self.proposals.remove(&(lsn, term)) {
-                ctx.reply(request, Reply::Applied { lsn, term, outcome });
-            }
+        }
+        assert!(outcomes.next().is_none(), "nothing but an op has an outcome");
+        self.slots.stand_at(upto);
+    }
+
+    fn on_op_applied(
+        &mut self,
+        ctx: &mut Context,
+        (lsn, term): (Lsn, Term),
+        weight: usize,
+        outcome: Outcome,
+    ) {
+        if outcome.refused {
+            self.applying.refused.push((refused_key(lsn), outcome.answer.clone()));
+        } else {
+            self.slots.take_op(lsn, weight);
+        }
+        if let Some(Asker::One(request)) = self.proposals.remove(&(lsn, term)) {
+            ctx.reply(request, Reply::Applied { lsn, term, outcome });
         }
     }
 
@@ -217,7 +266,7 @@ impl Group {
         group: GroupId,
         existed: bool,
     ) {
-        if let Some(request) = self.proposals.remove(&at) {
+        if let Some(Asker::One(request)) = self.proposals.remove(&at) {
             ctx.reply(request, Reply::Created { group, existed });
         }
     }
@@ -245,7 +294,8 @@ impl Group {
         if !self.applying.wanted || self.applying.checkpointing || self.id == GroupId::SYSTEM {
             return;
         }
-        let control = core::mem::take(&mut self.applying.refused);
+        let mut control = core::mem::take(&mut self.applying.refused);
+        control.extend(self.slots.control_write());
         self.begin_checkpoint(ctx, control);
     }
 

@@ -6,7 +6,6 @@ use super::{Group, Role};
 use crate::{
     context::Context,
     entry::{Entry, Position, Record},
-    io::Reject,
     message::GroupMessage,
     planted::{self, Planted},
     types::{Lsn, NodeId},
@@ -145,8 +144,9 @@ impl Group {
             *verified = first.prev().min(*verified);
         }
         if planted::is(Planted::TruncationAsFailure) {
-            for (_, request) in self.proposals.split_off(&(first, crate::types::Term(0))) {
-                ctx.reject(request, Reject::Superseded);
+            let dead = self.proposals.split_off(&(first, crate::types::Term(0)));
+            for asker in dead.into_values() {
+                self.supersede(ctx, asker);
             }
         }
     }

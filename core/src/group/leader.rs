@@ -1,11 +1,11 @@
 //! The leader's side of replication: appends, windows, back-off, commit, transfer.
 
-use alloc::{collections::BTreeMap, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
 
 use bytes::Bytes;
 
 use super::{
-    Group, Leader, LeaderReads, Role, Transfer,
+    Asker, Group, Leader, LeaderReads, LeaderSlots, Role, Transfer,
     progress::{Flow, Progress},
 };
 use crate::{
@@ -31,16 +31,17 @@ impl Group {
             progress,
             term_start: last.next(),
             reads: LeaderReads::default(),
+            slots: LeaderSlots::default(),
             transfer: None,
         };
-        self.set_role(ctx, Role::Leader(leader));
+        self.set_role(ctx, Role::Leader(Box::new(leader)));
         ctx.clear_timer(Reason::Retry(self.id));
         self.append(ctx, Kind::TermStart, Bytes::new());
         ctx.touched.insert(self.id);
     }
 
     /// Appends an entry of this term.
-    fn append(&mut self, ctx: &mut Context, kind: Kind, payload: Bytes) -> Lsn {
+    pub(super) fn append(&mut self, ctx: &mut Context, kind: Kind, payload: Bytes) -> Lsn {
         let last = self.log.last();
         self.hlc = self.hlc.next().max(Hlc::at(ctx.now.wall_ms));
         let entry = Entry {
@@ -69,21 +70,27 @@ impl Group {
         let reject = match &self.role {
             _ if self.quarantined.is_some() => Some(Reject::Quarantined),
             Role::Leader(leader) if leader.transfer.is_some() => Some(Reject::Transferring),
-            Role::Leader(_) => self.refuse_admission(ctx, payload.len()),
+            Role::Leader(_) => self.refuse_admission(ctx, payload.len(), ctx.config.reserve_bytes),
             _ => Some(Reject::NotLeader { leader: self.leader(ctx) }),
         };
         if let Some(reject) = reject {
             return ctx.reject(request, reject);
         }
         let lsn = self.append(ctx, kind, payload);
-        self.proposals.insert((lsn, self.term), request);
+        self.proposals.insert((lsn, self.term), Asker::One(request));
     }
 
-    fn refuse_admission(&self, ctx: &Context, payload: usize) -> Option<Reject> {
+    /// Why there is no room for such a payload, where `reserve` is to be left in the oplog.
+    pub(super) fn refuse_admission(
+        &self,
+        ctx: &Context,
+        payload: usize,
+        reserve: u64,
+    ) -> Option<Reject> {
         let weight = payload + Entry::OVERHEAD;
         if payload > ctx.config.payload_bytes_max {
             Some(Reject::TooLarge)
-        } else if ctx.free_room() < ctx.config.reserve_bytes + weight as u64 {
+        } else if ctx.free_room() < reserve + weight as u64 {
             Some(Reject::StorageFull)
         } else if self.log.uncommitted_bytes() + weight > ctx.config.uncommitted_bytes_max
             || !self.tail_takes(ctx, weight)

@@ -1,7 +1,8 @@
 //! One replication group on one node: Raft (Ongaro, 2014) with pre-vote, check-quorum, pipelined
 //! appends, ReadIndex and leadership transfer. The files beside this one are its parts:
 //! `election` (who leads), `leader` (entries go out), `follower` (entries come in), `reads`,
-//! `apply` (what is committed reaches the state), `doubt` and `repair` (what a damaged disk lost).
+//! `apply` (what is committed reaches the state), `slots` (positions of consumers in the log),
+//! `doubt` and `repair` (what a damaged disk lost).
 
 mod apply;
 mod doubt;
@@ -11,8 +12,10 @@ mod leader;
 mod progress;
 mod reads;
 mod repair;
+mod slots;
 
 use alloc::{
+    boxed::Box,
     collections::{BTreeMap, BTreeSet},
     string::String,
     vec::Vec,
@@ -35,6 +38,7 @@ use doubt::Soundness;
 use progress::Progress;
 pub(crate) use reads::{FollowerReads, KnownReads, LeaderReads};
 use repair::Repair;
+use slots::{Asker, LeaderSlots, SlotTable};
 
 /// What a replica is doing. Each role carries exactly what belongs to it.
 pub(crate) enum Role {
@@ -53,7 +57,7 @@ pub(crate) enum Role {
     /// Asks for votes.
     Candidate { granted: BTreeSet<NodeId>, transfer: bool },
     /// Leads.
-    Leader(Leader),
+    Leader(Box<Leader>),
 }
 
 impl Role {
@@ -72,6 +76,7 @@ pub(crate) struct Leader {
     /// The no-op that opened the term; reads wait until it is committed.
     term_start: Lsn,
     reads: LeaderReads,
+    slots: LeaderSlots,
     transfer: Option<Transfer>,
 }
 
@@ -95,12 +100,15 @@ pub(crate) struct Group {
     follower_reads: FollowerReads,
     known_reads: KnownReads,
     /// Proposals of this node: answered once their LSN is committed, whoever leads by then.
-    proposals: BTreeMap<(Lsn, Term), RequestId>,
+    proposals: BTreeMap<(Lsn, Term), Asker>,
     /// Up to here, those that another entry superseded were told so.
     resolved: Lsn,
     /// Who waits for a transfer to that node.
     transfer_request: Option<(RequestId, NodeId)>,
     applying: Applying,
+    slots: SlotTable,
+    /// Requests about slots that have no answer.
+    slot_requests: usize,
     soundness: Soundness,
     repair: Repair,
     /// What other members vouched for.
@@ -145,6 +153,8 @@ impl Group {
             resolved: applied,
             transfer_request: None,
             applying: Applying::default(),
+            slots: SlotTable::new(id),
+            slot_requests: 0,
             soundness: if in_doubt { Soundness::InDoubt } else { Soundness::Sound },
             repair: Repair::default(),
             acks: Acks::recover(&found.acked),
@@ -219,9 +229,11 @@ impl Group {
         let old = core::mem::replace(&mut self.role, role);
         ctx.campaigning += u64::from(self.role.campaigns());
         if let Role::Leader(leader) = old {
+            let leader = *leader;
             for request in leader.reads.into_requests() {
                 ctx.reject(request, Reject::NotLeader { leader: None });
             }
+            self.drop_slot_requests(ctx, leader.slots);
         }
         let leader = self.leader(ctx);
         if leader == old_leader {
@@ -348,6 +360,7 @@ impl Group {
     /// The end of a step that touched this group: everything that batches happens here.
     pub(crate) fn finish_step(&mut self, ctx: &mut Context, consequences: &mut Consequences) {
         if self.is_leader() {
+            self.tend_slots(ctx);
             self.advance_commit(ctx);
             self.start_round(ctx);
             self.replicate(ctx);
@@ -438,6 +451,7 @@ impl Group {
             self.abandon_state(ctx);
             return self.log.lose_state(applied);
         }
+        self.slots = SlotTable::blank();
         self.rebuilding = Some(upto);
         self.withdraw(ctx, String::from("its state was damaged, and is rebuilt from the oplog"));
         self.applying.restart();
@@ -470,6 +484,7 @@ impl Group {
             }
         }
         self.check_repair(ctx);
+        self.check_slots();
         if let Role::Follower { verified, .. } = &self.role {
             assert!(*verified <= self.log.marks().appended(), "what is verified was appended");
         }

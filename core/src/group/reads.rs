@@ -86,6 +86,10 @@ impl KnownReads {
         }
     }
 
+    fn is_due(&self, lsn: Lsn) -> bool {
+        self.by_lsn.first_key_value().is_some_and(|(first, _)| *first <= lsn)
+    }
+
     /// Takes one LSN's, if it is at most that.
     fn take_upto(&mut self, lsn: Lsn) -> Option<Vec<RequestId>> {
         let first = self.by_lsn.first_entry().filter(|entry| *entry.key() <= lsn)?;
@@ -232,9 +236,12 @@ impl Group {
         }
     }
 
-    /// Answers the reads whose index is applied.
+    /// Answers the reads whose index is applied: of the state, and of slots.
     pub(super) fn answer_reads(&mut self, ctx: &mut Context) {
         let applied = self.log.marks().applied();
+        if self.known_reads.is_due(applied) && !self.know_slots(ctx) {
+            return;
+        }
         while let Some(requests) = self.known_reads.take_upto(applied) {
             for request in requests {
                 ctx.reply(request, Reply::Readable { lsn: applied });

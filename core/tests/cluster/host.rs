@@ -35,7 +35,19 @@ impl Clock {
 
     /// The first time at which the clock shows at least that.
     pub(crate) fn time_of(&self, at: Instant) -> u64 {
-        self.started + (at.0.saturating_sub(self.mono) * 1000).div_ceil(self.rate)
+        let left = at.0.saturating_sub(self.mono);
+        match self.rate {
+            // It stands still.
+            0 if left > 0 => u64::MAX,
+            0 => self.started,
+            rate => self.started + (left * 1000).div_ceil(rate),
+        }
+    }
+
+    /// The monotonic clock goes on at that rate, in thousandths.
+    pub(crate) fn set_rate(&mut self, time: u64, rate: u64) {
+        self.mono = self.now(time).mono.0;
+        (self.started, self.rate) = (time, rate);
     }
 }
 

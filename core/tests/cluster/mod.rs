@@ -8,15 +8,16 @@ mod host;
 mod net;
 mod oracle;
 mod rng;
+mod slots;
 mod state;
-mod text;
+pub(crate) mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use highwater_core::{
-    Config, Effect, GroupId, Input, Instant, Lsn, Member, Message, Node, NodeId, Peer, Request,
-    RequestId, RoleView,
+    Config, Effect, GroupId, Input, Instant, Kind, Lsn, Member, Message, Node, NodeId, Peer,
+    Request, RequestId, RoleView,
 };
 
 pub(crate) use host::Host;
@@ -447,10 +448,26 @@ impl Cluster {
                 let at = self.time + self.delay(self.delays.load);
                 self.push(at, Event::Input { node: id, run, input });
             }
-            Effect::Apply { group, .. } | Effect::Checkpoint { group, .. }
+            Effect::Apply { group, .. }
+            | Effect::Checkpoint { group, .. }
+            | Effect::ReadControl { group, .. }
                 if self.lost_states.contains(&(id, group)) => {}
             Effect::Reopen { group, .. } => {
                 self.lost_states.remove(&(id, group));
+            }
+            Effect::ReadControl { group, key, lsn } => {
+                let disk = &self.hosts[&id].disk;
+                let stands_at = disk.states.get(&group).map_or(Lsn(0), |state| state.applied);
+                if stands_at < lsn {
+                    return self.lose_state(id, group);
+                }
+                let value = disk.control.get(&group).and_then(|rows| rows.get(&key)).cloned();
+                // Stories take no chance at what is always the same.
+                let quick = self.delays.apply.0;
+                let after = if self.chaotic { self.delay(self.delays.load) } else { quick };
+                let at = self.time + after;
+                let input = Input::Control { group, lsn: stands_at, value };
+                self.push(at, Event::Input { node: id, run, input });
             }
             Effect::Apply { group, entries } => self.apply(id, group, entries),
             Effect::Checkpoint { group, lsn, control } => {
@@ -483,7 +500,8 @@ impl Cluster {
     pub(crate) fn lose_state(&mut self, id: NodeId, group: GroupId) {
         let of_state = |input: &Input| {
             matches!(input, Input::Applied { group: g, .. } | Input::StateFailed { group: g, .. }
-                | Input::Checkpointed { group: g, .. } if *g == group)
+                | Input::Checkpointed { group: g, .. } | Input::Control { group: g, .. }
+                if *g == group)
         };
         self.events.retain(|_, event| match event {
             Event::Input { node, input, .. } => *node != id || !of_state(input),
@@ -513,9 +531,12 @@ impl Cluster {
         } else {
             let host = self.hosts.get_mut(&id).expect("a node of the cluster");
             let state = host.states.entry(group).or_default();
-            let outcomes = entries.iter().filter_map(|e| state.apply(e)).collect();
+            let outcomes: Vec<_> = entries.iter().filter_map(|e| state.apply(e)).collect();
             if self.trusting {
                 self.oracle.applied(group, state);
+                let ops = entries.iter().filter(|e| e.kind == Kind::Op).zip(&outcomes);
+                let new = ops.filter(|(e, outcome)| e.lsn > held && !outcome.refused);
+                self.oracle.slots.effective(group, new.map(|(e, _)| e));
             }
             Input::Applied { group, upto, outcomes }
         };

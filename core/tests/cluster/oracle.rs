@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use highwater_core::{
-    Effect, Entry, GroupId, GroupMessage, Kind, Lsn, Member, Message, Node, NodeId, Record, Reject,
-    Reply, Request, RequestId, RoleView, Term,
+    Effect, Entry, GroupId, GroupMessage, Kind, Lsn, Member, Message, Node, NodeId, Notice, Record,
+    Reject, Reply, Request, RequestId, RoleView, Term,
 };
 
 use super::{
     disk::{Disk, GroupLog},
+    slots::SlotOracle,
     state::State,
 };
 
@@ -46,10 +47,12 @@ pub(crate) struct Oracle {
     pub(crate) acknowledged: u64,
     pub(crate) rejected: BTreeMap<&'static str, u64>,
     pub(crate) reads: u64,
+    pub(crate) slots: SlotOracle,
 }
 
 impl Oracle {
     pub(crate) fn asked(&mut self, id: RequestId, node: NodeId, request: Request) {
+        self.slots.asked(&request);
         let floor = match &request {
             Request::Read { group } => self.known.get(group).copied().unwrap_or_default(),
             _ => Lsn(0),
@@ -61,6 +64,7 @@ impl Oracle {
     pub(crate) fn restarted(&mut self, node: NodeId) {
         self.asked.retain(|_, asked| asked.node != node);
         self.seen.retain(|(n, _), _| *n != node);
+        self.slots.restarted(node);
     }
 
     /// A node's state of a group is gone.
@@ -95,6 +99,12 @@ impl Oracle {
                 }
             }
             Effect::Reply { request, reply } => self.replied(node, *request, reply),
+            Effect::Notice(Notice::SlotAtRisk { group, name, .. }) => {
+                self.slots.at_risk(*group, name);
+            }
+            Effect::Notice(Notice::SlotInvalidated { group, name, .. }) => {
+                self.slots.invalidated(*group, name);
+            }
             _ => {}
         }
     }
@@ -160,6 +170,8 @@ impl Oracle {
             (Request::Read { group }, Reply::Readable { lsn }) => {
                 let applied = node.group(*group).map(|g| g.watermarks.applied());
                 assert!(Some(*lsn) <= applied, "Q4: what is readable is applied");
+                let slots = node.slots(*group).map(|slots| slots.lsn);
+                assert!(Some(*lsn) <= slots || *group == GroupId::SYSTEM, "Q4: slots are as well");
                 assert!(*lsn >= asked.floor, "Q4: {id:?} reads {lsn:?} after {:?}", asked.floor);
                 raise(&mut self.known, *group, *lsn);
                 self.reads += 1;
@@ -175,6 +187,9 @@ impl Oracle {
                 }
                 self.dead.insert(op);
                 self.count(reject);
+            }
+            (request, Reply::Slot { lsn, outcome, .. }) => {
+                self.slots.answered(node, request, *lsn, outcome);
             }
             (_, Reply::Rejected(reject)) => self.count(reject),
             (Request::CreateDatabase { .. }, Reply::Created { .. })
@@ -221,6 +236,7 @@ impl Oracle {
         for view in node.groups() {
             let group = view.group;
             let marks = view.watermarks;
+            self.slots.observe(id, node, group);
             let leads = view.role == RoleView::Leader;
             let now = (view.term, marks.committed(), marks.applied(), leads);
             let before = self.seen.insert((id, group), now);

@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
+use bytes::Bytes;
 use highwater_core::{
     Effect, Entry, GroupId, GroupMessage, GroupView, Input, Kind, Lsn, Message, Notice, Position,
-    Record, Reject, Reply, RoleView, Term,
+    Record, Reject, Reply, RoleView, SlotChange, SlotEntry, SlotView, Term,
 };
 
 /// A message's name.
@@ -70,8 +71,36 @@ pub(crate) fn entry(entry: &Entry) -> String {
         Kind::TermStart => "start".to_owned(),
         Kind::CreateDatabase => "create".to_owned(),
         Kind::Op => op(&entry.payload),
+        Kind::Slot => slot_entry(&entry.payload),
     };
     format!("{} {what}", at(entry.lsn, entry.term))
+}
+
+/// What a slot entry says.
+fn slot_entry(payload: &Bytes) -> String {
+    let Some(entry) = SlotEntry::decode(payload.clone()) else { return "slots?".to_owned() };
+    let changes = entry.changes.iter().map(|change| match change {
+        SlotChange::Create { name, .. } => format!("create {name}"),
+        SlotChange::Ack { name, lsn } => format!("ack {name} {lsn}"),
+        SlotChange::Delete { name } => format!("delete {name}"),
+        SlotChange::Invalidate { name, cause, .. } => format!("invalidate {name}: {cause:?}"),
+    });
+    let changes: Vec<_> = changes.collect();
+    let changes = if changes.is_empty() { "tick".to_owned() } else { changes.join(", ") };
+    format!("({changes} at {} ms)", entry.time_ms)
+}
+
+/// A slot, as a replica knows it.
+pub(crate) fn slot(slot: &SlotView<'_>) -> String {
+    let mut out = format!("{} confirmed {}, {:?}", slot.name, slot.confirmed, slot.state);
+    if slot.lag_ops > 0 {
+        let SlotView { lag_ops, lag_bytes, lag_ms, .. } = slot;
+        let _ = write!(out, ", {lag_ops} ops, {lag_bytes} bytes, {lag_ms} ms behind");
+    }
+    if let Some(ms) = slot.expires_in_ms {
+        let _ = write!(out, ", expires in {ms} ms");
+    }
+    out
 }
 
 /// An op without the part that only names it.
@@ -186,6 +215,7 @@ pub(crate) fn reply(name: Name<'_>, reply: &Reply) -> String {
             format!("created {}{existed}", name(*group))
         }
         Reply::Readable { lsn } => format!("readable at {lsn}"),
+        Reply::Slot { lsn, outcome, .. } => format!("slot at {lsn}: {outcome:?}"),
         Reply::Transferred { term } if *term == Term(0) => "drained".to_owned(),
         Reply::Transferred { term } => format!("transferred in t{term}"),
         Reply::Rejected(Reject::NotLeader { leader: Some(leader) }) => {
@@ -210,6 +240,12 @@ pub(crate) fn notice(name: Name<'_>, notice: &Notice) -> String {
             format!("{} {from}..{to} can't be read: {reason}", name(*group))
         }
         Notice::Mended { group, from, to } => format!("{} {from}..{to} mended", name(*group)),
+        Notice::SlotAtRisk { group, name: slot, cause } => {
+            format!("{} slot {slot} is at risk: {cause:?}", name(*group))
+        }
+        Notice::SlotInvalidated { group, name: slot, cause } => {
+            format!("{} slot {slot} is invalidated: {cause:?}", name(*group))
+        }
         Notice::PeerFault { node, reason } => format!("fault of {node:?}: {reason}"),
     }
 }
@@ -240,6 +276,10 @@ pub(crate) fn effect(name: Name<'_>, effect: &Effect) -> Option<(&'static str, S
         }
         Effect::Reopen { group, upto } => {
             ("apply", format!("begins {} anew, whole from {upto} on", name(*group)))
+        }
+        Effect::ReadControl { group, key, lsn } => {
+            let key = key.escape_ascii();
+            ("apply", format!("reads {key} of {}, checkpointed at {lsn}", name(*group)))
         }
         Effect::Apply { group, entries: run } => {
             ("apply", format!("applies {} {}", name(*group), entries(run)))
@@ -276,6 +316,9 @@ pub(crate) fn input(name: Name<'_>, input: &Input) -> Option<(&'static str, Stri
         }
         Input::LoadFailed { reason, .. } => ("disk", format!("load failed: {reason}")),
         Input::Applied { group, upto, .. } => ("apply", format!("applied {} {upto}", name(*group))),
+        Input::Control { group, lsn, .. } => {
+            ("apply", format!("the state of {} stands at {lsn}", name(*group)))
+        }
         Input::Checkpointed { group, lsn } => {
             ("apply", format!("checkpointed {} {lsn}", name(*group)))
         }

@@ -12,6 +12,8 @@
 //! | `run SPAN` | lets time pass |
 //! | `put nX DB K V`, `cas nX DB K OLD NEW`, `fill nX DB BYTES` | proposes an op on a node |
 //! | `read nX GROUP`, `create nX DB`, `transfer nX GROUP nY`, `drain nX`, `cancel nX rN` | other requests |
+//! | `slot nX DB NAME [START] [ops=N] [bytes=N] [idle=SPAN]` | creates a slot: START is `earliest`, `latest` or an LSN |
+//! | `ack nX DB NAME LSN`, `unslot nX DB NAME` | acknowledges, deletes a slot |
 //! | `cut nX nY…`, `cut nX>nY`, `isolate nX…`, `heal` | the network between nodes, both ways or one |
 //! | `lose nX>nY MESSAGE [N]`, `block nX>nY MESSAGE`, `allow nX>nY MESSAGE N` | the next N are lost, all are, all but N |
 //! | `delay nX>nY SPAN` | how long messages take |
@@ -19,17 +21,21 @@
 //! | `copy nX`, `restore nX` | its data directory is copied, and is again as it was then |
 //! | `tear nX` | its log is damaged from where the copy ends; votes could be read |
 //! | `damage nX DB FROM TO` | these entries can't be read |
-//! | `clock nX SPAN` | its wall clock is set ahead |
+//! | `clock nX SPAN`, `rate nX PERMILLE` | its wall clock is set ahead; its monotonic one goes on at that rate |
+//! | `lose-state nX DB` | its state of a database is damaged, and dropped |
 //! | `stick nX`, `unstick nX` | fsyncs of a node do not come back, and do |
 //! | `fail nX disk`, `fail nX DB`, `room nX BYTES` | the oplog fails; the next run fails to apply; its room |
 //! | `forge nX>nY WHAT` | a message that no correct node sends |
-//! | `status [GROUP]`, `logs DB`, `state nX DB`, `stamps nX DB` | what there is now |
+//! | `status [GROUP]`, `logs DB`, `state nX DB`, `stamps nX DB`, `slots DB` | what there is now |
 
 mod forge;
 
-use highwater_core::{Config, Entry, GroupId, Input, Lsn, NodeId, Request, RequestId, RoleView};
+use highwater_core::{
+    Config, Entry, GroupId, Input, Lsn, NodeId, Request, RequestId, RoleView, SlotSettings,
+    SlotStart, SlotsView,
+};
 
-use crate::cluster::{Cluster, MS};
+use crate::cluster::{Cluster, MS, text};
 
 /// Runs a story; the story with its trace as it is now.
 pub(crate) fn tell(story: &str) -> String {
@@ -179,6 +185,11 @@ impl Script {
             "databases_max" => config.databases_max = size,
             "election_jitter_us" => config.election_jitter_us = value,
             "retry_us" => config.retry_us = value,
+            "slots_max" => config.slots_max = size,
+            "slot_requests_max" => config.slot_requests_max = size,
+            "slot_ack_us" => config.slot_ack_us = value,
+            "slot_tick_us" => config.slot_tick_us = value,
+            "slot_grace_us" => config.slot_grace_us = value,
             _ => panic!("{bound:?} is not settable here"),
         }
     }
@@ -198,6 +209,7 @@ fn act(cluster: &mut Cluster, words: &[&str]) -> Vec<String> {
         ["status", name] => return status(cluster, Some(group(cluster, name))),
         ["logs", name] => return logs(cluster, group(cluster, name)),
         ["stamps", id, name] => return stamps(cluster, node(id), group(cluster, name)),
+        ["slots", name] => return slots(cluster, group(cluster, name)),
         ["state", id, name] => return state(cluster, node(id), group(cluster, name)),
         ["forge", link, what @ ..] => forge::forge(cluster, links(&[link])[0], what),
         [verb, ..] if REQUESTS.contains(verb) => {
@@ -210,7 +222,8 @@ fn act(cluster: &mut Cluster, words: &[&str]) -> Vec<String> {
     Vec::new()
 }
 
-const REQUESTS: [&str; 7] = ["put", "cas", "fill", "read", "create", "transfer", "drain"];
+const REQUESTS: [&str; 10] =
+    ["put", "cas", "fill", "read", "create", "transfer", "drain", "slot", "ack", "unslot"];
 
 fn group(cluster: &Cluster, name: &str) -> GroupId {
     cluster.group_named(name).unwrap_or_else(|| panic!("{name:?} is no group"))
@@ -237,6 +250,21 @@ fn request(cluster: &mut Cluster, words: &[&str]) -> RequestId {
             let expires = cluster.deadline_of(id, 60_000 * MS);
             cluster.request(id, Request::CreateDatabase { name: (*name).to_owned(), expires })
         }
+        ["slot", _, db, name, settings @ ..] => {
+            let (group, name, settings) = (group(cluster, db), (*name).to_owned(), slot(settings));
+            let expires = cluster.deadline_of(id, 60_000 * MS);
+            cluster.request(id, Request::CreateSlot { group, name, settings, expires })
+        }
+        ["ack", _, db, name, lsn] => {
+            let (group, name, lsn) = (group(cluster, db), (*name).to_owned(), Lsn(number(lsn)));
+            let expires = cluster.deadline_of(id, 60_000 * MS);
+            cluster.request(id, Request::AckSlot { group, name, lsn, expires })
+        }
+        ["unslot", _, db, name] => {
+            let (group, name) = (group(cluster, db), (*name).to_owned());
+            let expires = cluster.deadline_of(id, 60_000 * MS);
+            cluster.request(id, Request::DeleteSlot { group, name, expires })
+        }
         ["transfer", _, name, to] => {
             let group = group(cluster, name);
             cluster.request(id, Request::Transfer { group, to: node(to) })
@@ -244,6 +272,27 @@ fn request(cluster: &mut Cluster, words: &[&str]) -> RequestId {
         ["drain", _] => cluster.request(id, Request::Drain),
         _ => panic!("{words:?} is no request"),
     }
+}
+
+/// What a slot is to be created with.
+fn slot(words: &[&str]) -> SlotSettings {
+    let mut settings = SlotSettings::default();
+    for word in words {
+        match word.split_once('=') {
+            Some(("ops", n)) => settings.limits.lag_ops = Some(number(n)),
+            Some(("bytes", n)) => settings.limits.lag_bytes = Some(number(n)),
+            Some(("idle", ms)) => settings.limits.idle_ms = Some(span(ms) / MS),
+            Some(_) => panic!("{word:?} is no limit"),
+            None => {
+                settings.from = match *word {
+                    "earliest" => SlotStart::Earliest,
+                    "latest" => SlotStart::Latest,
+                    lsn => SlotStart::After(Lsn(number(lsn))),
+                }
+            }
+        }
+    }
+    settings
 }
 
 fn break_or_mend(cluster: &mut Cluster, words: &[&str]) {
@@ -296,6 +345,19 @@ fn break_or_mend(cluster: &mut Cluster, words: &[&str]) {
         }
         ["clock", id, ahead] => {
             cluster.host_mut(node(id)).clock.wall_ms += (span(ahead) / MS) as i64;
+        }
+        ["rate", id, permille] => {
+            let time = cluster.time;
+            cluster.host_mut(node(id)).clock.set_rate(time, number(permille));
+            // Its deadlines are due at other times.
+            cluster.pause(node(id), time);
+            cluster.host_mut(node(id)).stepped = false;
+            cluster.flush();
+        }
+        ["lose-state", id, db] => {
+            let group = group(cluster, db);
+            cluster.lose_state(node(id), group);
+            cluster.flush();
         }
         ["wipe", id] => cluster.wipe(node(id)),
         ["pause", id, for_] => cluster.pause(node(id), cluster.time + span(for_)),
@@ -357,6 +419,25 @@ fn status(cluster: &Cluster, only: Option<GroupId>) -> Vec<String> {
                 m.applied(),
                 m.checkpointed(),
             ));
+        }
+    }
+    out
+}
+
+/// The slots of a group, as each node knows them.
+fn slots(cluster: &Cluster, group: GroupId) -> Vec<String> {
+    let mut out = Vec::new();
+    for (id, host) in &cluster.hosts {
+        match host.node.as_ref().map(|node| node.slots(group)) {
+            None => out.push(format!("  {id:?} is down")),
+            Some(None) => out.push(format!("  {id:?} does not know them")),
+            Some(Some(view)) => {
+                let horizon =
+                    view.horizon.map_or("nothing".to_owned(), |lsn| format!("from {lsn}"));
+                let SlotsView { lsn, time_ms, slots, .. } = view;
+                out.push(format!("  {id:?} at {lsn}, {time_ms} ms, holds back {horizon}"));
+                out.extend(slots.iter().map(|slot| format!("    {}", text::slot(slot))));
+            }
         }
     }
     out

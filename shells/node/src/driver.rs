@@ -390,6 +390,9 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             Effect::Load { load, group, from, to, max_bytes } => {
                 drop(self.hands.loads.send(ReadJob::Load { load, group, from, to, max_bytes }));
             }
+            Effect::ReadControl { group, key, lsn } => {
+                drop(self.hands.state.send(StateJob::ReadControl { group, key, lsn }));
+            }
             Effect::Apply { group, entries } => {
                 drop(self.hands.state.send(StateJob::Apply { group, entries }));
             }
@@ -752,9 +755,10 @@ pub fn forward_reply_of(reply: Option<Reply>) -> ForwardReply {
         Some(Reply::Created { group, existed }) => ForwardReply::Created { group, existed },
         Some(Reply::Transferred { term }) => ForwardReply::Transferred { term },
         Some(Reply::Rejected(reject)) => ForwardReply::Rejected(reject),
-        // A read is never forwarded; its answer could only be a bug, and is no promise.
+        // Neither reads nor requests about slots are forwarded; their answers could only be a bug,
+        // and are no promise.
         None if planted::is(Planted::ExpiryAsRejection) => ForwardReply::Rejected(Reject::Expired),
-        Some(Reply::Readable { .. }) | None => ForwardReply::Unknown,
+        Some(Reply::Readable { .. } | Reply::Slot { .. }) | None => ForwardReply::Unknown,
     }
 }
 
@@ -800,6 +804,12 @@ fn log_notice(notice: &Notice) {
         }
         Notice::Mended { group, from, to } => {
             tracing::warn!(%group, %from, %to, "damaged entries were fetched from a peer");
+        }
+        Notice::SlotAtRisk { group, name, cause } => {
+            tracing::warn!(%group, slot = %name, ?cause, "a slot has used three quarters of a limit");
+        }
+        Notice::SlotInvalidated { group, name, cause } => {
+            tracing::error!(%group, slot = %name, ?cause, "a slot is invalidated: it holds back nothing");
         }
         Notice::PeerFault { node, reason } => {
             tracing::warn!(%node, reason, "a peer sent what no correct node sends; dropped");

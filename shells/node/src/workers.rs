@@ -201,6 +201,12 @@ pub(crate) async fn read_history<D: Disk>(
 
 /// What the state is to do.
 pub(crate) enum StateJob {
+    /// A [`highwater_core::Effect::ReadControl`].
+    ReadControl {
+        group: GroupId,
+        key: Bytes,
+        lsn: Lsn,
+    },
     Apply {
         group: GroupId,
         entries: Vec<Entry>,
@@ -259,8 +265,11 @@ struct Applier {
 impl Applier {
     fn run(&mut self, job: StateJob) {
         match job {
-            StateJob::Apply { group, .. } | StateJob::Checkpoint { group, .. }
+            StateJob::ReadControl { group, .. }
+            | StateJob::Apply { group, .. }
+            | StateJob::Checkpoint { group, .. }
                 if self.lost.contains(&group) => {}
+            StateJob::ReadControl { group, key, lsn } => self.read_control(group, &key, lsn),
             StateJob::Apply { group, entries } => self.apply(group, &entries),
             StateJob::Checkpoint { group, lsn, control } => self.checkpoint(group, lsn, control),
             StateJob::Lost { group, reason } => self.lose(group, reason),
@@ -268,6 +277,19 @@ impl Applier {
                 self.lost.remove(&group);
                 self.worker.states.reopen(group, upto);
             }
+        }
+    }
+
+    fn read_control(&mut self, group: GroupId, key: &[u8], expected: Lsn) {
+        match guarded(|| self.worker.states.control(group, key)) {
+            Ok((lsn, _)) if lsn < expected => {
+                let reason = format!("it stands at {lsn}, and was checkpointed at {expected}");
+                self.lose(group, reason);
+            }
+            Ok((lsn, value)) => {
+                let _ = self.worker.done.send(Input::Control { group, lsn, value });
+            }
+            Err(failure) => self.fail(group, failure),
         }
     }
 

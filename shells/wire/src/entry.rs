@@ -154,6 +154,7 @@ mod tests {
         insta::assert_snapshot!("op", hex(&encoded(&entry(Kind::Op, b"payload"))));
         insta::assert_snapshot!("term_start", hex(&encoded(&entry(Kind::TermStart, b""))));
         insta::assert_snapshot!("create", hex(&encoded(&entry(Kind::CreateDatabase, b"orders"))));
+        insta::assert_snapshot!("slot", hex(&encoded(&entry(Kind::Slot, b"slots"))));
     }
 
     #[test]

@@ -335,6 +335,7 @@ impl Driver {
             Effect::Persist { .. }
             | Effect::Load { .. }
             | Effect::Mend { .. }
+            | Effect::ReadControl { .. }
             | Effect::Apply { .. }
             | Effect::Reopen { .. }
             | Effect::Checkpoint { .. }

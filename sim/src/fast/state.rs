@@ -62,6 +62,11 @@ impl State {
         (self.checkpointed, control.collect())
     }
 
+    /// One control write of the last checkpoint, and where that stands.
+    pub(super) fn control_row(&self, key: &[u8]) -> (Lsn, Option<Bytes>) {
+        (self.checkpointed, self.control.get(key).cloned())
+    }
+
     pub(super) fn get(&self, key: &[u8]) -> Option<Record> {
         self.content.record(key, self.applied)
     }

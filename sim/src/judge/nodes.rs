@@ -172,7 +172,11 @@ impl Judge {
                 (Reaction::Rebuilds, *group, reason)
             }
             Notice::Rebuilt { .. } => return self.world.saw(Seen::StateRebuilt),
-            Notice::Formed { .. } | Notice::Sound { .. } | Notice::Mended { .. } => return,
+            Notice::Formed { .. }
+            | Notice::Sound { .. }
+            | Notice::Mended { .. }
+            | Notice::SlotAtRisk { .. }
+            | Notice::SlotInvalidated { .. } => return,
         };
         let verdict =
             state.harms.reacts(process, reaction, reason).map_err(|broken| match notice {

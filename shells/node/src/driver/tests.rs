@@ -61,6 +61,9 @@ impl Workers {
             && let Ok(job) = self.state.try_recv()
         {
             done.push(match job {
+                StateJob::ReadControl { group, lsn, .. } => {
+                    Input::Control { group, lsn, value: None }
+                }
                 StateJob::Apply { group, entries } => {
                     let ops = entries.iter().filter(|entry| entry.kind == Kind::Op);
                     let outcomes = ops.map(|_| Outcome::default()).collect();

@@ -78,6 +78,7 @@ async fn told(completions: &mut UnboundedReceiver<Input>) -> String {
     match completions.recv().await {
         Some(Input::Applied { group, upto, .. }) => format!("{group:?} applied {upto:?}"),
         Some(Input::StateLost { group, .. }) => format!("{group:?} lost"),
+        Some(Input::Control { group, lsn, .. }) => format!("{group:?} stands at {lsn:?}"),
         other => panic!("{other:?}"),
     }
 }
@@ -98,6 +99,19 @@ async fn what_is_lost_takes_no_job_until_it_is_reopened() {
     assert!(jobs.send(StateJob::Reopen { group: GroupId(8), upto: Lsn(1) }).is_ok());
     assert!(jobs.send(apply(8)).is_ok());
     assert_eq!(told(&mut completions).await, "g8 applied l1");
+}
+
+#[tokio::test]
+async fn a_state_below_its_checkpoint_is_lost() {
+    let (jobs, mut completions) = worker();
+    let read = |lsn| {
+        let key = Bytes::from_static(b"key");
+        StateJob::ReadControl { group: GroupId(8), key, lsn: Lsn(lsn) }
+    };
+    assert!(jobs.send(read(0)).is_ok());
+    assert_eq!(told(&mut completions).await, "g8 stands at l0");
+    assert!(jobs.send(read(5)).is_ok());
+    assert_eq!(told(&mut completions).await, "g8 lost");
 }
 
 #[tokio::test]

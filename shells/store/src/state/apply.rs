@@ -49,7 +49,7 @@ impl Run {
                     }
                 },
                 Kind::Op => run.skipped += 1,
-                Kind::TermStart | Kind::CreateDatabase => {}
+                Kind::TermStart | Kind::CreateDatabase | Kind::Slot => {}
             }
             run.upto = run.upto.max(entry.lsn);
         }

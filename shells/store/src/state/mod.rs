@@ -220,6 +220,19 @@ impl States {
         })
     }
 
+    /// One of a group's control writes as its last flush left them, and the LSN they stand at.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or read, which is never taken for absence.
+    pub fn control(&self, group: GroupId, key: &[u8]) -> Result<(Lsn, Option<Bytes>), StateError> {
+        let slot = self.slot(group);
+        let Some(table) = self.open(&slot)? else { return Ok((Lsn(0), None)) };
+        guarded(&slot, "reading", || {
+            let reader = table.begin_read()?.read()?;
+            Ok((reader.mark()?.applied, reader.control_row(key)?))
+        })
+    }
+
     /// Applies a run of committed entries, and returns the outcome of each operation among them,
     /// in order. Entries that the state holds already are skipped, with default outcomes.
     ///

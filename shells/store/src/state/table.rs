@@ -192,6 +192,12 @@ impl Reader {
         Ok(refused)
     }
 
+    /// One control row.
+    pub(super) fn control_row(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        let row = self.transaction.open_table(CONTROL)?.get(key)?;
+        Ok(row.map(|value| Bytes::copy_from_slice(value.value())))
+    }
+
     /// One record.
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<StoredRecord>> {
         let Some(row) = self.records.get(key)? else { return Ok(None) };

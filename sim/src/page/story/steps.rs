@@ -105,6 +105,15 @@ impl Story {
             }
             Request::Read { group } => (0, Some(*group), format!("a read of {group:?}")),
             Request::Transfer { group, to } => (0, None, format!("transfer {group:?} to {to:?}")),
+            Request::CreateSlot { group, name, .. } => {
+                (0, None, format!("create slot {name} of {group:?}"))
+            }
+            Request::AckSlot { group, name, lsn, .. } => {
+                (0, None, format!("acknowledge {lsn:?} for slot {name} of {group:?}"))
+            }
+            Request::DeleteSlot { group, name, .. } => {
+                (0, None, format!("delete slot {name} of {group:?}"))
+            }
             Request::Drain => (0, None, "drain".to_owned()),
         };
         let call = match read {

@@ -31,6 +31,10 @@ fn the_layout_of_a_file_is_frozen() {
     ];
     now.freeze(GROUP, Lsn(2), control).unwrap();
     now.flush(GROUP).unwrap();
+    let value = Some(Bytes::from_static(b"value"));
+    assert_eq!(now.control(GROUP, b"key").unwrap(), (Lsn(2), value));
+    assert_eq!(now.control(GROUP, b"key 3").unwrap(), (Lsn(2), None));
+    assert_eq!(now.control(GroupId(77), b"key").unwrap(), (Lsn(0), None));
     drop(now);
 
     let mut shown = String::new();
