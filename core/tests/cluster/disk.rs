@@ -97,6 +97,8 @@ impl Oplog {
             let before = image.groups.get(group).cloned().unwrap_or_default();
             log.entries = before.entries;
             log.sound = false;
+            // What the state holds may be of other entries than are left.
+            log.checkpointed = Lsn(0);
         }
         self.doubt = Some(Doubt::default());
     }
