@@ -214,13 +214,15 @@ impl Node {
         next: Option<GroupId>,
     ) {
         let Some(asked) = self.ctx.recall.open.get(&node).copied() else { return };
+        // Whoever answers this start has met it: this is the answer to an earlier one.
+        let mine = (self.ctx.me().incarnation, self.ctx.identity.boot.counter);
+        if (incarnation, boot.counter) < mine {
+            return;
+        }
         let in_order = groups.is_sorted_by(|a, b| a.0 < b.0)
             && next.is_none_or(|next| groups.last().is_some_and(|last| last.0 < next));
         if !in_order {
             return self.ctx.fault(node, "it remembers out of order");
-        }
-        if incarnation < self.ctx.me().incarnation {
-            return self.ctx.fault(node, "it answers whom it has not met");
         }
         if groups.iter().any(|(_, term, _)| *term > Term::MAX) {
             return self.ctx.fault(node, "it remembers a term that can't be");

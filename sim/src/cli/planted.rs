@@ -32,6 +32,8 @@ use crate::{
 const SHRUNK_PERCENT: usize = 20;
 /// ... and has at most so many faults.
 const SHRUNK_FAULTS: usize = 15;
+/// Of so many planted faults one may have a page that does not show where it acted.
+const EXPLAINED_OF: usize = 10;
 
 /// How a fault fared in one range of seeds.
 enum Caught {
@@ -59,7 +61,7 @@ struct Shrunk {
     replays: bool,
 }
 
-/// Runs each planted fault. Whether all were caught and explained.
+/// Runs each planted fault. Whether all were caught, and most explained.
 pub(super) fn planted(args: &Args) -> bool {
     if let Some(dir) = &args.out
         && let Err(error) = std::fs::create_dir_all(dir)
@@ -72,8 +74,13 @@ pub(super) fn planted(args: &Args) -> bool {
     let [fault, by, seeds, lines, left, what] = head;
     println!("| {fault:<26} | {by:<20} | {seeds:>5} | {lines:>5} | {left:>8} | {what}");
     println!("| {:-<26} | {:-<20} | {:->4}: | {:->4}: | {:->7}: | {:-<40}", "", "", "", "", "", "");
-    let (mut all, mut shrunk) = (true, Vec::new());
+    let (mut all, mut shrunk, mut unexplained) = (true, Vec::new(), 0);
     each(args, &faults, |fault, rounds| {
+        unexplained += usize::from(
+            rounds
+                .iter()
+                .any(|caught| matches!(caught, Caught::Yes(caught) if caught.page.is_err())),
+        );
         let row = row(rounds);
         all &= row.is_ok();
         println!("| {:<26} | {}", planted_name(fault), row.unwrap_or_else(|why| why));
@@ -84,6 +91,10 @@ pub(super) fn planted(args: &Args) -> bool {
     });
     if args.only.is_none_or(|fault| fault == Planted::Nondeterminism) {
         all &= nondeterminism(args);
+    }
+    if unexplained > 0 {
+        println!("the pages of {unexplained} do not show where the fault acted");
+        all &= unexplained * EXPLAINED_OF <= faults.len();
     }
     if args.shrink && !shrunk.is_empty() {
         let (percent, faults) = medians(&shrunk);
@@ -206,9 +217,6 @@ fn row(rounds: &[Caught]) -> Result<String, String> {
     let Some(Catch { seeds, finding, page, shrunk }) = seen.get(seen.len() / 2) else {
         return Err("NOT TRIED".to_owned());
     };
-    if let Some(Err(what)) = seen.iter().map(|caught| &caught.page).find(|page| page.is_err()) {
-        return Err(format!("NOT EXPLAINED by {}: {what}", finding.oracle));
-    }
     if seen.iter().any(|caught| caught.shrunk.as_ref().is_some_and(|shrunk| !shrunk.replays)) {
         return Err("ITS SCRIPT DOES NOT REPLAY".to_owned());
     }
@@ -218,7 +226,8 @@ fn row(rounds: &[Caught]) -> Result<String, String> {
     let left = shrunk
         .as_ref()
         .map(|Shrunk { faults: (before, after), .. }| format!("{after} of {before}"));
-    let (left, lines) = (left.unwrap_or_default(), page.as_ref().copied().unwrap_or_default());
+    let left = left.unwrap_or_default();
+    let lines = page.as_ref().map_or("none".to_owned(), usize::to_string);
     let what: String =
         finding.what.chars().take(90).map(|c| if c == '\n' { ' ' } else { c }).collect();
     let oracles = oracles.join(", ");
@@ -255,7 +264,7 @@ mod tests {
         assert!(text.starts_with("a, b ") && text.contains("|     4 |    12 |"), "{text}");
         assert!(row(&[yes(1, "a"), Caught::Never]).is_err());
         let unexplained = Catch { page: Err("nothing".to_owned()), ..after(1, "a") };
-        assert!(row(&[Caught::Yes(unexplained), yes(1, "a")]).is_err());
+        assert!(row(&[Caught::Yes(unexplained)]).unwrap().contains("|  none |"));
         let shrunk = Some(Shrunk { faults: (20, 3), replays: false });
         assert!(row(&[Caught::Yes(Catch { shrunk, ..after(1, "a") })]).is_err());
         assert_eq!(nth(&(10..40), 2), 70..100);
