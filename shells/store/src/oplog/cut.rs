@@ -199,6 +199,11 @@ impl Cut {
         made.map(drop).map_err(io_failed(what))
     }
 
+    /// Whether the cluster has no other node, which could have what is lost.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.header.formation.as_ref().is_some_and(|formation| formation.members.len() == 1)
+    }
+
     /// Where it is not carried out.
     pub(crate) fn refused(self) -> OpenError {
         damaged(self.segment, self.offset, self.what)

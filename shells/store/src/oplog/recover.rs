@@ -73,6 +73,10 @@ pub async fn open<D: Disk>(
     let mut lost = None;
     let mut found = survey(&disk, start.log).await?;
     if let Surveyed::Lost(mut cut) = found {
+        if cut.is_alone() {
+            // Nobody else has what is lost: an operator may yet mend the disk.
+            return Err(cut.refused());
+        }
         if cut.loss == Loss::Votes {
             member = identity::fence(&disk, start.spare).await?;
         }
