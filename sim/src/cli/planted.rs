@@ -33,7 +33,7 @@ const SHRUNK_PERCENT: usize = 20;
 /// ... and has at most so many faults.
 const SHRUNK_FAULTS: usize = 15;
 /// Of so many planted faults one may have a page that does not show where it acted.
-const EXPLAINED_OF: usize = 10;
+const EXPLAINED_OF: usize = 7;
 
 /// How a fault fared in one range of seeds.
 enum Caught {
