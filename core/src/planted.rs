@@ -112,8 +112,8 @@ pub enum Planted {
 }
 
 impl Planted {
-    /// Every planted fault that breaks a promise ([`Planted::Nondeterminism`] breaks the
-    /// simulator's own).
+    /// Every planted fault that breaks a promise and is due within 300 seeds; beside them are
+    /// [`Planted::RARE`], and [`Planted::Nondeterminism`], which breaks the simulator's own.
     pub const ALL: [Planted; 47] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
@@ -164,8 +164,8 @@ impl Planted {
         Planted::NoRoomIgnored,
     ];
 
-    /// Planted faults that ordinary seeds do show, but not always within 300 of them: they need more of
-    /// what they need.
+    /// Planted faults that ordinary seeds have shown, but not always within 300 of them. `planted` tries
+    /// them only where it is asked to: the workload does not yet bring about often enough what they need.
     pub const RARE: [Planted; 2] = [Planted::ServedWhileRebuilding, Planted::WrongEpochAccepted];
 }
 

@@ -46,7 +46,9 @@ fn admit(app: &App, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         ));
     }
     // A header that would change the meaning of a request, were it known there, is never ignored.
-    let streams = uri.path().ends_with("/changes");
+    // A key may end in `/changes` as well: only the whole path tells.
+    let mut rest = uri.path().split('/').skip(4);
+    let streams = rest.next() == Some("changes") && rest.next().is_none();
     for name in headers.keys() {
         let name = name.as_str();
         let ours = name.starts_with("highwater-") && name != bookmark::HEADER.as_str();

@@ -205,7 +205,7 @@ impl ChangeStream {
         bytes_max: usize,
         wait_for: Duration,
     ) -> Result<Vec<Change>, Error> {
-        let deadline = Deadline::after(wait_for);
+        let (deadline, ops_max) = (Deadline::after(wait_for), ops_max.max(1));
         let (mut applications, mut routes) = (self.feed.watch(), self.handle.shared.watch());
         loop {
             self.handle.refuse_when_ending()?;

@@ -160,8 +160,10 @@ fn unknown_parameters_and_headers_are_refused_everywhere() {
         }
     }
     for header in ["highwater-durability", "highwater-replayed", "last-event-id"] {
-        let put = Request::put(&target, "w").header(header, "1");
-        node.send(&put).expect_problem(400, "bad_request");
+        for target in [target.clone(), format!("{target}/changes")] {
+            let put = Request::put(&target, "w").header(header, "1");
+            node.send(&put).expect_problem(400, "bad_request");
+        }
     }
     assert_eq!(node.get(&format!("{target}?timeout_ms=1000")).expect(200).text(), "v");
 }
