@@ -327,6 +327,9 @@ pub(crate) struct Plan {
     pub(crate) keys: u64,
     /// How long faults go on, after the first databases stand.
     pub(crate) faults_ms: u64,
+    /// Clients that made fewer calls by then go on until they made so many, or for as long again.
+    #[serde(default)]
+    pub(crate) calls_min: u64,
     /// Faults strike from the first moment on, not only once the first databases stand.
     pub(crate) from_birth: bool,
     /// In order of time, in milliseconds.
@@ -338,6 +341,9 @@ pub(crate) struct Plan {
     /// When the late database is asked for.
     pub(crate) late_database_ms: u64,
 }
+
+/// A run worth the name makes so many calls.
+pub(crate) const CALLS_MIN: u64 = 500;
 
 /// A time that does not come.
 pub(crate) const NEVER_MS: u64 = u64::MAX / 2_000_000;

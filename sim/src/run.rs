@@ -196,7 +196,12 @@ async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &Tasks) {
         create(late.clone(), LATE_DATABASE.to_owned()).await;
         late.world.saw(Seen::LateDatabase);
     });
-    until(begun + plan.faults_ms * 1_000_000).await;
+    let faults_ns = plan.faults_ms * 1_000_000;
+    until(begun + faults_ns).await;
+    // A slow cluster under many faults answers few.
+    while cluster.judge.tally().0 < plan.calls_min && now_ns() < begun + 2 * faults_ns {
+        pause_ms(100).await;
+    }
     stop.store(true, Ordering::Relaxed);
     for client in clients {
         let _ = client.await;

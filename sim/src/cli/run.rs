@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{args::Args, replay_line};
 use crate::{
-    plan::Profile,
+    plan::{CALLS_MIN, Profile},
     pool,
     report::Report,
     run::{Settings, run_seed},
@@ -15,9 +15,7 @@ use crate::{
     trace::Keep,
 };
 
-/// A run worth the name makes so many calls.
-const CALLS_MIN: u64 = 500;
-/// ... and lasts so long.
+/// A run worth the name lasts so long.
 const SIMULATED_MIN_NS: u64 = 60_000_000_000;
 
 #[derive(Default)]

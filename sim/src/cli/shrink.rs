@@ -114,6 +114,7 @@ impl Shrinker {
 
     /// Less of everything that is not a fault.
     fn quieten(&mut self) {
+        self.try_with(|plan| plan.calls_min = 0);
         self.try_with(|plan| plan.weather = Weather::CALM);
         self.try_with(|plan| plan.late_database_ms = NEVER_MS);
         self.try_with(|plan| plan.burst = 1);

@@ -4,8 +4,8 @@ use highwater_core::{Config, NodeId};
 use highwater_store::{oplog::OplogOptions, state::StateOptions};
 
 use super::{
-    Broken, Crash, Fault, Fuse, How, Limits, Moment, Part, Plan, Profile, Shape, Side, Target,
-    Weather, Where, Wound,
+    Broken, CALLS_MIN, Crash, Fault, Fuse, How, Limits, Moment, Part, Plan, Profile, Shape, Side,
+    Target, Weather, Where, Wound,
 };
 use crate::rng::Rng;
 
@@ -148,6 +148,7 @@ impl Plan {
             burst: *rng.pick(if swarm { &[1, 1, 8, 24] } else { &[1, 1, 8, 8] }),
             keys: rng.range(6, 30),
             faults_ms,
+            calls_min: CALLS_MIN,
             from_birth: rng.percent(20),
             late_database_ms: rng.range(3_000, 30_000),
             faults: cast.draw(&mut faults, profile, faults_ms),
