@@ -671,7 +671,10 @@ impl Observer for Watcher {
     fn step(&self, node: &Node, effects: &[Effect]) {
         if !self.process.is_dead() {
             let world = &self.judge.world;
-            world.tell(|story| story.steps(self.process.id.0, node.groups(), effects));
+            world.tell(|story| {
+                let is_alive = |node_id| node.is_alive(node_id);
+                story.steps(self.process.id.0, node.groups(), is_alive, effects);
+            });
             if self.disk.has_erred() {
                 self.judge.erred(self.process.id);
             }

@@ -32,8 +32,6 @@ use crate::{
 const SHRUNK_PERCENT: usize = 20;
 /// ... and has at most so many faults.
 const SHRUNK_FAULTS: usize = 15;
-/// Of so many planted faults one may have a page that does not show where it acted.
-const EXPLAINED_OF: usize = 7;
 
 /// How a fault fared in one range of seeds.
 enum Caught {
@@ -61,7 +59,7 @@ struct Shrunk {
     replays: bool,
 }
 
-/// Runs each planted fault. Whether all were caught, and most explained.
+/// Runs each planted fault. Whether all were caught, and explained.
 pub(super) fn planted(args: &Args) -> bool {
     if let Some(dir) = &args.out
         && let Err(error) = std::fs::create_dir_all(dir)
@@ -74,13 +72,12 @@ pub(super) fn planted(args: &Args) -> bool {
     let [fault, by, seeds, lines, left, what] = head;
     println!("| {fault:<26} | {by:<20} | {seeds:>5} | {lines:>5} | {left:>8} | {what}");
     println!("| {:-<26} | {:-<20} | {:->4}: | {:->4}: | {:->7}: | {:-<40}", "", "", "", "", "", "");
-    let (mut all, mut shrunk, mut unexplained) = (true, Vec::new(), 0);
+    let (mut all, mut shrunk, mut unexplained) = (true, Vec::new(), Vec::new());
     each(args, &faults, |fault, rounds| {
-        unexplained += usize::from(
-            rounds
-                .iter()
-                .any(|caught| matches!(caught, Caught::Yes(caught) if caught.page.is_err())),
-        );
+        unexplained.extend(rounds.iter().filter_map(|caught| match caught {
+            Caught::Yes(Catch { page: Err(why), .. }) => Some((fault, why.clone())),
+            _ => None,
+        }));
         let row = row(rounds);
         all &= row.is_ok();
         println!("| {:<26} | {}", planted_name(fault), row.unwrap_or_else(|why| why));
@@ -92,10 +89,10 @@ pub(super) fn planted(args: &Args) -> bool {
     if args.only.is_none_or(|fault| fault == Planted::Nondeterminism) {
         all &= nondeterminism(args);
     }
-    if unexplained > 0 {
-        println!("the pages of {unexplained} do not show where the fault acted");
-        all &= unexplained * EXPLAINED_OF <= faults.len();
+    for (fault, why) in &unexplained {
+        println!("the page of {} does not explain it: {why}", planted_name(*fault));
     }
+    all &= unexplained.is_empty();
     if args.shrink && !shrunk.is_empty() {
         let (percent, faults) = medians(&shrunk);
         println!("shrunk to {percent} % of the schedule and {faults} faults in the median");

@@ -80,6 +80,10 @@ impl Disk for DiskHandle {
             self.event(Kind::LogWrite, file.id.0, offset, digest(&data), || {
                 format!("{} at {offset}: {} bytes", file.name, data.len())
             });
+            if file.name.starts_with("oplog/") {
+                let is_spare = file.name.ends_with(".tmp");
+                self.disk.world.tell(|story| story.of_log(file.id.0, offset, is_spare));
+            }
             let grows = offset + data.len() as u64 > inner.image.len(file.id)?;
             inner.check_room(Part::Log, grows, &self.disk.world)?;
             inner.long_write = data.len() > PAGE && blocks::is_block(&data);

@@ -13,7 +13,7 @@ use highwater_core::{GroupId, Lsn, NodeId, Term};
 use super::{
     About, Fact, Id, Record, Span, SpanKind, What,
     message::run,
-    story::{Found, STATE, Story},
+    story::{Found, LOG, STATE, Story},
 };
 use crate::{
     trace::Kind,
@@ -66,6 +66,8 @@ enum Variable {
     State,
     /// ... as the core was told.
     Checkpoint,
+    /// What the oplog holds: what is written there, by name.
+    Log(&'static str),
     /// A fact about one of the subject's LSNs or terms; of a follower's, where it is about one.
     Fact(About, u64, Option<NodeId>),
 }
@@ -268,6 +270,9 @@ impl<'a> Slice<'a> {
                 let ours = self.group.is_some_and(|group| record.groups.contains(&group));
                 if ours { vec![Variable::State] } else { Vec::new() }
             }
+            What::Traced(Kind::LogWrite) if LOG.contains(&record.name) => {
+                vec![Variable::Log(record.name)]
+            }
             What::Traced(Kind::Applied) => of(&|_| true, None),
             What::Traced(Kind::Deliver) if record.name == "VoteReply" => {
                 of(&|about| about == About::Ballot, record.peer)
@@ -332,6 +337,8 @@ impl<'a> Slice<'a> {
             });
         match before.what {
             What::Traced(Kind::Timer) => false,
+            // The write that failed.
+            What::Traced(Kind::LogWrite) => true,
             _ if asks || before.what == What::Step => of_call || self.is_relevant(cause),
             _ if before.name == "ReadIndexReply" => {
                 before.groups.first().copied() == self.group && !self.calls.is_empty()
@@ -351,6 +358,7 @@ impl<'a> Slice<'a> {
         // What others have counts where it is counted, and a state where it is used.
         let counts = |variable: &Variable| match variable {
             Variable::State | Variable::Checkpoint => is_root || of_state,
+            Variable::Log(_) => false,
             _ if of_state => false,
             Variable::Fact(About::Met | About::Recalled, ..) => is_root && self.of_time,
             Variable::Fact(About::Confirmed, ..) => does(About::Commit),
@@ -376,13 +384,20 @@ impl<'a> Slice<'a> {
         let before = self.definitions.get(&(node, Variable::Process));
         let before = before.map(|ids| &ids[..ids.partition_point(|id| *id < root)]);
         let mut worked = 0;
-        let of_state = [Variable::State, Variable::Checkpoint].map(|variable| {
-            self.definitions.get(&(node, variable)).map_or(&[][..], |ids| &ids[..])
-        });
+        let of_disk = [Variable::State, Variable::Checkpoint].into_iter();
+        // A process that can't go on from its log has it from the one before.
+        let of_log = LOG
+            .map(Variable::Log)
+            .into_iter()
+            .filter(|_| self.story.records[root].what == What::Traced(Kind::Process));
+        let on_disk: Vec<&[Id]> = of_disk
+            .chain(of_log)
+            .filter_map(|variable| Some(&self.definitions.get(&(node, variable))?[..]))
+            .collect();
         for id in before.unwrap_or_default().iter().rev() {
             self.ids.insert(*id);
-            for states in of_state {
-                self.ids.extend(states[..states.partition_point(|at| at < id)].last());
+            for writes in &on_disk {
+                self.ids.extend(writes[..writes.partition_point(|at| at < id)].last());
             }
             let record = &self.story.records[*id];
             let ended = record.what == What::Traced(Kind::Fault) && !record.causes.is_empty();
@@ -399,7 +414,13 @@ impl<'a> Slice<'a> {
         let (tag, line) = match record.what {
             _ if id == found.record => ("violation", record.text.clone()),
             // Their arrival, their sync, and the step that took them say it.
-            What::Traced(Kind::Send | Kind::LogWrite | Kind::Leader) => return None,
+            What::Traced(Kind::Send | Kind::Leader) => return None,
+            What::Traced(Kind::LogWrite) if record.name.is_empty() || self.is_synced(id) => {
+                return None;
+            }
+            What::Traced(Kind::LogWrite) => {
+                ("log", format!("{who:?} writes {} of its oplog: {}", record.name, record.text))
+            }
             What::Traced(Kind::StateWrite | Kind::Sync) if record.name == STATE => {
                 ("state", format!("{who:?} {}", record.text))
             }
@@ -421,6 +442,12 @@ impl<'a> Slice<'a> {
             _ => ("process", format!("{who:?} {}", record.text)),
         };
         Some(Link { id, tag, line })
+    }
+
+    /// Whether a sync of the chain says it.
+    fn is_synced(&self, id: Id) -> bool {
+        let after = self.ids.range(id..).map(|id| &self.story.records[*id]);
+        after.filter(|r| r.what == What::Traced(Kind::Sync)).any(|sync| sync.causes.contains(&id))
     }
 
     /// Whether a step of the chain took it.
@@ -483,7 +510,7 @@ fn phrase(fact: &Fact, node: NodeId) -> String {
         About::Checkpoint => format!("has {group:?} checkpointed up to {to:?}"),
         About::Met => format!("meets a new start of {who:?}"),
         About::Recalled => format!("hears what {who:?} remembers of it"),
-        About::Asks => format!("asks for what becomes {group:?} {lsns} of {term:?}"),
+        About::Asks => format!("hands on what becomes {group:?} {lsns} of {term:?}"),
         About::PreVote => format!("asks whether it could win {group:?} {term:?}"),
         About::Entry => format!("writes {group:?} {lsns} of {term:?}"),
         About::Cut => format!("truncates {group:?} {lsns}"),

@@ -46,14 +46,16 @@ pub(crate) fn explains(report: &Report) -> Result<usize, String> {
 }
 
 /// Whether the chain has an event of a node from between the two driver steps where the planted fault
-/// had its chance there, the later one included; or from the end of its process.
+/// had its chance there, the later one included; or from the end of its process. Outside of a core it
+/// may be the earlier one's effects that are carried out: that one counts as well.
 fn shows_an_act(story: &Story, chain: &Chain) -> bool {
     let records = &story.records;
     story.acts.iter().any(|(act, node)| {
         let here = |id: &usize| records[*id].node == *node;
         let is_step = |id: &usize| records[*id].what == What::Step;
         let ends = |id: &usize| is_step(id) || records[*id].what == What::Traced(Kind::Fault);
-        let from = (0..*act).rev().filter(here).find(is_step).map_or(0, |step| step + 1);
+        let before = (0..*act).rev().filter(here).find(is_step);
+        let from = before.map_or(0, |step| step + usize::from(is_step(act)));
         let end = (*act..records.len()).filter(here).find(ends);
         let upto = end.unwrap_or(records.len() - 1);
         chain.ids.range(from..=upto).any(here)

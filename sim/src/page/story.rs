@@ -21,6 +21,8 @@ use crate::{
 
 /// The name of what is written and synced of a state.
 pub(crate) const STATE: &str = "state";
+/// The names of what is written of an oplog: a segment's room, before it is one; its header; blocks.
+pub(crate) const LOG: [&str; 3] = ["room", "header", "blocks"];
 
 /// What a finding stands on.
 #[derive(Clone, Debug)]
@@ -48,6 +50,9 @@ struct Lane {
     written: Option<(u64, Id)>,
     /// The sync after it.
     synced: Option<Id>,
+    /// The latest write of the oplog, and of each file's room.
+    wrote: Option<Id>,
+    rooms: BTreeMap<u64, Id>,
     /// Who asked for the run of entries that is being applied.
     applies: BTreeMap<GroupId, Id>,
     applied: BTreeMap<GroupId, Id>,
@@ -56,14 +61,26 @@ struct Lane {
     reads: VecDeque<(GroupId, Id)>,
     /// The step that answered the latest read of the catalog.
     catalog: Option<Id>,
-    /// Whom each call was forwarded to, and what arrived first of each node's present process.
-    asked: BTreeMap<Id, NodeId>,
-    heard: BTreeMap<NodeId, Id>,
+    /// Whom each call was forwarded to, and the start of its process then.
+    asked: BTreeMap<Id, (NodeId, Option<Id>)>,
+    /// What shows that they will not answer: they are silent, or have started anew.
+    gave_up: BTreeMap<Id, Id>,
     /// Calls that were forwarded, by the driver's name for it.
     forwards: BTreeMap<u64, Id>,
     /// What has been confirmed to this node, by whom, and what it was told to be committed.
     confirmed: BTreeMap<(NodeId, GroupId, u64), Lsn>,
     told: BTreeMap<(NodeId, GroupId), Lsn>,
+}
+
+impl Lane {
+    /// Whoever was asked is silent or has started anew, as this event shows.
+    fn gives_up(&mut self, at: Id, is_gone: impl Fn(NodeId, Option<Id>) -> bool) {
+        for (call, (node, process)) in &self.asked {
+            if is_gone(*node, *process) {
+                self.gave_up.entry(*call).or_insert(at);
+            }
+        }
+    }
 }
 
 /// A request to a core.
@@ -190,6 +207,29 @@ impl Story {
         self.records[id].causes = causes;
     }
 
+    /// The latest event is a write to a file of the oplog.
+    pub(crate) fn of_log(&mut self, file: u64, offset: u64, is_spare: bool) {
+        let Some((id, record)) = self.last() else { return };
+        let [room, header, blocks] = LOG;
+        record.name = if is_spare {
+            room
+        } else if offset == 0 {
+            header
+        } else {
+            blocks
+        };
+        let (node, name) = (record.node, record.name);
+        let lane = self.lane(node);
+        lane.wrote = Some(id);
+        if name == room {
+            lane.rooms.insert(file, id);
+        } else if let Some(made) = lane.rooms.get(&file).copied()
+            && name == header
+        {
+            self.records[id].causes.push(made);
+        }
+    }
+
     /// The latest event is one of the state of this group.
     pub(crate) fn of_state(&mut self, group: GroupId) {
         let Some((_, record)) = self.last() else { return };
@@ -239,12 +279,12 @@ impl Story {
             PeerMessage::Forward { id: name, request, .. } => {
                 let call = self.asks.get(&ask_digest(request)).copied();
                 if let Some(call) = call {
+                    let process = self.lane(to).process;
                     let lane = self.lane(from);
                     lane.forwards.insert(*name, call);
-                    // It may ask again since whom it had asked has started anew.
-                    let before = lane.asked.insert(call, to);
-                    let heard = before.and_then(|before| lane.heard.get(&before).copied());
-                    self.records[id].causes.extend(heard.into_iter().chain([call]));
+                    let why = lane.gave_up.remove(&call);
+                    lane.asked.insert(call, (to, process));
+                    self.records[id].causes.extend(why.into_iter().chain([call]));
                 }
                 call
             }
@@ -315,7 +355,7 @@ impl Story {
             let lane = self.lane(node);
             lane.delivered.push(id);
             if started.is_none_or(|started| sent > started) {
-                lane.heard.entry(from).or_insert(id);
+                lane.gives_up(id, |node, process| node == from && process != started);
             }
         }
     }
@@ -423,9 +463,6 @@ impl Story {
     pub(crate) fn dies(&mut self, node: NodeId) {
         let end = self.records.len().checked_sub(1);
         *self.lane(node) = Lane { process: end, ..Lane::default() };
-        for lane in self.lanes.values_mut() {
-            lane.heard.remove(&node);
-        }
         self.ends(SpanKind::Paused, &[node]);
         self.begins(SpanKind::Down, vec![node], "down".to_owned());
         let at_ns = self.now_ns;
@@ -493,8 +530,9 @@ impl Story {
             }
             _ => None,
         };
-        if let (Told::Failed(_), Some(to)) = (told, lane.asked.remove(&asked)) {
-            causes.extend(lane.heard.get(&to));
+        lane.asked.remove(&asked);
+        if let (Told::Failed(_), Some(why)) = (told, lane.gave_up.remove(&asked)) {
+            causes.push(why);
         }
         if matches!(told, Told::Failed(Error::NoSuchDatabase)) {
             causes.extend(lane.catalog);

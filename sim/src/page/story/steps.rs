@@ -84,6 +84,10 @@ impl Story {
             Input::Loaded { entries, .. } => {
                 taken.add(format!("{} entries read back", entries.len()));
             }
+            Input::StorageFailed { .. } => {
+                causes.extend(self.lane(node).wrote);
+                taken.add(format!("{input:?}"));
+            }
             other => taken.add(format!("{other:?}")),
         }
     }
@@ -133,6 +137,12 @@ impl Story {
         };
         let from = causes.iter().rev().find(|id| carried(id)).copied().or(call);
         causes.extend(from);
+        let here = call.filter(|_| from == call);
+        if let Some(call) = here
+            && let Some(why) = self.lane(node).gave_up.get(&call)
+        {
+            causes.push(*why);
+        }
         let number = call.map(|call| format!(" {}", self.number(call))).unwrap_or_default();
         taken.add(format!("{what}{number}"));
         self.lane(node).requests.insert(id, Asked { from, call, step, group: read });
@@ -143,10 +153,12 @@ impl Story {
         &mut self,
         node: NodeId,
         groups: impl Iterator<Item = GroupView<'a>>,
+        is_alive: impl Fn(NodeId) -> bool,
         effects: &[Effect],
     ) {
         let Some(step) = self.lane(node).step else { return };
         self.sample(step);
+        self.lane(node).gives_up(step, |node, _| !is_alive(node));
         let mut done = Words::default();
         for view in groups {
             self.view(node, step, &view, &mut done);
@@ -230,12 +242,14 @@ impl Story {
     /// are about that entry.
     fn entry_of_call(&mut self, step: Id, entry: &Entry, fact: Fact) {
         let Some(call) = self.asks.get(&digest(&entry.payload)).copied() else { return };
-        let (mut chain, mut handed_on) = (Vec::new(), Vec::new());
+        let node = self.records[step].node;
+        let (mut chain, mut handed_on) = (Vec::new(), Vec::<Id>::new());
         for cause in self.records[step].causes.clone() {
             let sent = self.records[cause].causes.first().copied();
             let carries = |id: &Id| self.records[*id].causes.contains(&call);
             if cause == call {
                 chain.push(call);
+                handed_on.extend(self.lane(node).gave_up.get(&call));
             } else if self.records[cause].name == "Forward"
                 && let Some(sent) = sent.filter(carries)
             {
@@ -245,7 +259,7 @@ impl Story {
         }
         chain.into_iter().for_each(|id| self.records[id].say(fact));
         let asks = Fact { about: About::Asks, ..fact };
-        handed_on.into_iter().for_each(|id: Id| self.records[id].say(asks));
+        handed_on.into_iter().for_each(|id| self.records[id].say(asks));
     }
 
     fn reply(&mut self, node: NodeId, step: Id, request: RequestId, reply: &Reply) -> String {
