@@ -521,7 +521,9 @@ pub struct Doubt {
 }
 
 impl Doubt {
-    pub(crate) fn covers(&self, group: GroupId, sound: bool) -> bool {
+    /// Whether a group may lack entries, given whether it was found sound.
+    #[must_use]
+    pub fn covers(&self, group: GroupId, sound: bool) -> bool {
         !sound && self.bound.is_none_or(|bound| group.0 <= bound.0)
     }
 }

@@ -438,7 +438,9 @@ impl Chaos {
     }
 
     fn in_doubt(&self) -> Vec<NodeId> {
-        let doubtful = self.cluster.hosts.iter().filter(|(_, host)| host.disk.is_in_doubt());
+        let groups = || self.cluster.names.keys();
+        let doubtful =
+            self.cluster.hosts.iter().filter(|(_, host)| host.disk.is_in_doubt(groups()));
         doubtful.map(|(id, _)| *id).filter(|id| !self.lost.contains(id)).collect()
     }
 
@@ -476,24 +478,30 @@ impl Chaos {
         self.cluster.hosts.iter().filter(remembers).count() >= count - count / 2
     }
 
-    /// Some committed entries of a node can't be read any more; another one has them.
+    /// Some entries of a node can't be read any more. Another one has them, or they are not committed.
     fn damage(&mut self, id: NodeId, other: NodeId) {
         if id == other || self.lost.contains(&other) || self.in_doubt().contains(&other) {
             return;
         }
         let groups: Vec<GroupId> = self.cluster.names.keys().copied().collect();
         let group = *self.rng.pick(&groups);
-        let log_end = |id| {
+        let terms = |id| {
             let groups = &self.cluster.host(id).disk.durable.groups;
-            groups.get(&group).map_or(0, |log| log.last().0)
+            let entries = groups.get(&group).map_or(&[][..], |log| &log.entries[..]);
+            entries.iter().map(|entry| entry.term).collect::<Vec<_>>()
         };
+        let (mine, theirs) = (terms(id), terms(other));
+        let shared = mine.iter().zip(&theirs).take_while(|(a, b)| a == b).count() as u64;
         let committed = self.cluster.oracle.committed(group).0;
-        let last = committed.min(log_end(id)).min(log_end(other));
-        if last == 0 {
+        let beyond = (committed.max(shared), mine.len() as u64);
+        // Whoever has to make way for it is missing for that long.
+        let uncommitted = self.may_lose(id) && self.rng.permille(300);
+        let (after, last) = if uncommitted { beyond } else { (0, committed.min(shared)) };
+        if last <= after {
             return;
         }
         self.count("damage");
-        let from = self.rng.between(1, last);
+        let from = self.rng.between(after + 1, last);
         let to = self.rng.between(from, last.min(from + 20));
         self.cluster.host_mut(id).disk.damage(group, Lsn(from), Lsn(to));
         if self.rng.permille(500) {

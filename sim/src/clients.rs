@@ -10,6 +10,7 @@ use std::{
 
 use futures_util::future::join_all;
 use highwater_core::NodeId;
+use highwater_node::api::{Consistency, Error};
 
 use crate::{
     cluster::Cluster,
@@ -24,6 +25,11 @@ use crate::{
 const STREAM_BYTES: usize = 32 << 10;
 /// ... and so often, before it goes away.
 const STREAM_READS: usize = 6;
+
+/// A client that insists on an answer asks so often.
+const INSISTS: u64 = 12;
+/// ... and waits so long for each.
+const INSISTING: Duration = Duration::from_millis(200);
 
 /// Makes a call on a node and tells the judge.
 pub(crate) async fn perform(
@@ -148,7 +154,24 @@ impl Client {
         });
         let told = join_all(asked).await;
         for ((database, ask, _), told) in calls.into_iter().zip(told) {
+            if matches!((&ask, &told), (Ask::Get(..), Told::Failed(Error::NotReady(_)))) {
+                self.insist(node, &database, &ask).await;
+            }
             self.workload.learn(database, ask, told);
+        }
+    }
+
+    /// Who is told that a node can't show a state just now asks again at once, until it can: what is
+    /// rebuilt must not be seen half.
+    async fn insist(&self, node: NodeId, database: &str, ask: &Ask) {
+        let Ask::Get(key, _) = ask else { return };
+        for after_ms in 0..INSISTS {
+            pause_ms(after_ms).await;
+            let ask = Ask::Get(key.clone(), Consistency::Local(None));
+            let told = perform(&self.cluster, node, database, ask, INSISTING).await;
+            if !matches!(told, Told::Failed(Error::NotReady(_))) {
+                return;
+            }
         }
     }
 }

@@ -45,7 +45,8 @@ impl Group {
     }
 
     fn may_lead(&self, ctx: &Context) -> bool {
-        self.may_vote(ctx) && self.quarantined.is_none() && !ctx.draining
+        let serves = self.quarantined.is_none() && !ctx.draining;
+        self.may_vote(ctx) && serves && !self.misses_uncommitted()
     }
 
     /// Whether this data directory may turn out to have been rolled back. Where too few members

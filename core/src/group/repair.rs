@@ -4,6 +4,9 @@
 //!
 //! An LSN and a term name one entry, so an answer is checked against this log's own terms. That is
 //! why peers also give what they do not know to be committed: a leader might need that to commit it.
+//! Where nobody has such an entry it may never have been committed, and then only another leader can
+//! replace it: this one makes way, and does not campaign before it can read the entry. Whoever is
+//! elected instead has it, if it was committed (§5.4.1).
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -35,23 +38,28 @@ struct Wanted {
     to: Lsn,
     /// All of it is damaged; else only the first entry is known to be.
     whole: bool,
+    /// How often a peer was asked.
+    asked: usize,
 }
+
+/// Each peer is asked so often before a leader gives up what it can't read.
+const ASKED_EACH: usize = 3;
 
 /// What is forgotten beyond that is found again when it is read.
 const WANTED_MAX: usize = 64;
 
 impl Repair {
     /// Notes what can't be read. Whether nothing was known to be wrong from there on.
-    fn wants(&mut self, from: Lsn, more: Wanted) -> bool {
+    fn wants(&mut self, from: Lsn, to: Lsn, whole: bool) -> bool {
         if let Some(wanted) = self.wanted.get_mut(&from) {
-            wanted.to = wanted.to.max(more.to);
-            wanted.whole |= more.whole;
+            wanted.to = wanted.to.max(to);
+            wanted.whole |= whole;
             return false;
         }
         if self.wanted.len() >= WANTED_MAX {
             self.wanted.pop_last();
         }
-        self.wanted.insert(from, more);
+        self.wanted.insert(from, Wanted { to, whole, asked: 0 });
         true
     }
 }
@@ -70,7 +78,7 @@ impl Group {
         if from == Lsn(0) || from > to {
             return;
         }
-        if self.repair.wants(from, Wanted { to, whole }) {
+        if self.repair.wants(from, to, whole) {
             ctx.notice(Notice::Unreadable { group: self.id, from, to, reason });
             self.fetch(ctx, from, to);
         }
@@ -97,6 +105,16 @@ impl Group {
             ctx.set_timer_by(Reason::Repair(self.id), ctx.now.mono.plus(ctx.config.retry_us));
         }
         self.applying.unblock();
+        if self.is_leader() && self.misses_uncommitted() {
+            self.become_follower(ctx, self.term, None);
+        }
+    }
+
+    /// Whether nobody has what this replica can't read, and does not know to be committed.
+    pub(super) fn misses_uncommitted(&self) -> bool {
+        let asked = ASKED_EACH * (self.voters.len() - 1);
+        let beyond = self.repair.wanted.range(self.log.marks().committed().next()..);
+        asked > 0 && beyond.into_iter().any(|(_, wanted)| wanted.asked >= asked)
     }
 
     /// Asks the leader, or where that did not help the next one of those who are there.
@@ -108,6 +126,9 @@ impl Group {
         if !nodes.is_empty() {
             let node = nodes[self.repair.turn % nodes.len()];
             self.send(ctx, node, GroupMessage::Fetch { from, to });
+            if let Some(wanted) = self.repair.wanted.get_mut(&from) {
+                wanted.asked += 1;
+            }
         }
     }
 
@@ -175,7 +196,7 @@ impl Group {
         self.send_fetched(ctx, &entries);
         self.keep_for_apply(entries);
         ctx.touched.insert(self.id);
-        if whole && last < to && self.repair.wants(last.next(), Wanted { to, whole }) {
+        if whole && last < to && self.repair.wants(last.next(), to, whole) {
             self.fetch(ctx, last.next(), to);
         }
     }

@@ -270,15 +270,19 @@ impl Disk {
         }
     }
 
-    /// Whether a group may lack what was acknowledged.
-    pub(crate) fn is_in_doubt(&self) -> bool {
-        let recovered = self.recover();
-        recovered.groups.iter().any(|group| recovered.is_in_doubt(group))
+    /// Whether one of these groups may lack what was acknowledged. One that the disk does not know
+    /// may have been lost with all that was acknowledged in it.
+    pub(crate) fn is_in_doubt<'a>(&self, mut groups: impl Iterator<Item = &'a GroupId>) -> bool {
+        let sound = |group: &GroupId| self.durable.groups.get(group).is_some_and(|log| log.sound);
+        self.durable
+            .doubt
+            .is_some_and(|doubt| groups.any(|group| doubt.covers(*group, sound(group))))
     }
 
-    /// Whether all can be read.
+    /// Whether all can be read, now and after a crash.
     pub(crate) fn is_whole(&self) -> bool {
-        self.written.groups.values().all(|log| log.damaged.is_empty())
+        let logs = self.written.groups.values().chain(self.durable.groups.values());
+        logs.map(|log| &log.damaged).all(BTreeSet::is_empty)
     }
 
     /// Drops the states that are ahead of their logs.
