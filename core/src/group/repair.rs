@@ -178,18 +178,18 @@ impl Group {
         }
         // It may be the answer to a longer question, asked before a part of that was had.
         entries.retain(|e| e.lsn <= to);
-        let Some(last) = entries.last().map(|e| e.lsn) else { return };
-        let differs = |e: &&Entry| {
+        let differs = |e: &Entry| {
             let before = self.log.term_at(e.lsn.prev());
             self.log.term_at(e.lsn) != Some(e.term) || before != Some(e.prev_term)
         };
-        if let Some(other) = entries.iter().find(differs) {
-            // What is not committed may differ: one of the two will be replaced.
-            if other.lsn <= self.log.marks().committed() {
-                ctx.fault(node, "it contradicts what is committed");
+        if let Some(at) = entries.iter().position(differs) {
+            if entries[at].lsn <= self.log.marks().committed() {
+                return ctx.fault(node, "it contradicts what is committed");
             }
-            return;
+            // What is not committed may differ: one of the two will be replaced.
+            entries.truncate(at);
         }
+        let Some(last) = entries.last().map(|e| e.lsn) else { return };
         self.repair.wanted.remove(&from);
         ctx.notice(Notice::Mended { group: self.id, from, to: last });
         ctx.emit(Effect::Mend { group: self.id, entries: entries.clone() });
