@@ -560,6 +560,9 @@ pub struct Identity {
     pub member: Member,
     /// This start.
     pub boot: Boot,
+    /// Starts of this data directory before this one, in any order, as many as are remembered: where
+    /// a peer has met another in the place of one of these, the directory was rolled back since.
+    pub starts: Vec<Boot>,
     /// Every configured node, this one included, in order. Fixes who must be present to found.
     pub nodes: Vec<NodeId>,
 }

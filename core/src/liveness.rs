@@ -55,8 +55,8 @@ impl Node {
             Message::FormBlank { prober } => self.on_form_blank(from, prober),
             Message::Formed(formation) => self.on_formed(from, formation),
             Message::Recall { from: first } => self.on_recall(from, first),
-            Message::Recalled { incarnation, boot, groups, next } => {
-                self.on_recalled(node, (incarnation, boot), &groups, next);
+            Message::Recalled { incarnation, boot, met, groups, next } => {
+                self.on_recalled(node, (incarnation, boot, met), &groups, next);
             }
             Message::Group { group, term, message } => {
                 // A group that is not in the catalog applied here does not exist here, yet.
@@ -72,11 +72,23 @@ impl Node {
     /// it is lost.
     fn on_new_boot(&mut self, from: Peer) {
         let node = from.member.node;
-        if !self.is_blank() {
-            self.ctx.persist_hint(Record::Boot { member: from.member, boot: from.boot });
+        // The start will ask whom this node has met before it.
+        if self.ctx.peers.get(node).is_some_and(|peer| peer.met.is_none()) {
+            self.note_boot(from);
         }
         self.lose_leader(self.ctx.groups_led_by(node));
         self.contact(node);
+    }
+
+    /// Notes the last start of a peer in the log, once.
+    pub(crate) fn note_boot(&mut self, from: Peer) {
+        let is_blank = self.is_blank();
+        let Some(peer) = self.ctx.peers.get_mut(from.member.node) else { return };
+        let is_last = (peer.incarnation, peer.boot) == (from.member.incarnation, from.boot);
+        if is_last && !peer.is_noted && !is_blank {
+            peer.is_noted = true;
+            self.ctx.persist_hint(Record::Boot { member: from.member, boot: from.boot });
+        }
     }
 
     /// These groups have no leader any more.

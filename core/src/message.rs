@@ -55,6 +55,8 @@ pub enum Message {
         incarnation: Incarnation,
         /// The last boot of that which it has met.
         boot: Boot,
+        /// ... and the last one before this, as long as it remembers that.
+        met: Option<Boot>,
         /// The highest term, and the highest LSN in it, that the asker has vouched for to the
         /// sender, by group, in order.
         groups: Vec<(GroupId, Term, Lsn)>,

@@ -15,6 +15,10 @@ pub(crate) struct PeerState {
     pub(crate) incarnation: Incarnation,
     /// The start of it that was last seen.
     pub(crate) boot: Boot,
+    /// The start of it that was seen before that one, in the same directory.
+    pub(crate) met: Option<Boot>,
+    /// The last one is noted in the log: the one before it is forgotten with this process.
+    pub(crate) is_noted: bool,
     /// When it was last heard.
     pub(crate) heard: Option<Instant>,
     /// Heard within the election timeout.
@@ -139,6 +143,7 @@ impl Peers {
                 *state = PeerState {
                     incarnation: from.member.incarnation,
                     boot: from.boot,
+                    met: Some(state.boot).filter(|_| same_member),
                     // That it heard us then stays true.
                     echoed: state.echoed.filter(|_| same_member),
                     ..PeerState::default()

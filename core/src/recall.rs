@@ -185,7 +185,7 @@ impl Node {
     /// learns why.
     pub(crate) fn on_recall(&mut self, from: Peer, first: GroupId) {
         let Some(peer) = self.ctx.peers.get(from.member.node) else { return };
-        let (incarnation, boot) = (peer.incarnation, peer.boot);
+        let (incarnation, boot, met) = (peer.incarnation, peer.boot, peer.met);
         let max = self.ctx.config.confirm_groups_max;
         let row = |group: GroupId, acked: Option<(Term, Lsn)>| {
             acked.map(|(term, lsn)| (group, term, lsn))
@@ -202,14 +202,17 @@ impl Node {
         groups.sort_unstable();
         let next = groups.get(max).map(|(id, ..)| *id);
         groups.truncate(max);
-        self.ctx.send(from.member.node, Message::Recalled { incarnation, boot, groups, next });
+        if next.is_none() {
+            self.note_boot(from);
+        }
+        self.ctx.send(from.member.node, Message::Recalled { incarnation, boot, met, groups, next });
     }
 
     /// A peer says what it remembers: of this page on, and perhaps of earlier ones again.
     pub(crate) fn on_recalled(
         &mut self,
         node: NodeId,
-        (incarnation, boot): (Incarnation, Boot),
+        (incarnation, boot, met): (Incarnation, Boot, Option<Boot>),
         groups: &[(GroupId, Term, Lsn)],
         next: Option<GroupId>,
     ) {
@@ -227,7 +230,7 @@ impl Node {
         if groups.iter().any(|(_, term, _)| *term > Term::MAX) {
             return self.ctx.fault(node, "it remembers a term that can't be");
         }
-        if let Some(reason) = self.find_rollback((incarnation, boot), groups)
+        if let Some(reason) = self.find_rollback((incarnation, boot, met), groups)
             && !planted::is(Planted::FenceIgnored)
         {
             let reason = format!("{node:?} remembers more than this disk: {reason}");
@@ -248,14 +251,20 @@ impl Node {
 
     fn find_rollback(
         &self,
-        (incarnation, boot): (Incarnation, Boot),
+        (incarnation, boot, met): (Incarnation, Boot, Option<Boot>),
         groups: &[(GroupId, Term, Lsn)],
     ) -> Option<String> {
         if incarnation > self.ctx.me().incarnation {
             return Some(String::from("it has met another data directory in this one's place"));
         }
-        let mine = self.ctx.identity.boot;
-        if boot.counter > mine.counter || (boot.counter == mine.counter && boot != mine) {
+        let mine = &self.ctx.identity;
+        // The directory may have been started several times since it was rolled back.
+        let differs = |start: &Boot| {
+            let other = |met: Boot| met.counter == start.counter && met != *start;
+            other(boot) || met.is_some_and(other)
+        };
+        let replaced = core::iter::once(&mine.boot).chain(&mine.starts).any(differs);
+        if boot.counter > mine.boot.counter || replaced {
             return Some(String::from(
                 "it has met a later start, or another one in this one's place",
             ));

@@ -180,6 +180,7 @@ impl Liar<'_> {
                 // Mostly what fences nobody.
                 incarnation: Incarnation(u128::from(self.below(2))),
                 boot: Boot { counter: self.below(2), nonce: self.edge() },
+                met: None,
                 groups: self.remembered(),
                 next: self.maybe().then(|| GroupId(self.edge())),
             },

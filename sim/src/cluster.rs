@@ -482,7 +482,8 @@ impl Cluster {
         self.recovered(process.id, &limits.core, member, found);
         let states = Arc::new(States::new(Box::new(disk.state_files()), limits.state));
         let (deliver, inbound) = mpsc::channel(INBOUND_MAX);
-        let identity = Identity { cluster: CLUSTER, member, boot, nodes: self.plan.nodes.clone() };
+        let (starts, nodes) = (start.starts, self.plan.nodes.clone());
+        let identity = Identity { cluster: CLUSTER, member, boot, starts, nodes };
         let options = Options {
             core: limits.core.clone(),
             identity,

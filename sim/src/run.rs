@@ -304,7 +304,7 @@ async fn read_back(cluster: &Arc<Cluster>, whole: &[NodeId]) {
     for (database, group) in cluster.judge.databases() {
         for node in whole {
             for consistency in [Consistency::Local(None), Consistency::Linearizable] {
-                let told = read_all(cluster, *node, &database, consistency).await;
+                let told = read_all(cluster, *node, (&database, group), consistency).await;
                 let whole = |page: &Page| page.applied == cluster.judge.last_applied(group);
                 if !matches!(&told, Told::Listed(page) if whole(page)) {
                     let what = format!("{node:?} can't read {database}: {}", told.brief());
@@ -316,11 +316,11 @@ async fn read_back(cluster: &Arc<Cluster>, whole: &[NodeId]) {
 }
 
 /// Reads a whole database. The first to read a damaged state may be the one that finds it: what is
-/// rebuilt for it may take a while.
+/// rebuilt for it may take a while. So may the last step of a new leader's term.
 async fn read_all(
     cluster: &Arc<Cluster>,
     node: NodeId,
-    database: &str,
+    (database, group): (&str, GroupId),
     consistency: Consistency,
 ) -> Told {
     let deadline_ns = now_ns() + CONVERGENCE_NS;
@@ -328,7 +328,12 @@ async fn read_all(
         let query = ListQuery { limit: 1_000, values: true, ..ListQuery::default() };
         let ask = Ask::List(query, consistency);
         let told = perform(cluster, node, database, ask, LIVENESS_TIMEOUT).await;
-        if !matches!(told, Told::Failed(Error::NotReady(_))) || now_ns() >= deadline_ns {
+        let early = match &told {
+            Told::Failed(Error::NotReady(_)) => true,
+            Told::Listed(page) => page.applied < cluster.judge.last_applied(group),
+            _ => false,
+        };
+        if !early || now_ns() >= deadline_ns {
             return told;
         }
         pause_ms(100).await;

@@ -56,14 +56,20 @@ impl Clock {
 pub(crate) struct Copy {
     pub(crate) incarnation: Incarnation,
     pub(crate) boot: Boot,
+    starts: Vec<Boot>,
     pub(crate) disk: Disk,
 }
+
+/// A node is told so many of its earlier starts.
+const STARTS: usize = 8;
 
 pub(crate) struct Host {
     id: NodeId,
     nodes: Vec<NodeId>,
     incarnation: Incarnation,
     boot: Boot,
+    /// Before the present one.
+    starts: Vec<Boot>,
     pub(crate) node: Option<Node>,
     pub(crate) disk: Disk,
     /// Data directories that were lost: their acknowledgements may still be on the way.
@@ -90,6 +96,7 @@ impl Host {
             nodes,
             incarnation: Incarnation(u128::from(id.0)),
             boot: Boot::default(),
+            starts: Vec::new(),
             node: None,
             disk: Disk::new(ROOM),
             lost: Vec::new(),
@@ -122,12 +129,14 @@ impl Host {
 
     pub(crate) fn start(&mut self, time: u64, mono: u64, rate: u64, seed: u64, config: Config) {
         assert!(self.node.is_none(), "{:?} runs", self.id);
+        self.starts.push(self.boot);
         self.boot = Boot { counter: self.boot.counter + 1, nonce: seed };
         self.clock = Clock { started: time, mono, rate, wall_ms: self.clock.wall_ms };
         let identity = Identity {
             cluster: ClusterId(1 << 64),
             member: self.member(),
             boot: self.boot,
+            starts: self.starts.iter().rev().take(STARTS).copied().collect(),
             nodes: self.nodes.clone(),
         };
         self.disk.drop_lost_states();
@@ -158,7 +167,7 @@ impl Host {
     pub(crate) fn wipe(&mut self, time: u64) {
         self.lose();
         self.disk = Disk::new(ROOM);
-        self.boot = Boot::default();
+        (self.boot, self.starts) = (Boot::default(), Vec::new());
         self.renew(time);
     }
 
@@ -177,7 +186,8 @@ impl Host {
     pub(crate) fn copy(&mut self) {
         let mut disk = self.disk.clone();
         disk.crash(0);
-        self.copy = Some(Copy { incarnation: self.incarnation, boot: self.boot, disk });
+        let (incarnation, boot, starts) = (self.incarnation, self.boot, self.starts.clone());
+        self.copy = Some(Copy { incarnation, boot, starts, disk });
     }
 
     /// The data directory is as it was when it was copied.
@@ -185,6 +195,7 @@ impl Host {
         self.lose();
         let copy = self.copy.clone().expect("there is a copy");
         (self.incarnation, self.boot, self.disk) = (copy.incarnation, copy.boot, copy.disk);
+        self.starts = copy.starts;
     }
 
     /// The end of the log is damaged, from where the copy ended on.

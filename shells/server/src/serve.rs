@@ -285,7 +285,7 @@ async fn recover(config: &Config, disk: RealDisk) -> Result<(Options, NodeParts,
     let nodes: Vec<NodeId> = addresses.keys().copied().collect();
     let options = Options {
         core: CoreConfig::default(),
-        identity: Identity { cluster: config.cluster, member, boot, nodes },
+        identity: Identity { cluster: config.cluster, member, boot, starts: start.starts, nodes },
         seed: random as u64 ^ boot.nonce,
         addresses,
         http: config.http.clone(),

@@ -12,18 +12,20 @@
 //! | --- | --- | --- |
 //! | 0 | 8 | `HWIDENT1` |
 //! | 8 | 4 | CRC-32C of everything from 12 to 88 |
-//! | 12 | 4 | version: 2 |
+//! | 12 | 4 | version: 3 |
 //! | 16 | 16 | cluster |
 //! | 32 | 8 | node |
 //! | 40 | 16 | incarnation |
 //! | 56 | 8 | boot counter |
 //! | 64 | 8 | boot nonce |
 //! | 72 | 8 | 1 once an oplog was made, else 0 |
-//! | 80 | 4 | CRC-32C of everything from 88 to 104 |
+//! | 80 | 4 | CRC-32C of everything from 88 to the end |
 //! | 84 | 4 | zero |
 //! | 88 | 16 | incarnation of the oplog: the first one this directory had |
+//! | 104 | 128 | the starts before this one, the latest first: counter and nonce of each, or zeros |
 //!
-//! Version 1 ends at 88, with zeros from 80 on: there both incarnations are the same.
+//! Version 2 ends at 104. Version 1 ends at 88, with zeros from 80 on: there both incarnations are the
+//! same.
 
 use std::io;
 
@@ -35,10 +37,14 @@ use crate::{disk::Disk, oplog};
 const FILE: &str = "identity";
 const FILE_NEW: &str = "identity.tmp";
 const MAGIC: [u8; 8] = *b"HWIDENT1";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// What every version has, and the length of version 1.
 const BASE: usize = 88;
-const LEN: usize = 104;
+/// The length of version 2.
+const LEN_2: usize = 104;
+/// So many starts before the present one are remembered.
+const STARTS: usize = 8;
+const LEN: usize = LEN_2 + STARTS * 16;
 const COPY: usize = 4096;
 /// An incarnation ends in so many random bits.
 const RANDOM_BITS: u32 = 80;
@@ -106,15 +112,32 @@ struct Record {
     boot: Boot,
     /// An oplog was made: from now on its absence is damage.
     logged: bool,
+    /// Before the present one, the latest first.
+    starts: [Option<Boot>; STARTS],
+}
+
+impl Record {
+    /// The next start, with this nonce.
+    fn next(self, nonce: u64) -> Record {
+        let mut starts = [Some(self.boot); STARTS];
+        starts[1..].copy_from_slice(&self.starts[..STARTS - 1]);
+        Record {
+            boot: Boot { counter: self.boot.counter.saturating_add(1), nonce },
+            starts,
+            ..self
+        }
+    }
 }
 
 /// Who a data directory is, at one start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {
     /// What counts for a quorum.
     pub member: Member,
     /// This start.
     pub boot: Boot,
+    /// Those before it, the latest first: a few.
+    pub starts: Vec<Boot>,
     /// What the oplog was made with, and its checksums are salted with.
     pub log: Incarnation,
     /// What the directory becomes if its oplog turns out to have lost votes.
@@ -142,9 +165,7 @@ pub async fn open<D: Disk>(
         Some(found) if found.member.node != node => {
             return Err(IdentityError::OtherNode { found: found.member.node, wanted: node });
         }
-        Some(found) => {
-            Record { boot: Boot { counter: found.boot.counter.saturating_add(1), nonce }, ..found }
-        }
+        Some(found) => found.next(nonce),
         None => {
             let files = disk.list(oplog::DIR).await.map_err(failed("looked for"))?;
             if !files.is_empty() {
@@ -156,11 +177,13 @@ pub async fn open<D: Disk>(
                 log: spare,
                 boot: Boot { counter: 1, nonce },
                 logged: false,
+                starts: [None; STARTS],
             }
         }
     };
     write(disk, &record).await?;
-    Ok(Start { member: record.member, boot: record.boot, log: record.log, spare })
+    let starts = record.starts.into_iter().flatten().collect();
+    Ok(Start { member: record.member, boot: record.boot, starts, log: record.log, spare })
 }
 
 /// Fences a data directory that has lost votes: gives it a new incarnation, higher than its own and
@@ -268,6 +291,11 @@ fn encode(record: &Record) -> Bytes {
     out.put_u64_le(u64::from(record.logged));
     out.put_u64_le(0); // a checksum, below
     out.put_u128_le(record.log.0);
+    for start in record.starts {
+        let Boot { counter, nonce } = start.unwrap_or_default();
+        out.put_u64_le(counter);
+        out.put_u64_le(nonce);
+    }
     let sum = crc32c::crc32c(&out[BASE..]);
     out[BASE - 8..BASE - 4].copy_from_slice(&sum.to_le_bytes());
     // As far as version 1 goes, so that a release that knows only that one sees a later version.
@@ -295,17 +323,20 @@ fn decode(bytes: &[u8]) -> Result<Record, IdentityError> {
     let incarnation = Incarnation(at.get_u128_le());
     let boot = Boot { counter: at.get_u64_le(), nonce: at.get_u64_le() };
     let logged = at.get_u64_le() != 0;
-    let log = match version {
-        1 => incarnation,
-        _ => {
-            let mut rest = bytes.get(BASE..LEN).ok_or(IdentityError::Damaged)?;
-            if at.get_u32_le() != crc32c::crc32c(rest) {
-                return Err(IdentityError::Damaged);
-            }
-            Incarnation(rest.get_u128_le())
+    let (mut log, mut starts) = (incarnation, [None; STARTS]);
+    if version > 1 {
+        let end = if version == 2 { LEN_2 } else { LEN };
+        let mut rest = bytes.get(BASE..end).ok_or(IdentityError::Damaged)?;
+        if at.get_u32_le() != crc32c::crc32c(rest) {
+            return Err(IdentityError::Damaged);
         }
-    };
-    Ok(Record { cluster, member: Member { node, incarnation }, log, boot, logged })
+        log = Incarnation(rest.get_u128_le());
+        for start in starts.iter_mut().filter(|_| version > 2) {
+            let boot = Boot { counter: rest.get_u64_le(), nonce: rest.get_u64_le() };
+            *start = Some(boot).filter(|boot| boot.counter > 0);
+        }
+    }
+    Ok(Record { cluster, member: Member { node, incarnation }, log, boot, logged, starts })
 }
 
 #[cfg(all(test, not(madsim)))]
@@ -327,7 +358,9 @@ mod tests {
             log: Incarnation(0x0199 << 80 | 5),
             boot: Boot { counter: 3, nonce: mix(7) },
             logged: true,
+            starts: [None; STARTS],
         };
+        let record = record.next(mix(8)).next(mix(9));
         let encoded = encode(&record);
         let line = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let hex: Vec<_> = encoded.chunks(16).map(line).collect();
@@ -373,6 +406,16 @@ mod tests {
         let second = start(&disk, 0xef01).await.expect("it stands");
         assert_eq!((second.member, second.log, second.boot.counter), (first.member, first.log, 2));
         assert_ne!(first.boot.nonce, second.boot.nonce);
+        assert_eq!((first.starts, second.starts), (Vec::new(), vec![first.boot]));
+        for n in 3..20 {
+            let next = start(&disk, n).await.expect("it stands");
+            let before: Vec<u64> = next.starts.iter().map(|boot| boot.counter).collect();
+            let n = n as u64;
+            assert_eq!(
+                before,
+                (n.saturating_sub(STARTS as u64).max(1)..n).rev().collect::<Vec<_>>()
+            );
+        }
     }
 
     #[tokio::test]

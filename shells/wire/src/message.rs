@@ -162,8 +162,8 @@ fn encode_core(message: &Message, out: &mut BytesMut) {
         Message::Recall { from } => {
             return put(FrameType::Recall, &RecallV1 { from: from.0 }, out, no_tail);
         }
-        Message::Recalled { incarnation, boot, groups, next } => {
-            let control = RecalledV1::new(*incarnation, *boot, groups, *next);
+        Message::Recalled { incarnation, boot, met, groups, next } => {
+            let control = RecalledV1::new(*incarnation, (*boot, *met), groups, *next);
             return put(FrameType::Recalled, &control, out, no_tail);
         }
     };

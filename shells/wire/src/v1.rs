@@ -109,10 +109,28 @@ pub(crate) struct RecallV1 {
 #[derive(Archive, Serialize, Deserialize)]
 pub(crate) struct RecalledV1 {
     incarnation: u128,
-    counter: u64,
-    nonce: u64,
+    boot: BootV1,
+    met: Option<BootV1>,
     groups: Vec<AckedV1>,
     next: Option<u64>,
+}
+
+#[derive(Archive, Serialize, Deserialize)]
+struct BootV1 {
+    counter: u64,
+    nonce: u64,
+}
+
+impl From<Boot> for BootV1 {
+    fn from(Boot { counter, nonce }: Boot) -> BootV1 {
+        BootV1 { counter, nonce }
+    }
+}
+
+impl From<BootV1> for Boot {
+    fn from(BootV1 { counter, nonce }: BootV1) -> Boot {
+        Boot { counter, nonce }
+    }
 }
 
 #[derive(Archive, Serialize, Deserialize)]
@@ -125,15 +143,15 @@ struct AckedV1 {
 impl RecalledV1 {
     pub(crate) fn new(
         incarnation: Incarnation,
-        boot: Boot,
+        (boot, met): (Boot, Option<Boot>),
         groups: &[(GroupId, Term, Lsn)],
         next: Option<GroupId>,
     ) -> RecalledV1 {
         let acked = |(g, t, l): &(GroupId, Term, Lsn)| AckedV1 { group: g.0, term: t.0, lsn: l.0 };
         RecalledV1 {
             incarnation: incarnation.0,
-            counter: boot.counter,
-            nonce: boot.nonce,
+            boot: boot.into(),
+            met: met.map(Into::into),
             groups: groups.iter().map(acked).collect(),
             next: next.map(|g| g.0),
         }
@@ -145,7 +163,8 @@ impl From<RecalledV1> for Message {
         let acked = |v: AckedV1| (GroupId(v.group), Term(v.term), Lsn(v.lsn));
         Message::Recalled {
             incarnation: Incarnation(v.incarnation),
-            boot: Boot { counter: v.counter, nonce: v.nonce },
+            boot: v.boot.into(),
+            met: v.met.map(Into::into),
             groups: v.groups.into_iter().map(acked).collect(),
             next: v.next.map(GroupId),
         }

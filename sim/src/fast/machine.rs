@@ -198,7 +198,9 @@ impl Machine {
         self.clock.restart(at_ns, self.rng.below(1 << 40));
         let member = Member { node: self.node, incarnation: self.incarnation };
         let boot = Boot { counter: self.boots, nonce: self.rng.next() };
-        let identity = Identity { cluster: CLUSTER, member, boot, nodes: nodes.to_vec() };
+        // No disk is rolled back in this loop.
+        let (starts, nodes) = (Vec::new(), nodes.to_vec());
+        let identity = Identity { cluster: CLUSTER, member, boot, starts, nodes };
         let found = self.oplog.found();
         let kept = found.clone();
         let (system_applied, system_control) = self.system_control();

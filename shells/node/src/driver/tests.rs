@@ -95,7 +95,7 @@ impl Rig {
     fn new(nodes: u64, boot: u64) -> Rig {
         let Peer { member, boot } = peer(1, boot);
         let nodes = (1..=nodes).map(NodeId).collect();
-        let identity = Identity { cluster: ClusterId(7), member, boot, nodes };
+        let identity = Identity { cluster: ClusterId(7), member, boot, starts: Vec::new(), nodes };
         let clock = TestClock(time::Instant::now());
         let found = Recovered { room: 1 << 40, ..Recovered::default() };
         let node =

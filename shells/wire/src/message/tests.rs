@@ -56,12 +56,14 @@ fn nodes() -> Vec<Message> {
         Message::Recalled {
             incarnation: INCARNATION,
             boot: Boot { counter: 2, nonce: 3 },
+            met: Some(Boot { counter: 1, nonce: 4 }),
             groups: vec![(GroupId(7), Term(4), Lsn(5)), (GroupId(9), Term(6), Lsn(0))],
             next: Some(GroupId(10)),
         },
         Message::Recalled {
             incarnation: Incarnation(8),
             boot: Boot { counter: 2, nonce: 3 },
+            met: None,
             groups: vec![],
             next: None,
         },

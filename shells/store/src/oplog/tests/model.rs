@@ -19,6 +19,7 @@ pub(super) const SMALL: OplogOptions = OplogOptions { segment_bytes: 64 << 10, s
 
 /// For a disk without the file `identity`.
 pub(super) const START: Start = Start {
+    starts: Vec::new(),
     member: Member { node: NodeId(1), incarnation: INCARNATION },
     boot: Boot { counter: 1, nonce: 2 },
     log: INCARNATION,
