@@ -103,7 +103,8 @@ pub enum Planted {
     RecoveredNotSynced = 44,
     /// `synced_upto` names a block of the very write that is not fsynced yet.
     SyncedUptoAhead = 45,
-    /// A block of an earlier epoch, left over from a cut, is taken for one of the log.
+    /// What a cut leaves behind is not cleared away, and a block of it, of an earlier epoch, is taken for
+    /// one of the log: either alone does no harm, as the other stands.
     WrongEpochAccepted = 46,
     /// A segment header's table omits votes.
     HeaderOmitsVotes = 47,
@@ -112,9 +113,9 @@ pub enum Planted {
 }
 
 impl Planted {
-    /// Every planted fault that breaks a promise and is due within 300 seeds; beside them are
-    /// [`Planted::RARE`], and [`Planted::Nondeterminism`], which breaks the simulator's own.
-    pub const ALL: [Planted; 47] = [
+    /// Every planted fault that breaks a promise; beside them is [`Planted::Nondeterminism`], which
+    /// breaks the simulator's own.
+    pub const ALL: [Planted; 49] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -151,6 +152,7 @@ impl Planted {
         Planted::EmptyListAsAbsent,
         Planted::ApplyFailureSkipped,
         Planted::FlushFailureIgnored,
+        Planted::ServedWhileRebuilding,
         Planted::StreamShowsRefused,
         Planted::StreamGuessesPrev,
         Planted::StreamBeyondApplied,
@@ -160,13 +162,10 @@ impl Planted {
         Planted::TornTailKept,
         Planted::RecoveredNotSynced,
         Planted::SyncedUptoAhead,
+        Planted::WrongEpochAccepted,
         Planted::HeaderOmitsVotes,
         Planted::NoRoomIgnored,
     ];
-
-    /// Planted faults that ordinary seeds have shown, but not always within 300 of them. `planted` tries
-    /// them only where it is asked to: the workload does not yet bring about often enough what they need.
-    pub const RARE: [Planted; 2] = [Planted::ServedWhileRebuilding, Planted::WrongEpochAccepted];
 }
 
 #[cfg(madsim)]

@@ -93,7 +93,7 @@ pub(super) fn planted_name(planted: Planted) -> String {
 
 /// The planted fault of a name.
 pub(super) fn planted_named(name: &str) -> Result<Planted, String> {
-    let all = || Planted::ALL.into_iter().chain(Planted::RARE).chain([Planted::Nondeterminism]);
+    let all = || Planted::ALL.into_iter().chain([Planted::Nondeterminism]);
     all().find(|planted| planted_name(*planted) == name).ok_or_else(|| {
         let names: Vec<_> = all().map(planted_name).collect();
         format!("planted faults: {}", names.join(" "))

@@ -46,6 +46,8 @@ impl Judge {
         state.standings.retain(|(n, _), _| *n != node);
         state.stall.ends(node);
         state.fencing.starts(node, found);
+        let checkpointed = found.groups.iter().map(|group| (group.group, group.checkpointed));
+        state.sessions.starts((node, process), checkpointed);
         state.machine.starts(node, found.groups.iter().map(|g| (g.group, g.checkpointed)));
         if let Some(members) = found.members {
             world.check("fencing", state.fencing.founded(members));

@@ -1,5 +1,6 @@
 //! O16. What one node shows goes forward: while its process lives, a later read of it is of the same
-//! prefix or a longer one; and it is never of less than a bookmark asks for.
+//! prefix or a longer one, and of no shorter one than its log says that its state held when it started;
+//! and it is never of less than a bookmark asks for. What was lost of a state is not shown half.
 //!
 //! semantics.md 5 ("a consistent prefix"), "Watermarks". Failures 9, 31, 50.
 
@@ -19,6 +20,15 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
+    /// A process starts on a log that has these states checkpointed.
+    pub(crate) fn starts(
+        &mut self,
+        process: Process,
+        checkpointed: impl Iterator<Item = (GroupId, Lsn)>,
+    ) {
+        self.shown.extend(checkpointed.map(|(group, lsn)| ((process, group), lsn)));
+    }
+
     /// What a process has shown when a read of it begins.
     pub(crate) fn floor(&self, process: Process, group: GroupId) -> Lsn {
         self.shown.get(&(process, group)).copied().unwrap_or_default()
@@ -69,6 +79,15 @@ mod tests {
         assert!(oracle.shows(P, G, floor, Lsn(7)).is_ok());
         assert!(oracle.shows(P, G, floor, Lsn(6)).is_err());
         assert_eq!(oracle.floor((NodeId(1), 2), G), Lsn(0), "restarted");
+    }
+
+    #[test]
+    fn fires_on_a_state_that_was_lost_in_part() {
+        let mut oracle = Sessions::default();
+        oracle.starts(P, [(G, Lsn(5))].into_iter());
+        let floor = oracle.floor(P, G);
+        assert!(oracle.shows(P, G, floor, Lsn(4)).is_err());
+        assert!(oracle.shows(P, G, floor, Lsn(5)).is_ok());
     }
 
     #[test]

@@ -649,6 +649,9 @@ async fn rewrite<D: Disk>(disk: &D, file: &D::File, from: u64, to: u64) -> io::R
 
 /// Makes these parts of a file blank from `keep` on, durably.
 async fn wipe<D: Disk>(disk: &D, file: &D::File, used: &[(u64, u64)], keep: u64) -> io::Result<()> {
+    if planted::is(Planted::WrongEpochAccepted) {
+        return Ok(());
+    }
     let zeros = Bytes::from(vec![0; CHUNK]);
     let mut wiped = false;
     for (start, end) in used {
