@@ -1,8 +1,8 @@
-//! Messages that no correct node sends.
+//! Messages that no correct node sends, or not then.
 
 use bytes::Bytes;
 use highwater_core::{
-    Entry, GroupMessage, Hlc, Kind, Lsn, Message, NodeId, Position, RoleView, Term,
+    Entry, GroupMessage, Hlc, Kind, Lsn, Message, NodeId, Peer, Position, RoleView, Term,
 };
 
 use crate::cluster::Cluster;
@@ -57,6 +57,14 @@ pub(super) fn forge(cluster: &mut Cluster, (from, to): (NodeId, NodeId), what: &
             let message = GroupMessage::AppendRejected { hint: last, round: 0 };
             let term = Term(u64::MAX);
             return cluster.forge(from, to, Message::Group { group, term, message });
+        }
+        ["answer", "to", "an", "earlier", "start"] => {
+            let Peer { member, mut boot } = cluster.host(to).peer();
+            boot.counter -= 1;
+            let incarnation = member.incarnation;
+            let message =
+                Message::Recalled { incarnation, boot, met: None, groups: Vec::new(), next: None };
+            return cluster.forge(from, to, message);
         }
         _ => panic!("{what:?} is no forgery"),
     };
