@@ -54,10 +54,12 @@ pub(crate) enum Kind {
     DatagramDeliver = 18,
     /// A datagram is lost.
     DatagramDrop = 19,
+    /// A sync of a file failed.
+    SyncFailed = 20,
 }
 
 impl Kind {
-    const ALL: [Kind; 19] = [
+    const ALL: [Kind; 20] = [
         Kind::Fault,
         Kind::Process,
         Kind::Leader,
@@ -77,14 +79,19 @@ impl Kind {
         Kind::DatagramSend,
         Kind::DatagramDeliver,
         Kind::DatagramDrop,
+        Kind::SyncFailed,
     ];
 
     fn level(self) -> Level {
         match self {
             Kind::Fault | Kind::Process | Kind::Leader | Kind::Call | Kind::Return => Level::Info,
-            Kind::Send | Kind::Deliver | Kind::Drop | Kind::Sync | Kind::Name | Kind::Applied => {
-                Level::Debug
-            }
+            Kind::Send
+            | Kind::Deliver
+            | Kind::Drop
+            | Kind::Sync
+            | Kind::SyncFailed
+            | Kind::Name
+            | Kind::Applied => Level::Debug,
             _ => Level::Trace,
         }
     }
@@ -111,6 +118,7 @@ impl Kind {
             Kind::DatagramSend => "dgram-send",
             Kind::DatagramDeliver => "dgram-in",
             Kind::DatagramDrop => "dgram-drop",
+            Kind::SyncFailed => "sync-failed",
         }
     }
 }

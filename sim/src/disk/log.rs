@@ -97,9 +97,10 @@ impl Disk for DiskHandle {
         let mark = self.enter_or_die(Call::Log).await.image.mark();
         self.take_time(200, 2_500).await;
         let mut inner = self.enter_or_die(Call::LogSync).await;
-        inner.sync(file.id, mark, Part::Log, &self.disk.world)?;
-        self.event(Kind::Sync, file.id.0, mark, 0, || file.name.clone());
-        Ok(())
+        let done = inner.sync(file.id, mark, Part::Log, &self.disk.world);
+        let kind = if done.is_ok() { Kind::Sync } else { Kind::SyncFailed };
+        self.event(kind, file.id.0, mark, 0, || file.name.clone());
+        done
     }
 
     async fn write_sync(&self, file: &SimFile, offset: u64, data: Bytes) -> io::Result<()> {

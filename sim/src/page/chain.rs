@@ -68,6 +68,8 @@ enum Variable {
     Checkpoint,
     /// What the oplog holds: what is written there, by name.
     Log(&'static str),
+    /// A sync that failed.
+    SyncFailed,
     /// A fact about one of the subject's LSNs or terms; of a follower's, where it is about one.
     Fact(About, u64, Option<NodeId>),
 }
@@ -273,6 +275,7 @@ impl<'a> Slice<'a> {
             What::Traced(Kind::LogWrite) if LOG.contains(&record.name) => {
                 vec![Variable::Log(record.name)]
             }
+            What::Traced(Kind::SyncFailed) => vec![Variable::SyncFailed],
             What::Traced(Kind::Applied) => of(&|_| true, None),
             What::Traced(Kind::Deliver) if record.name == "VoteReply" => {
                 of(&|about| about == About::Ballot, record.peer)
@@ -358,7 +361,7 @@ impl<'a> Slice<'a> {
         // What others have counts where it is counted, and a state where it is used.
         let counts = |variable: &Variable| match variable {
             Variable::State | Variable::Checkpoint => is_root || of_state,
-            Variable::Log(_) => false,
+            Variable::Log(_) | Variable::SyncFailed => false,
             _ if of_state => false,
             Variable::Fact(About::Met | About::Recalled, ..) => is_root && self.of_time,
             Variable::Fact(About::Confirmed, ..) => does(About::Commit),
@@ -386,10 +389,9 @@ impl<'a> Slice<'a> {
         let mut worked = 0;
         let of_disk = [Variable::State, Variable::Checkpoint].into_iter();
         // A process that can't go on from its log has it from the one before.
-        let of_log = LOG
-            .map(Variable::Log)
-            .into_iter()
-            .filter(|_| self.story.records[root].what == What::Traced(Kind::Process));
+        let of_log = LOG.map(Variable::Log).into_iter().chain([Variable::SyncFailed]);
+        let is_start = self.story.records[root].what == What::Traced(Kind::Process);
+        let of_log = of_log.filter(|_| is_start);
         let on_disk: Vec<&[Id]> = of_disk
             .chain(of_log)
             .filter_map(|variable| Some(&self.definitions.get(&(node, variable))?[..]))
@@ -417,6 +419,9 @@ impl<'a> Slice<'a> {
             What::Traced(Kind::Send | Kind::Leader) => return None,
             What::Traced(Kind::LogWrite) if record.name.is_empty() || self.is_synced(id) => {
                 return None;
+            }
+            What::Traced(Kind::SyncFailed) => {
+                ("log", format!("{who:?} can't sync {}", record.text))
             }
             What::Traced(Kind::LogWrite) => {
                 ("log", format!("{who:?} writes {} of its oplog: {}", record.name, record.text))

@@ -36,7 +36,7 @@ function kindOf(e) {
       for (const kind in MESSAGES) if (MESSAGES[kind].test(e.name)) return kind;
       return 'heartbeats';
     case 'step': return e.groups.length ? 'steps' : 'heartbeats';
-    case 'write': case 'sync': case 'name': return 'disk';
+    case 'write': case 'sync': case 'sync-failed': case 'name': return 'disk';
     case 'applied': return 'applied';
     case 'call': case 'return': return 'calls';
     case 'timer': return 'timers';
