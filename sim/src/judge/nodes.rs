@@ -71,7 +71,11 @@ impl Judge {
         for effect in effects {
             self.effect(state, process, effect);
         }
-        self.views(state, process, core);
+        // What the last step took in is carried out in no part, and seen by nobody.
+        let ends = |effect: &Effect| matches!(effect, Effect::Fence { .. } | Effect::Halt { .. });
+        if !effects.iter().any(ends) {
+            self.views(state, process, core);
+        }
     }
 
     /// Most steps change nothing of most groups.
