@@ -164,6 +164,8 @@ pub struct SlotView<'a> {
 pub struct SlotsView<'a> {
     /// As of this LSN: what is applied, or more where the state was found ahead after a restart.
     pub lsn: Lsn,
+    /// The first LSN that the log still has.
+    pub first: Lsn,
     /// Log time as of that.
     pub time_ms: u64,
     /// The lowest LSN that a valid slot still needs; `None` without a valid slot.
@@ -427,11 +429,12 @@ impl Slots {
     }
 
     /// How it looks at that log time.
-    pub(crate) fn view(&self, config: &Config, now_ms: u64) -> SlotsView<'_> {
+    pub(crate) fn view(&self, config: &Config, first: Lsn, now_ms: u64) -> SlotsView<'_> {
         let now_ms = now_ms.max(self.time_ms);
         let slots = self.slots.iter().map(|(name, slot)| self.view_of(name, slot, config, now_ms));
         SlotsView {
             lsn: self.lsn,
+            first,
             time_ms: self.time_ms,
             horizon: self.horizon(),
             slots: slots.collect(),

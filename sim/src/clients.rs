@@ -75,7 +75,9 @@ pub(crate) async fn perform(
         }
         Ask::Changes(after, ops_max) => {
             let stream = move |h: highwater_node::Handle| async move {
-                let mut stream = h.changes(&name, after, None, timeout / 3).await?;
+                let mut stream = h
+                    .changes(&name, highwater_node::Begin::After(after), None, timeout / 3)
+                    .await?;
                 let mut changes = Vec::new();
                 for _ in 0..STREAM_READS {
                     // What is dropped under way loses nothing.

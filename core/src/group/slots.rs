@@ -256,7 +256,7 @@ impl Group {
             Role::Leader(leader) => leader.slots.now_us(ctx.now.mono, &ctx.config),
             _ => None,
         };
-        Some(slots.view(&ctx.config, counted.unwrap_or_default() / 1000))
+        Some(slots.view(&ctx.config, self.first(), counted.unwrap_or_default() / 1000))
     }
 
     pub(super) fn check_slots(&self) {

@@ -19,7 +19,7 @@ use axum::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use highwater_core::Lsn;
-use highwater_node::{Change, ChangeStream, Handle, api::Error};
+use highwater_node::{Begin, Change, ChangeStream, Handle, api::Error};
 use highwater_wire::op::Action;
 use http_body::Frame;
 use serde::Serialize;
@@ -28,11 +28,12 @@ use tokio::{sync::mpsc, time::timeout};
 use crate::{
     App,
     extract::{Call, Spec},
+    names,
     problem::{Code, Problem},
 };
 
 const CHANGES: Spec =
-    Spec { params: &["after", "limit", "follow"], answers: None, preconditions: false };
+    Spec { params: &["after", "slot", "limit", "follow"], answers: None, preconditions: false };
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// A stream that has nothing to say says so this often: a broken connection is noticed.
@@ -101,10 +102,18 @@ pub(crate) async fn changes(State(app): State<App>, request: Request) -> Result<
         (None, true) => usize::MAX,
         (None, false) => limits.changes_default,
     };
-    let after = Lsn(after(&call)?);
+    let slot = call.params().get("slot");
+    slot.map_or(Ok(()), names::check_name)?;
+    let begin = match (slot, after(&call)?) {
+        (Some(_), _) if call.params().get("after").is_some() => {
+            return Err(Problem::bad_request("`after` and `slot` exclude each other"));
+        }
+        (Some(slot), seen) => Begin::Slot(slot, seen),
+        (None, after) => Begin::After(after),
+    };
     let bookmark = call.bookmark()?;
     let node = call.node()?;
-    let stream = node.changes(&database, after, bookmark, call.left()).await;
+    let stream = node.changes(&database, begin, bookmark, call.left()).await;
     let stream = stream.map_err(Problem::of_read)?;
     let (sender, receiver) = mpsc::channel(PIECES);
     let out = Out { sender, framing, piece: Vec::new() };
@@ -123,11 +132,11 @@ pub(crate) async fn changes(State(app): State<App>, request: Request) -> Result<
 }
 
 /// Where it begins: what a browser that reconnects has seen last, or what the query says.
-fn after(call: &Call) -> Result<u64, Problem> {
+fn after(call: &Call) -> Result<Lsn, Problem> {
     let asked = call.params().number("after", 0, u64::MAX)?.unwrap_or(0);
-    let Some(seen) = call.headers().get(&LAST_EVENT_ID) else { return Ok(asked) };
+    let Some(seen) = call.headers().get(&LAST_EVENT_ID) else { return Ok(Lsn(asked)) };
     let seen = seen.to_str().ok().filter(|id| id.bytes().all(|b| b.is_ascii_digit()));
-    seen.and_then(|id| id.parse().ok())
+    seen.and_then(|id| id.parse().ok().map(Lsn))
         .ok_or_else(|| Problem::bad_request("Last-Event-ID must be an LSN"))
 }
 

@@ -119,6 +119,12 @@ impl Call {
         names::name_of_path(raw)
     }
 
+    /// The slot's name, from `/v1/databases/{db}/slots/{slot}…`.
+    pub(crate) fn slot(&self) -> Result<String, Problem> {
+        let raw = self.head.uri.path().split('/').nth(5).unwrap_or("");
+        names::name_of_path(raw)
+    }
+
     /// The record's key, from `/v1/databases/{db}/records/{key}`.
     pub(crate) fn key(&self) -> Result<String, Problem> {
         let raw = self.head.uri.path().splitn(6, '/').nth(5).unwrap_or("");

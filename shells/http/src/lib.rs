@@ -15,6 +15,7 @@ mod operations;
 mod problem;
 mod records;
 mod serve;
+mod slots;
 mod view;
 
 use std::{
@@ -155,6 +156,12 @@ pub fn router(node: impl Into<Slot>, options: HttpOptions) -> Router {
         .route("/v1/databases/{db}/leader", post(databases::leader))
         .route("/v1/databases/{db}/batch", post(batch::batch))
         .route("/v1/databases/{db}/changes", get(changes::changes))
+        .route("/v1/databases/{db}/slots", get(slots::list))
+        .route(
+            "/v1/databases/{db}/slots/{slot}",
+            put(slots::create).get(slots::get).delete(slots::delete),
+        )
+        .route("/v1/databases/{db}/slots/{slot}/ack", post(slots::ack))
         .route("/v1/databases/{db}/records", get(records::list))
         .route("/v1/databases/{db}/records/", record())
         .route("/v1/databases/{db}/records/{*key}", record())

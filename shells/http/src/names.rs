@@ -27,6 +27,18 @@ fn hex(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).map(|digit| digit as u8)
 }
 
+/// Checks a name.
+pub(crate) fn check_name(name: &str) -> Result<(), Problem> {
+    if is_name(name) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Code::InvalidName,
+        "the name of a database or a slot is 1 to 63 of a-z, 0-9, `_` and `-`, beginning with a \
+         letter or digit",
+    ))
+}
+
 /// Checks a key.
 pub(crate) fn check_key(key: &str) -> Result<(), Problem> {
     let invalid = |detail: &'static str| Err(Problem::new(Code::InvalidKey, detail));
@@ -59,17 +71,12 @@ pub(crate) fn key_of_json(key: String) -> Result<Bytes, Problem> {
     Ok(Bytes::from(key))
 }
 
-/// The name of a database's URL, from what stands there percent-encoded.
+/// The name of a database or a slot, from what stands there percent-encoded.
 pub(crate) fn name_of_path(raw: &str) -> Result<String, Problem> {
     let name = decode(raw, false).and_then(|bytes| String::from_utf8(bytes).ok());
-    match name {
-        Some(name) if is_name(&name) => Ok(name),
-        _ => Err(Problem::new(
-            Code::InvalidName,
-            "a database's name is 1 to 63 of a-z, 0-9, `_` and `-`, beginning with a letter or \
-             digit",
-        )),
-    }
+    let name = name.unwrap_or_default();
+    check_name(&name)?;
+    Ok(name)
 }
 
 fn is_name(name: &str) -> bool {

@@ -13,6 +13,8 @@ use highwater_core::{Lsn, NodeId};
 use highwater_node::api::Error;
 use serde::Serialize;
 
+use crate::slots::cause_text;
+
 /// After how long a refused request may be tried again.
 const RETRY_MS: u64 = 100;
 
@@ -45,11 +47,14 @@ codes! {
     NotFound, "not_found", NOT_FOUND, "There is no such route";
     NoSuchDatabase, "no_such_database", NOT_FOUND, "There is no such database";
     NoSuchRecord, "no_such_record", NOT_FOUND, "There is no such record";
+    NoSuchSlot, "no_such_slot", NOT_FOUND, "There is no such slot";
     NoSuchNode, "no_such_node", NOT_FOUND, "There is no such node";
     MethodNotAllowed, "method_not_allowed", METHOD_NOT_ALLOWED, "The route has no such method";
     NotAcceptable, "not_acceptable", NOT_ACCEPTABLE, "No acceptable media type";
     RequestTimeout, "request_timeout", REQUEST_TIMEOUT, "The request took too long to arrive";
+    AlreadyExists, "already_exists", CONFLICT, "It stands with other settings";
     PreconditionFailed, "precondition_failed", PRECONDITION_FAILED, "A precondition does not hold";
+    SlotInvalidated, "slot_invalidated", GONE, "The slot is invalidated";
     DatabaseRecreated, "database_recreated", GONE, "The database was made anew";
     LsnOutOfRange, "lsn_out_of_range", UNPROCESSABLE_ENTITY, "The LSN is not there yet";
     PayloadTooLarge, "payload_too_large", PAYLOAD_TOO_LARGE, "The request is too large";
@@ -91,6 +96,8 @@ pub(crate) struct Body {
     #[serde(skip_serializing_if = "Option::is_none")]
     leader: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     op: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
@@ -125,6 +132,7 @@ impl Problem {
                 lsn: None,
                 version: None,
                 leader: None,
+                cause: None,
                 op: None,
                 key: None,
                 state: None,
@@ -169,6 +177,12 @@ impl Problem {
     /// Who leads, as far as this node knows.
     pub(crate) fn leader(mut self, leader: Option<NodeId>) -> Problem {
         self.0.body.leader = leader.map(|node| node.0);
+        self
+    }
+
+    /// Why.
+    pub(crate) fn cause(mut self, cause: &'static str) -> Problem {
+        self.0.body.cause = Some(cause);
         self
     }
 
@@ -248,6 +262,23 @@ fn definite(error: Error) -> Option<Problem> {
             format!("the last committed LSN is {committed}; ask for what is after that or before"),
         )
         .lsn(committed),
+        Error::NoSuchSlot => Problem::new(
+            Code::NoSuchSlot,
+            "the database has no slot of this name; create it with PUT …/slots/{name}",
+        ),
+        Error::SlotDiffers => Problem::new(
+            Code::AlreadyExists,
+            "the slot stands with other settings; delete it, or use these",
+        ),
+        Error::SlotInvalidated { cause, first } => Problem::new(
+            Code::SlotInvalidated,
+            format!(
+                "the log goes back to LSN {first} and may not hold what the slot has yet to read; \
+                 delete the slot, read a snapshot and begin after its LSN"
+            ),
+        )
+        .lsn(first)
+        .cause(cause_text(cause)),
         Error::NoLeader { leader } => {
             Problem::new(Code::NoLeader, "nothing was changed; retrying is safe").leader(leader)
         }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use highwater_core::{GroupId, Lsn, NodeId, Term};
+use highwater_core::{GroupId, Lsn, NodeId, SlotCause, SlotState, Term};
 use highwater_wire::peer::NodeStatus;
 
 /// A committed and applied write.
@@ -103,6 +103,27 @@ pub struct Page {
     pub more: bool,
 }
 
+/// A slot: a consumer's durable place in a database's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotInfo {
+    /// Its name.
+    pub name: String,
+    /// Its consumer has everything up to here.
+    pub confirmed: Lsn,
+    /// Effective ops after that.
+    pub lag_ops: u64,
+    /// Their bytes.
+    pub lag_bytes: u64,
+    /// For how long the first of them has been waiting, in milliseconds of log time.
+    pub lag_ms: u64,
+    /// How it stands.
+    pub state: SlotState,
+    /// Whether a stream of this node reads for it.
+    pub connected: bool,
+    /// Milliseconds of log time until it is invalidated for want of a sign of life; `None` once it is.
+    pub expires_in_ms: Option<u64>,
+}
+
 /// Why a call did not succeed. Each one but [`Error::Unknown`] is definite: it had no effect and
 /// will have none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -138,6 +159,20 @@ pub enum Error {
     OutOfRange {
         /// The commit mark.
         committed: Lsn,
+    },
+    /// There is no such slot.
+    #[error("there is no such slot")]
+    NoSuchSlot,
+    /// There is a slot of that name, with other settings.
+    #[error("the slot stands with other settings")]
+    SlotDiffers,
+    /// The slot holds nothing back any more: its consumer may have missed what is gone.
+    #[error("the slot is invalidated, the log goes back to {first}")]
+    SlotInvalidated {
+        /// Why.
+        cause: SlotCause,
+        /// The first LSN that the log still has.
+        first: Lsn,
     },
     /// No leader could be reached within the deadline.
     #[error("no leader was found within the deadline")]

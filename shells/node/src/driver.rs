@@ -14,7 +14,7 @@ use highwater_core::{
     Request, RequestId, Term,
     planted::{self, Planted},
 };
-use highwater_wire::peer::{ForwardReply, ForwardRequest, NodeStatus, PeerMessage};
+use highwater_wire::peer::{ForwardReply, ForwardRequest, NodeStatus, PeerMessage, SlotAsk};
 use tokio::sync::{
     mpsc::{Receiver, UnboundedReceiver, UnboundedSender},
     oneshot,
@@ -25,6 +25,7 @@ use crate::{
     deadline::Deadline,
     env::{Clock, Inbound, Transport},
     shared::Shared,
+    slots::Slots,
     status,
     workers::{ReadJob, StateJob},
 };
@@ -72,6 +73,11 @@ pub(crate) enum Command {
         group: GroupId,
         reply: oneshot::Sender<Lsn>,
     },
+    /// The slots as they are known here; `None` where they are not.
+    Slots {
+        group: GroupId,
+        reply: oneshot::Sender<Option<Slots>>,
+    },
     /// A read found a group's state damaged.
     Damaged {
         group: GroupId,
@@ -112,7 +118,9 @@ impl Ask {
     /// The group whose oplog it may reach.
     fn writes_to(&self) -> Option<GroupId> {
         match self {
-            Ask::Forwardable(ForwardRequest::Propose { group, .. }) => Some(*group),
+            Ask::Forwardable(
+                ForwardRequest::Propose { group, .. } | ForwardRequest::Slot { group, .. },
+            ) => Some(*group),
             Ask::Forwardable(ForwardRequest::CreateDatabase { .. }) => Some(GroupId::SYSTEM),
             Ask::Forwardable(ForwardRequest::Transfer { .. }) | Ask::Read { .. } | Ask::Drain => {
                 None
@@ -659,6 +667,11 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 let committed = view.map_or(Lsn(0), |view| view.watermarks.committed());
                 let _ = reply.send(committed);
             }
+            Command::Slots { group, reply } => {
+                let view = self.hands.node.slots(group);
+                let connected = |name: &str| self.hands.shared.consumers.is_connected(group, name);
+                let _ = reply.send(view.map(|view| Slots::of(&view, connected)));
+            }
             Command::Damaged { group, reason } => {
                 drop(self.hands.state.send(StateJob::Lost { group, reason }));
             }
@@ -742,6 +755,11 @@ fn request_of(ask: Ask, expires: Instant) -> Request {
             Request::CreateDatabase { name, expires }
         }
         Ask::Forwardable(ForwardRequest::Transfer { group, to }) => Request::Transfer { group, to },
+        Ask::Forwardable(ForwardRequest::Slot { group, name, ask }) => match ask {
+            SlotAsk::Create(settings) => Request::CreateSlot { group, name, settings, expires },
+            SlotAsk::Ack(lsn) => Request::AckSlot { group, name, lsn, expires },
+            SlotAsk::Delete => Request::DeleteSlot { group, name, expires },
+        },
         Ask::Read { group } => Request::Read { group },
         Ask::Drain => Request::Drain,
     }
@@ -754,11 +772,11 @@ pub fn forward_reply_of(reply: Option<Reply>) -> ForwardReply {
         Some(Reply::Applied { lsn, term, outcome }) => ForwardReply::Applied { lsn, term, outcome },
         Some(Reply::Created { group, existed }) => ForwardReply::Created { group, existed },
         Some(Reply::Transferred { term }) => ForwardReply::Transferred { term },
+        Some(Reply::Slot { first, outcome, .. }) => ForwardReply::Slot { first, outcome },
         Some(Reply::Rejected(reject)) => ForwardReply::Rejected(reject),
-        // Neither reads nor requests about slots are forwarded; their answers could only be a bug,
-        // and are no promise.
+        // Reads are not forwarded; an answer to one could only be a bug, and is no promise.
         None if planted::is(Planted::ExpiryAsRejection) => ForwardReply::Rejected(Reject::Expired),
-        Some(Reply::Readable { .. } | Reply::Slot { .. }) | None => ForwardReply::Unknown,
+        Some(Reply::Readable { .. }) | None => ForwardReply::Unknown,
     }
 }
 

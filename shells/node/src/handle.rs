@@ -311,6 +311,11 @@ impl Handle {
         self.refuse_when_ending()
     }
 
+    /// Tells the driver, unless that has gone.
+    pub(crate) async fn send(&self, command: Command) -> Result<(), ()> {
+        self.commands.send(command).await.map_err(drop)
+    }
+
     /// Asks this node's core; `None` where the deadline passes or the driver has gone.
     async fn ask(&self, request: Ask, deadline: Deadline) -> Option<Reply> {
         let (reply, answer) = oneshot::channel();
@@ -331,7 +336,7 @@ impl Handle {
 
     /// Has a request carried out by the group's leader. Tries again only after a definite refusal:
     /// once an attempt may have reached a log, its outcome is the only one that is reported.
-    async fn on_leader(
+    pub(crate) async fn on_leader(
         &self,
         group: GroupId,
         request: ForwardRequest,

@@ -8,6 +8,7 @@ pub mod env;
 mod feed;
 mod handle;
 mod shared;
+mod slots;
 mod status;
 mod stream;
 mod workers;
@@ -28,7 +29,7 @@ use tokio::sync::mpsc;
 
 pub use driver::Exit;
 pub use handle::Handle;
-pub use stream::{Change, ChangeStream};
+pub use stream::{Begin, Change, ChangeStream};
 
 /// How the core's answers become a caller's: what is definite, and what is not known. For whoever
 /// drives a core in another way.

@@ -11,7 +11,7 @@ use std::{
 use highwater_core::{GroupId, NodeId, Term};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::{feed::Feeds, stream::STREAMS_MAX};
+use crate::{feed::Feeds, slots::Consumers, stream::STREAMS_MAX};
 
 /// Read by many handles, written by one driver.
 pub(crate) struct Shared {
@@ -21,6 +21,8 @@ pub(crate) struct Shared {
     draining: AtomicBool,
     /// What streams follow.
     pub(crate) feeds: Feeds,
+    /// Who reads for slots.
+    pub(crate) consumers: Consumers,
     /// Streams that may still be opened.
     pub(crate) streams: Arc<Semaphore>,
     /// fsyncs of the oplog.
@@ -90,6 +92,7 @@ impl Shared {
             changed: Arc::default(),
             draining: AtomicBool::new(false),
             feeds: Feeds::default(),
+            consumers: Consumers::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             syncs: AtomicU64::new(0),
             acked: AtomicU64::new(0),

@@ -16,6 +16,7 @@ use crate::{
     feed::Feed,
     handle::Handle,
     shared::Changes,
+    slots::Connected,
     workers::HistoryJob,
 };
 
@@ -53,6 +54,16 @@ pub struct ChangeStream {
     prev: Lsn,
     feed: Arc<Feed>,
     _permit: OwnedSemaphorePermit,
+    _connected: Option<Connected>,
+}
+
+/// Where a stream begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin<'a> {
+    /// After this LSN.
+    After(Lsn),
+    /// Where this slot is, or after this LSN where that is further.
+    Slot(&'a str, Lsn),
 }
 
 impl std::fmt::Debug for ChangeStream {
@@ -63,20 +74,21 @@ impl std::fmt::Debug for ChangeStream {
 }
 
 impl Handle {
-    /// Opens a stream of what took effect after an LSN. Waits until that is applied here, and where
-    /// a bookmark is given, that too.
+    /// Opens a stream of what took effect after an LSN, or after what a slot's consumer has. Waits until
+    /// that is applied here, and where a bookmark is given, that too.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] where `after` is above what is committed; [`Error::Behind`] where it is
-    /// not applied here in time; [`Error::Busy`] where there are too many streams.
+    /// [`Error::OutOfRange`] where it is to begin above what is committed; [`Error::Behind`] where that is
+    /// not applied here in time; [`Error::Busy`] where there are too many streams;
+    /// [`Error::NoSuchSlot`] and [`Error::SlotInvalidated`].
     pub async fn changes(
         &self,
         database: &str,
-        after: Lsn,
+        from: Begin<'_>,
         bookmark: Option<Bookmark>,
         timeout: Duration,
     ) -> Result<ChangeStream, Error> {
-        let opening = self.open_changes(database, after, bookmark, Deadline::after(timeout));
+        let opening = self.open_changes(database, from, bookmark, Deadline::after(timeout));
         tokio::time::timeout(timeout, opening).await.unwrap_or_else(|_| {
             Err(Error::NotReady(String::from("the oplog could not be read within the deadline")))
         })
@@ -85,12 +97,19 @@ impl Handle {
     async fn open_changes(
         &self,
         database: &str,
-        after: Lsn,
+        from: Begin<'_>,
         bookmark: Option<Bookmark>,
         deadline: Deadline,
     ) -> Result<ChangeStream, Error> {
         let group = self.resolve(database, deadline).await?;
         let permit = self.shared.streams.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
+        let (after, connected) = match from {
+            Begin::After(after) => (after, None),
+            Begin::Slot(name, seen) => {
+                let (confirmed, connected) = self.connect_slot(group, name, deadline).await?;
+                (confirmed.max(seen), Some(connected))
+            }
+        };
         self.await_readable(group, Consistency::Local(bookmark), deadline).await?;
         let feed = self.shared.feeds.follow(group);
         let (mut applications, mut routes) = (feed.watch(), self.shared.watch());
@@ -121,6 +140,7 @@ impl Handle {
             prev,
             feed,
             _permit: permit,
+            _connected: connected,
         })
     }
 

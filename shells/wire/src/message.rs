@@ -38,6 +38,10 @@ pub fn encode(message: &PeerMessage, out: &mut BytesMut) {
                 ForwardRequest::Transfer { group, to } => {
                     ForwardRequestV1::Transfer { group: group.0, to: to.0 }
                 }
+                ForwardRequest::Slot { group, name, ask } => {
+                    let (group, name) = (group.0, name.clone());
+                    ForwardRequestV1::Slot { group, name, ask: ask.into() }
+                }
             };
             let control = ForwardV1 { id: *id, budget_us: *budget_us, request };
             put(FrameType::Forward, &control, out, |out| out.extend_from_slice(tail));
@@ -92,6 +96,9 @@ pub fn decode(frame: Bytes) -> Result<PeerMessage, DecodeError> {
                 }
                 ForwardRequestV1::Transfer { group, to } => {
                     ForwardRequest::Transfer { group: GroupId(group), to: NodeId(to) }
+                }
+                ForwardRequestV1::Slot { group, name, ask } => {
+                    ForwardRequest::Slot { group: GroupId(group), name, ask: ask.into() }
                 }
             };
             PeerMessage::Forward { id, budget_us, request }

@@ -1,7 +1,9 @@
 //! What travels between two nodes: the core's messages, and the drivers' own.
 
 use bytes::Bytes;
-use highwater_core::{GroupId, Lsn, Message, NodeId, Outcome, Reject, Term};
+use highwater_core::{
+    GroupId, Lsn, Message, NodeId, Outcome, Reject, SlotOutcome, SlotSettings, Term,
+};
 
 /// One message between two nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +62,26 @@ pub enum ForwardRequest {
         /// To whom.
         to: NodeId,
     },
+    /// Do something with a slot.
+    Slot {
+        /// Where.
+        group: GroupId,
+        /// Its name.
+        name: String,
+        /// What.
+        ask: SlotAsk,
+    },
+}
+
+/// What is asked of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotAsk {
+    /// That there is one, with these settings.
+    Create(SlotSettings),
+    /// To note that its consumer has everything up to here.
+    Ack(Lsn),
+    /// That there is none.
+    Delete,
 }
 
 /// What the leader answers.
@@ -85,6 +107,13 @@ pub enum ForwardReply {
     Transferred {
         /// The new term.
         term: Term,
+    },
+    /// Committed and applied.
+    Slot {
+        /// The first LSN that the log still has.
+        first: Lsn,
+        /// What came of it.
+        outcome: SlotOutcome,
     },
     /// Definite: no effect, now or later.
     Rejected(Reject),

@@ -1,11 +1,14 @@
 //! The control parts of version 1, as rkyv lays them out. They mirror the core's types instead of
 //! being them: those may change freely, these never do. A new shape is a new type.
 
+mod slots;
+
 use highwater_core::{
     Boot, ClusterId, Formation, GroupId, GroupMessage, Incarnation, Instant, Lsn, Member, Message,
     NodeId, Outcome, Peer, Position, Reject, Term,
 };
 use rkyv::{Archive, Deserialize, Serialize};
+use slots::{SlotAskV1, SlotOutcomeV1};
 
 use crate::peer::{ForwardReply, GroupStatus, Hello, NodeStatus};
 
@@ -278,6 +281,11 @@ pub(crate) enum ForwardRequestV1 {
         group: u64,
         to: u64,
     },
+    Slot {
+        group: u64,
+        name: String,
+        ask: SlotAskV1,
+    },
 }
 
 /// The answer to it.
@@ -292,6 +300,7 @@ pub(crate) enum ReplyV1 {
     Applied { lsn: u64, term: u64, refused: bool, answer: Vec<u8> },
     Created { group: u64, existed: bool },
     Transferred { term: u64 },
+    Slot { first: u64, outcome: SlotOutcomeV1 },
     Rejected(RejectV1),
     Unknown,
 }
@@ -309,6 +318,9 @@ impl From<&ForwardReply> for ReplyV1 {
                 ReplyV1::Created { group: group.0, existed: *existed }
             }
             ForwardReply::Transferred { term } => ReplyV1::Transferred { term: term.0 },
+            ForwardReply::Slot { first, outcome } => {
+                ReplyV1::Slot { first: first.0, outcome: (*outcome).into() }
+            }
             ForwardReply::Rejected(reject) => ReplyV1::Rejected((*reject).into()),
             ForwardReply::Unknown => ReplyV1::Unknown,
         }
@@ -327,6 +339,9 @@ impl From<ReplyV1> for ForwardReply {
                 ForwardReply::Created { group: GroupId(group), existed }
             }
             ReplyV1::Transferred { term } => ForwardReply::Transferred { term: Term(term) },
+            ReplyV1::Slot { first, outcome } => {
+                ForwardReply::Slot { first: Lsn(first), outcome: outcome.into() }
+            }
             ReplyV1::Rejected(reject) => ForwardReply::Rejected(reject.into()),
             ReplyV1::Unknown => ForwardReply::Unknown,
         }

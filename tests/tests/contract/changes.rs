@@ -173,9 +173,7 @@ fn a_follower_with_a_limit_ends() {
 fn what_is_asked_wrongly_is_refused() {
     let node = database("wrong");
     let _ = node.put(&record("wrong", "k"), "v").expect(201);
-    for query in
-        ["after=-1", "after=x", "limit=0", "limit=10001", "follow=maybe", "slot=x", "from=1"]
-    {
+    for query in ["after=-1", "after=x", "limit=0", "limit=10001", "follow=maybe", "from=1"] {
         node.get(&changes("wrong", query)).expect_problem(400, "bad_request");
     }
     let beyond = node.get(&changes("wrong", "after=1000000"));

@@ -106,8 +106,7 @@ fn what_is_not_there_is_a_problem_too() {
         // What later versions bring.
         "/v1/openapi.json",
         "/v1/tokens",
-        "/v1/databases/routes/slots",
-        "/v1/databases/routes/slots/s",
+        "/v1/databases/routes/slots/s/nack",
         "/v1/databases/routes/snapshot",
         "/v1/databases/routes/ingest",
         "/v1/cluster/nodes/1",

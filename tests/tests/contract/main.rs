@@ -17,6 +17,7 @@ mod oplog;
 mod peers;
 mod preconditions;
 mod records;
+mod slots;
 mod storage;
 mod views;
 

@@ -4,6 +4,7 @@ mod crashes;
 mod damage;
 mod partitions;
 mod pauses;
+mod slots;
 
 use std::net::SocketAddr;
 

@@ -1,11 +1,12 @@
 use highwater_core::{
     Boot, ClusterId, Formation, Hlc, Incarnation, Instant, Kind, Member, Outcome, Peer, Reject,
+    SlotCause, SlotLimits, SlotOutcome, SlotSettings, SlotStart,
 };
 
 use super::*;
 use crate::{
     entry::EntryError,
-    peer::{ForwardReply, GroupStatus, NodeStatus},
+    peer::{ForwardReply, GroupStatus, NodeStatus, SlotAsk},
     testing::{hex, mutations},
 };
 
@@ -90,6 +91,14 @@ fn groups() -> Vec<GroupMessage> {
     ]
 }
 
+fn slot(ask: SlotAsk) -> ForwardRequest {
+    ForwardRequest::Slot { group: GroupId(9), name: "mailer".into(), ask }
+}
+
+fn outcome(outcome: SlotOutcome) -> ForwardReply {
+    ForwardReply::Slot { first: Lsn(2), outcome }
+}
+
 fn forwards() -> Vec<PeerMessage> {
     let requests = vec![
         ForwardRequest::Propose { group: GroupId(9), payload: Bytes::from_static(b"payload") },
@@ -97,6 +106,13 @@ fn forwards() -> Vec<PeerMessage> {
         ForwardRequest::CreateDatabase { name: "orders".into() },
         ForwardRequest::CreateDatabase { name: "a-name-that-does-not-fit-inline".into() },
         ForwardRequest::Transfer { group: GroupId(9), to: NodeId(3) },
+        slot(SlotAsk::Create(SlotSettings::default())),
+        slot(SlotAsk::Create(SlotSettings {
+            from: SlotStart::After(Lsn(4)),
+            limits: SlotLimits { lag_bytes: Some(5), lag_ops: Some(6), idle_ms: Some(7) },
+        })),
+        slot(SlotAsk::Ack(Lsn(8))),
+        slot(SlotAsk::Delete),
     ];
     let mut replies = vec![
         ForwardReply::Applied {
@@ -106,6 +122,16 @@ fn forwards() -> Vec<PeerMessage> {
         },
         ForwardReply::Created { group: GroupId(9), existed: true },
         ForwardReply::Transferred { term: Term(8) },
+        outcome(SlotOutcome::Created { confirmed: Lsn(9) }),
+        outcome(SlotOutcome::Stood { confirmed: Lsn(10) }),
+        outcome(SlotOutcome::Differs),
+        outcome(SlotOutcome::Confirmed { confirmed: Lsn(11) }),
+        outcome(SlotOutcome::Deleted),
+        outcome(SlotOutcome::NoSuchSlot),
+        outcome(SlotOutcome::Invalidated { cause: SlotCause::Horizon }),
+        outcome(SlotOutcome::Invalidated { cause: SlotCause::IdleTimeout }),
+        outcome(SlotOutcome::Invalidated { cause: SlotCause::LogRemoved }),
+        outcome(SlotOutcome::AboveCommitted { committed: Lsn(12) }),
         ForwardReply::Unknown,
     ];
     replies.extend(
