@@ -9,8 +9,12 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use highwater_core::NodeId;
-use highwater_node::api::{Consistency, Error};
+use highwater_core::{Lsn, NodeId};
+use highwater_node::{
+    Begin,
+    api::{Consistency, Error},
+};
+use highwater_wire::peer::SlotAsk;
 
 use crate::{
     cluster::Cluster,
@@ -74,22 +78,29 @@ pub(crate) async fn perform(
             cluster.ask(node, timeout, transfer).await.map(|r| r.map(|_| Told::Transferred))
         }
         Ask::Changes(after, ops_max) => {
-            let stream = move |h: highwater_node::Handle| async move {
-                let mut stream = h
-                    .changes(&name, highwater_node::Begin::After(after), None, timeout / 3)
-                    .await?;
-                let mut changes = Vec::new();
-                for _ in 0..STREAM_READS {
-                    // What is dropped under way loses nothing.
-                    let next = stream.next(ops_max, STREAM_BYTES, timeout / 16);
-                    if let Ok(next) = tokio::time::timeout(timeout / 12, next).await {
-                        changes.extend(next?);
-                    }
-                }
-                let (group, upto) = (stream.group(), stream.position());
-                Ok(Streamed { group, after, upto, changes })
+            let begin = move |h: highwater_node::Handle| async move {
+                read_on(&h, &name, Begin::After(after), ops_max, timeout).await
             };
-            cluster.ask(node, timeout, stream).await.map(|r| r.map(Told::Streamed))
+            cluster.ask(node, timeout, begin).await.map(|r| r.map(Told::Streamed))
+        }
+        Ask::Consume(slot, ops_max) => {
+            let begin = move |h: highwater_node::Handle| async move {
+                read_on(&h, &name, Begin::Slot(&slot, Lsn(0)), ops_max, timeout).await
+            };
+            cluster.ask(node, timeout, begin).await.map(|r| r.map(Told::Streamed))
+        }
+        Ask::Slot(slot, ask) => {
+            let asked = move |h: highwater_node::Handle| async move {
+                let at = match ask {
+                    SlotAsk::Create(settings) => {
+                        Some(h.create_slot(&name, &slot, settings, timeout).await?.0)
+                    }
+                    SlotAsk::Ack(lsn) => Some(h.ack_slot(&name, &slot, lsn, timeout).await?),
+                    SlotAsk::Delete => h.delete_slot(&name, &slot, timeout).await.map(|()| None)?,
+                };
+                Ok(at)
+            };
+            cluster.ask(node, timeout, asked).await.map(|r| r.map(Told::Slot))
         }
     };
     let told = match told {
@@ -99,6 +110,28 @@ pub(crate) async fn perform(
     };
     cluster.judge.told(&call, &told);
     told
+}
+
+/// Reads on in a change stream for a while.
+async fn read_on(
+    handle: &highwater_node::Handle,
+    database: &str,
+    begin: Begin<'_>,
+    ops_max: usize,
+    timeout: Duration,
+) -> Result<Streamed, Error> {
+    let mut stream = handle.changes(database, begin, None, timeout / 3).await?;
+    let after = stream.position();
+    let mut changes = Vec::new();
+    for _ in 0..STREAM_READS {
+        // What is dropped under way loses nothing.
+        let next = stream.next(ops_max, STREAM_BYTES, timeout / 16);
+        if let Ok(next) = tokio::time::timeout(timeout / 12, next).await {
+            changes.extend(next?);
+        }
+    }
+    let (group, upto) = (stream.group(), stream.position());
+    Ok(Streamed { group, after, upto, changes })
 }
 
 /// Creates a database, trying for as long as it takes.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use highwater_core::{GroupId, Lsn, NodeId};
 use highwater_node::api::{Consistency, Error, Got, ListQuery, Page, Receipt, Record};
-use highwater_wire::op::Op;
+use highwater_wire::{op::Op, peer::SlotAsk};
 
 use crate::{oracles::streams::Streamed, rng::spread, trace::digest};
 
@@ -22,6 +22,10 @@ pub(crate) enum Ask {
     Transfer(NodeId),
     /// Reads on in the change stream after an LSN, at most so many ops.
     Changes(Lsn, usize),
+    /// Has something done with a slot.
+    Slot(String, SlotAsk),
+    /// Reads on where a slot is, at most so many ops.
+    Consume(String, usize),
 }
 
 /// A client's call.
@@ -52,6 +56,8 @@ pub(crate) enum Told {
     Created(GroupId, bool),
     /// Leadership was handed over.
     Transferred,
+    /// Where the slot is; nowhere any more where it was deleted.
+    Slot(Option<Lsn>),
     /// An error of the node's.
     Failed(Error),
     /// The node died, or fell silent beyond the call's deadline.
@@ -84,6 +90,7 @@ impl Told {
             Told::Transferred => of(&[5]),
             Told::Failed(error) => of(&[6, digest(format!("{error:?}").as_bytes())]),
             Told::Silence => of(&[7]),
+            Told::Slot(at) => of(&[9, at.map_or(u64::MAX, |at| at.0)]),
             Told::Streamed(Streamed { group, after, upto, changes }) => {
                 let all = changes.iter().fold(0, |h, change| {
                     let op = digest(&change.op.encode());
@@ -138,6 +145,12 @@ impl Ask {
             Ask::Create => "create".to_owned(),
             Ask::Transfer(to) => format!("transfer to {to:?}"),
             Ask::Changes(after, ops_max) => format!("{ops_max} changes after {after:?}"),
+            Ask::Slot(name, SlotAsk::Create(settings)) => {
+                format!("slot {name} from {:?}", settings.from)
+            }
+            Ask::Slot(name, SlotAsk::Ack(lsn)) => format!("acknowledge {lsn:?} for slot {name}"),
+            Ask::Slot(name, SlotAsk::Delete) => format!("delete slot {name}"),
+            Ask::Consume(name, ops_max) => format!("{ops_max} changes for slot {name}"),
         }
     }
 }

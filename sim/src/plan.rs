@@ -17,12 +17,14 @@ pub(crate) enum Profile {
     Default,
     /// Three to seven nodes; each seed draws which of all faults there are, and how hard.
     Swarm,
+    /// As the swarm, with consumers that have slots.
+    Oplog,
 }
 
 impl Profile {
     /// All of them, by their names on the command line.
-    pub(crate) const ALL: [(&'static str, Profile); 2] =
-        [("default", Profile::Default), ("swarm", Profile::Swarm)];
+    pub(crate) const ALL: [(&'static str, Profile); 3] =
+        [("default", Profile::Default), ("swarm", Profile::Swarm), ("oplog", Profile::Oplog)];
 
     /// By its name on the command line.
     pub(crate) fn named(name: &str) -> Option<Profile> {
@@ -323,6 +325,9 @@ pub(crate) struct Plan {
     /// ... and makes up to so many at once.
     #[serde(default)]
     pub(crate) burst: u64,
+    /// Clients have slots, and read for them.
+    #[serde(default)]
+    pub(crate) slots: bool,
     /// Each database has this many keys.
     pub(crate) keys: u64,
     /// How long faults go on, after the first databases stand.

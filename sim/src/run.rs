@@ -213,7 +213,8 @@ async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &Tasks) {
         read_back(cluster, &whole).await;
         cluster.judge.finish(&whole);
         faults.converged(&whole);
-        if all {
+        // Where there are slots, log time goes on.
+        if all && !cluster.plan.slots {
             pause_ms(SETTLING_MS).await;
             cluster.judge.silence(true);
             pause_ms(SILENCE_MS).await;

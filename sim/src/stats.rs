@@ -201,6 +201,16 @@ seen! {
     Streamed: "part of a change stream read", Some(0);
     /// ... and went on where it had been before, where there was more.
     StreamResumed: "change stream resumed", Some(0);
+    /// A slot was created.
+    SlotCreated: "slot created", Some(0);
+    /// A slot's consumer acknowledged something.
+    SlotAcked: "slot acknowledged", Some(0);
+    /// ... and read on where it was.
+    SlotRead: "change stream read for a slot", Some(0);
+    /// A slot was deleted.
+    SlotDeleted: "slot deleted", Some(0);
+    /// A slot's consumer was told of it in a later term than the time before.
+    SlotOutlived: "slot outlived a leader", Some(0);
     /// Two nodes' whole states were compared at one LSN.
     RootsCompared: "states of two nodes compared", Some(0);
     /// A key's history that the search left undecided.
@@ -282,12 +292,25 @@ impl Seen {
         Seen::Healed,
     ];
 
+    /// What only clients with slots bring about.
+    const OPLOG: &'static [Seen] = &[
+        Seen::SlotCreated,
+        Seen::SlotAcked,
+        Seen::SlotRead,
+        Seen::SlotDeleted,
+        Seen::SlotOutlived,
+    ];
+
     /// In how many percent of a profile's seeds it is due. The swarm owes each thing in one percent.
     fn due_in(self, profile: Profile) -> Option<u64> {
         let percent = self.due_percent()?;
         match profile {
-            Profile::Default => Some(percent).filter(|_| !Seen::SWARM.contains(&self)),
-            Profile::Swarm => Some(percent.max(1)),
+            Profile::Default => {
+                let not_here = Seen::SWARM.contains(&self) || Seen::OPLOG.contains(&self);
+                Some(percent).filter(|_| !not_here)
+            }
+            Profile::Swarm => Some(percent.max(1)).filter(|_| !Seen::OPLOG.contains(&self)),
+            Profile::Oplog => Some(percent.max(1)),
         }
     }
 }
@@ -356,7 +379,7 @@ impl Totals {
     fn enough(profile: Profile) -> u64 {
         match profile {
             Profile::Default => 50,
-            Profile::Swarm => 500,
+            Profile::Swarm | Profile::Oplog => 500,
         }
     }
 }

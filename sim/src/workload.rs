@@ -4,9 +4,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use highwater_core::{Lsn, NodeId};
+use highwater_core::{Lsn, NodeId, SlotSettings, SlotStart};
 use highwater_node::api::{Bookmark, Consistency, ListQuery};
-use highwater_wire::op::{Action, Condition, Op, Versions, Write};
+use highwater_wire::{
+    op::{Action, Condition, Op, Versions, Write},
+    peer::SlotAsk,
+};
 
 use crate::{
     history::{Ask, Told},
@@ -27,6 +30,16 @@ pub(crate) fn last_op(unique: u64) -> Op {
     Op { writes: vec![Write { key, action, condition: Condition::default() }] }
 }
 
+/// A client's slot in one database: none has its name again.
+#[derive(Clone, Debug, Default)]
+struct Slot {
+    name: String,
+    settings: SlotSettings,
+    stands: bool,
+    /// What was read for it.
+    read: Lsn,
+}
+
 /// What one client does.
 pub(crate) struct Workload {
     plan: Arc<Plan>,
@@ -38,6 +51,8 @@ pub(crate) struct Workload {
     bookmarks: BTreeMap<String, Bookmark>,
     /// How far it has read change streams.
     positions: BTreeMap<String, Lsn>,
+    /// Its slots, by database.
+    slots: BTreeMap<String, Slot>,
     /// Versions that it saw.
     versions: BTreeMap<(String, Bytes), Lsn>,
 }
@@ -54,6 +69,7 @@ impl Workload {
             home,
             bookmarks: BTreeMap::new(),
             positions: BTreeMap::new(),
+            slots: BTreeMap::new(),
             versions: BTreeMap::new(),
         }
     }
@@ -66,7 +82,15 @@ impl Workload {
     /// At times it reads on where it has come to in a change stream, or somewhere before, on whatever
     /// node; that a bare core has none of.
     pub(crate) fn consumes(&mut self, databases: &[String]) -> Option<(String, Ask, Duration)> {
-        if databases.is_empty() || !self.rng.percent(6) {
+        if databases.is_empty() {
+            return None;
+        }
+        if self.plan.slots && self.rng.percent(40) {
+            let database = self.rng.pick(databases).clone();
+            let ask = self.with_slot(&database);
+            return Some((database, ask, Duration::from_millis(self.rng.range(200, 2_500))));
+        }
+        if !self.rng.percent(6) {
             return None;
         }
         let database = self.rng.pick(databases).clone();
@@ -74,6 +98,32 @@ impl Workload {
         let after = if self.rng.percent(80) { position.0 } else { self.rng.below(position.0 + 1) };
         let ask = Ask::Changes(Lsn(after), self.rng.heavy(1, 200) as usize);
         Some((database, ask, Duration::from_millis(self.rng.range(200, 2_500))))
+    }
+
+    /// Has a slot, reads for it, acknowledges what it has read, or a part, and at times lets it go.
+    fn with_slot(&mut self, database: &str) -> Ask {
+        let slot = self.slots.get(database).cloned().unwrap_or_default();
+        if slot.stands {
+            let acked =
+                if self.rng.percent(70) { slot.read.0 } else { self.rng.below(slot.read.0 + 1) };
+            return match self.rng.weighted(&[50, 45, 5]) {
+                0 => Ask::Consume(slot.name, self.rng.heavy(1, 200) as usize),
+                1 => Ask::Slot(slot.name, SlotAsk::Ack(Lsn(acked))),
+                _ => Ask::Slot(slot.name, SlotAsk::Delete),
+            };
+        }
+        if slot.name.is_empty() {
+            self.serial += 1;
+            let known = self.positions.get(database).copied().unwrap_or_default();
+            let starts = [SlotStart::Earliest, SlotStart::Latest, SlotStart::After(known)];
+            let settings =
+                SlotSettings { from: *self.rng.pick(&starts), ..SlotSettings::default() };
+            let name = format!("c{}-{}", self.id, self.serial);
+            let slot = Slot { name, settings, ..Slot::default() };
+            self.slots.insert(database.to_owned(), slot);
+        }
+        let Slot { name, settings, .. } = self.slots[database].clone();
+        Ask::Slot(name, SlotAsk::Create(settings))
     }
 
     /// How many calls it makes at once: one as a rule.
@@ -113,6 +163,18 @@ impl Workload {
             (Ask::Changes(..), Told::Streamed(streamed)) => {
                 let position = self.positions.entry(database).or_default();
                 *position = streamed.upto.max(*position);
+            }
+            (Ask::Slot(_, SlotAsk::Create(_)), Told::Slot(Some(at))) => {
+                if let Some(slot) = self.slots.get_mut(&database) {
+                    (slot.stands, slot.read) = (true, at);
+                }
+            }
+            // Whether it worked or not: there is another one from now on.
+            (Ask::Slot(_, SlotAsk::Delete), _) => drop(self.slots.remove(&database)),
+            (Ask::Consume(..), Told::Streamed(streamed)) => {
+                if let Some(slot) = self.slots.get_mut(&database) {
+                    slot.read = streamed.upto.max(slot.read);
+                }
             }
             (Ask::Get(key, _), Told::Got(got)) => {
                 if let Some(record) = got.record {

@@ -317,7 +317,9 @@ impl Look<'_> {
                 Consistency::Local(Some(bookmark)) => Work::Catches(group, bookmark.lsn),
             },
             Ask::Create => unreachable!("it resolves no name"),
-            Ask::Changes(..) => unreachable!("there are no streams without bytes"),
+            Ask::Changes(..) | Ask::Consume(..) | Ask::Slot(..) => {
+                unreachable!("there are no streams without bytes")
+            }
         };
         Flow::Again
     }

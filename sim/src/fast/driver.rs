@@ -220,6 +220,7 @@ impl Driver {
             Ask::Forwardable(ForwardRequest::Transfer { group, to }) => {
                 Request::Transfer { group, to }
             }
+            Ask::Forwardable(ForwardRequest::Slot { .. }) => unreachable!("nobody has slots here"),
             Ask::Read(group) => Request::Read { group },
         };
         self.inputs.push(Input::Request { id, request });

@@ -2,12 +2,17 @@
 
 use highwater_core::{GroupId, Lsn, NodeId};
 use highwater_node::api::{Consistency, Error, Got, ListQuery, Page};
-use highwater_wire::op::{Op, Versions};
+use highwater_wire::{
+    op::{Op, Versions},
+    peer::SlotAsk,
+};
 
 use super::{Judge, Open, State, op_id};
 use crate::{
     history::{Ask, Call, Told},
-    oracles::{linearizability, roots::root, sessions, streams::Streamed, watermarks::is_known},
+    oracles::{
+        linearizability, roots::root, sessions, slots, streams::Streamed, watermarks::is_known,
+    },
     stats::Seen,
     trace::{Kind, digest},
 };
@@ -21,7 +26,19 @@ impl Judge {
         let floor = group.map(|group| state.time.floor(group)).unwrap_or_default();
         let process = (call.node, state.processes.get(&call.node).copied().unwrap_or_default());
         let shown = group.map(|group| state.sessions.floor(process, group)).unwrap_or_default();
-        state.open.insert(call.id, Open { group, floor, process, shown });
+        let slot = match &call.ask {
+            Ask::Slot(name, SlotAsk::Ack(lsn)) => {
+                state.slots.asks(&call.database, name, Some(*lsn))
+            }
+            Ask::Slot(name, _) | Ask::Consume(name, _) => {
+                state.slots.asks(&call.database, name, None)
+            }
+            _ => slots::Before::default(),
+        };
+        if let Ask::Slot(name, SlotAsk::Delete) = &call.ask {
+            state.slots.leaves(&call.database, name);
+        }
+        state.open.insert(call.id, Open { group, floor, process, shown, slot });
         state.answers.calls(call.id);
         state.histories.calls(call);
         let mut digest_of = digest(call.database.as_bytes());
@@ -80,9 +97,67 @@ impl Judge {
                 self.world.check("catalog", stands);
             }
             (Ask::Changes(..), Told::Streamed(streamed)) => self.streamed(state, &open, streamed),
+            (Ask::Consume(name, _), Told::Streamed(streamed)) => {
+                let (slots, at) = (&mut state.slots, (open.slot, Lsn(0)));
+                let kept = slots.is_at(&call.database, name, at, streamed.after);
+                self.world.check("slots", kept.map_err(|b| b.on(call.node).of(streamed.group)));
+                self.world.saw(Seen::SlotRead);
+                self.streamed(state, &open, streamed);
+            }
+            (Ask::Slot(name, ask), told) => self.slot_told(state, (call, name), ask, &open, told),
+            (Ask::Consume(name, _), Told::Failed(error)) => {
+                self.slot_denied(state, (call, name), error);
+            }
             (Ask::Transfer(_), Told::Transferred) => self.world.saw(Seen::Transferred),
             (_, Told::Failed(Error::Behind { .. })) => self.world.saw(Seen::Behind),
             _ => {}
+        }
+    }
+
+    /// What became of a question to a slot.
+    fn slot_told(
+        &self,
+        state: &mut State,
+        (call, name): (&Call, &str),
+        ask: &SlotAsk,
+        open: &Open,
+        told: &Told,
+    ) {
+        let (world, database) = (&self.world, &call.database);
+        let leader = open.group.and_then(|group| state.elections.latest(group));
+        if let (Told::Slot(_), Some(leader)) = (told, leader) {
+            let before = state.slot_leaders.insert(format!("{database}/{name}"), leader);
+            let outlived = before.is_some_and(|before| before != leader);
+            world.saw_times(Seen::SlotOutlived, u64::from(outlived));
+        }
+        let verdict = match (ask, told) {
+            (SlotAsk::Create(_), Told::Slot(Some(at))) => {
+                world.saw(Seen::SlotCreated);
+                state.slots.stands(database, name, *at);
+                state.slots.is_at(database, name, (open.slot, Lsn(0)), *at)
+            }
+            (SlotAsk::Ack(lsn), Told::Slot(Some(at))) => {
+                world.saw(Seen::SlotAcked);
+                state.slots.is_at(database, name, (open.slot, *lsn), *at)
+            }
+            (SlotAsk::Delete, Told::Slot(None)) => {
+                world.saw(Seen::SlotDeleted);
+                state.slots.left(database, name);
+                Ok(())
+            }
+            (_, Told::Failed(error)) => return self.slot_denied(state, (call, name), error),
+            (_, Told::Silence) => Ok(()),
+            (_, other) => return world.fail("slots", format!("{ask:?} is answered by {other:?}")),
+        };
+        world.check("slots", verdict.map_err(|broken| broken.on(call.node)));
+    }
+
+    fn slot_denied(&self, state: &mut State, (call, name): (&Call, &str), error: &Error) {
+        let lost =
+            matches!(error, Error::NoSuchSlot | Error::SlotDiffers | Error::SlotInvalidated { .. });
+        if lost {
+            let denied = state.slots.denied(&call.database, name, &error.to_string());
+            self.world.check("slots", denied.map_err(|broken| broken.on(call.node)));
         }
     }
 

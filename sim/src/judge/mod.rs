@@ -35,6 +35,7 @@ use crate::{
         roots::Roots,
         sessions::Sessions,
         single_vote::SingleVote,
+        slots::{self, Slots},
         stall::Stall,
         state_machine::StateMachine,
         streams::History,
@@ -58,6 +59,8 @@ struct Open {
     /// The node's process, and what it had shown.
     process: ProcessId,
     shown: Lsn,
+    /// What was known of the slot that it is about.
+    slot: slots::Before,
 }
 
 #[derive(Default)]
@@ -95,6 +98,9 @@ struct State {
     outcomes: Outcomes,
     answers: Answers,
     catalog: Catalog,
+    slots: Slots,
+    /// Who led when a slot's consumer was last told of it.
+    slot_leaders: BTreeMap<String, NodeId>,
     roots: Roots,
     open: BTreeMap<u64, Open>,
     /// Every op as its client asked for it, and what was known then.

@@ -28,6 +28,7 @@ pub(crate) mod roots;
 pub(crate) mod sessions;
 pub(crate) mod silence;
 pub(crate) mod single_vote;
+pub(crate) mod slots;
 pub(crate) mod stall;
 pub(crate) mod state_machine;
 pub(crate) mod streams;

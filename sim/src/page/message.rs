@@ -1,7 +1,7 @@
 //! Messages in a few words, and what each says of a group's log.
 
 use highwater_core::{Entry, GroupId, GroupMessage, Message, Position, Term};
-use highwater_wire::peer::{ForwardReply, ForwardRequest, PeerMessage};
+use highwater_wire::peer::{ForwardReply, ForwardRequest, PeerMessage, SlotAsk};
 
 use super::{About, Fact};
 
@@ -40,6 +40,9 @@ pub(crate) fn brief(message: &PeerMessage) -> Brief {
                 }
                 ForwardRequest::Transfer { group, to } => {
                     (*group, format!("transfer {group:?} to {to:?}"))
+                }
+                ForwardRequest::Slot { group, name, ask } => {
+                    (*group, format!("{} in {group:?}", slot_words(name, ask)))
                 }
             };
             let text = format!("{what}, within {} ms", budget_us / 1_000);
@@ -133,4 +136,13 @@ fn brief_group(group: GroupId, term: Term, message: &GroupMessage) -> Brief {
 
 fn granted_or_not(granted: bool) -> String {
     if granted { "granted" } else { "refused" }.to_owned()
+}
+
+/// What is asked of a slot.
+pub(super) fn slot_words(name: &str, ask: &SlotAsk) -> String {
+    match ask {
+        SlotAsk::Create(_) => format!("create slot {name}"),
+        SlotAsk::Ack(lsn) => format!("acknowledge {lsn:?} for slot {name}"),
+        SlotAsk::Delete => format!("delete slot {name}"),
+    }
 }

@@ -12,7 +12,7 @@ use highwater_wire::peer::{ForwardRequest, PeerMessage};
 
 use super::{
     About, Fact, Id, Point, Record, Span, SpanKind, What,
-    message::{brief, run},
+    message::{brief, run, slot_words},
 };
 use crate::{
     history::{Ask, Call, Told},
@@ -498,6 +498,9 @@ impl Story {
         match &call.ask {
             Ask::Write(op) => drop(self.asks.insert(digest(&op.encode()), id)),
             Ask::Create => drop(self.asks.insert(digest(call.database.as_bytes()), id)),
+            Ask::Slot(name, ask) => {
+                self.asks.insert(digest(slot_words(name, ask).as_bytes()), id);
+            }
             Ask::Get(_, Consistency::Linearizable) | Ask::List(_, Consistency::Linearizable) => {
                 if let Some(group) = group {
                     self.lane(call.node).reads.push_back((group, id));
@@ -606,6 +609,7 @@ fn ask_digest(request: &ForwardRequest) -> u64 {
         ForwardRequest::Propose { payload, .. } => digest(payload),
         ForwardRequest::CreateDatabase { name } => digest(name.as_bytes()),
         ForwardRequest::Transfer { .. } => 0,
+        ForwardRequest::Slot { name, ask, .. } => digest(slot_words(name, ask).as_bytes()),
     }
 }
 

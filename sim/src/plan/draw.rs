@@ -121,7 +121,7 @@ impl Plan {
     /// Draws a seed's plan.
     pub(crate) fn draw(profile: Profile, seed: u64) -> Plan {
         let mut rng = Rng::stream(seed, "plan", 0);
-        let swarm = profile == Profile::Swarm;
+        let swarm = profile != Profile::Default;
         let size =
             if swarm { [3, 5, 4, 7][rng.weighted(&[48, 40, 6, 6])] } else { *rng.pick(&[3, 5]) };
         let nodes: Vec<NodeId> = (1..=size).map(NodeId).collect();
@@ -146,6 +146,7 @@ impl Plan {
             clients: rng.range(3, 5),
             think_ms: if swarm { rng.heavy(80, 320) } else { rng.range(60, 160) },
             burst: *rng.pick(if swarm { &[1, 1, 8, 24] } else { &[1, 1, 8, 8] }),
+            slots: profile == Profile::Oplog,
             keys: rng.range(6, 30),
             faults_ms,
             calls_min: CALLS_MIN,
@@ -266,12 +267,12 @@ impl Cast<'_> {
     fn draw(&self, rng: &mut Rng, profile: Profile, until_ms: u64) -> Vec<(u64, Fault)> {
         let kinds = match profile {
             Profile::Default => DEFAULT,
-            Profile::Swarm => SWARM,
+            Profile::Swarm | Profile::Oplog => SWARM,
         };
         // Each seed draws how often each kind strikes: some never, some all the time.
         let scales: &[u64] = match profile {
             Profile::Default => &[0, 1, 1, 3],
-            Profile::Swarm => &[0, 0, 1, 3],
+            Profile::Swarm | Profile::Oplog => &[0, 0, 1, 3],
         };
         let weights: Vec<u64> = kinds
             .iter()
@@ -284,7 +285,7 @@ impl Cast<'_> {
             .collect();
         let gap_ms = match profile {
             Profile::Default => rng.range(800, 4_000),
-            Profile::Swarm => rng.heavy(500, 4_000),
+            Profile::Swarm | Profile::Oplog => rng.heavy(500, 4_000),
         };
         let mut faults = Vec::new();
         let mut at = rng.range(50, 2_000);

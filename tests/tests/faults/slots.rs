@@ -14,12 +14,26 @@ use highwater_tests::{
     PATIENCE,
     cluster::Cluster,
     eventually,
-    http::{Client, Request},
+    http::{Client, Follow, Request},
     load::Load,
 };
 use serde_json::{Value, json};
 
 use crate::addresses;
+
+/// The lines of an answer, where it came in full; or what else was answered.
+fn page(address: SocketAddr, target: &str) -> Option<Result<Vec<Value>, String>> {
+    let mut answer = Follow::start(address, &Request::get(target), PATIENCE).ok()?;
+    let (status, mut lines) = (answer.head.status, Vec::new());
+    while let Some(line) = answer.line().ok()? {
+        lines.push(line);
+    }
+    if status != 200 {
+        return Some(Err(lines.concat()));
+    }
+    let rows: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    rows.last().is_some_and(|last| last["end"] == true).then_some(Ok(rows))
+}
 
 /// What a consumer got, and did.
 #[derive(Default)]
@@ -34,16 +48,16 @@ impl Consumed {
     /// Reads one page through a node and acknowledges it; what fails is tried again.
     fn page(&mut self, address: SocketAddr) -> Option<()> {
         let changes = "/v1/databases/db/changes?slot=s&limit=500&timeout_ms=2000";
-        let answer = Client::new(address).timeout(PATIENCE).send(&Request::get(changes)).ok()?;
-        if answer.status != 200 {
-            let code = answer.code();
-            assert!(!["no_such_slot", "slot_invalidated"].contains(&code.as_str()), "{code}");
-            return None;
-        }
-        let text = answer.text();
-        let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let rows = match page(address, changes)? {
+            Ok(rows) => rows,
+            Err(answer) => {
+                let gone = answer.contains("no_such_slot") || answer.contains("slot_invalidated");
+                assert!(!gone, "{answer}");
+                return None;
+            }
+        };
         let mut last = self.acked;
-        for row in rows.filter(|row| row.get("ops").is_some()) {
+        for row in rows.iter().filter(|row| row.get("ops").is_some()) {
             let (lsn, prev) = (row["lsn"].as_u64().unwrap(), row["prev_lsn"].as_u64().unwrap());
             assert!(
                 lsn > self.acked,
@@ -112,11 +126,8 @@ fn a_consumer_misses_nothing_while_leaders_are_killed() {
     let mut all = BTreeSet::new();
     let mut after = 0;
     loop {
-        let page =
-            cluster.node(2).get(&format!("/v1/databases/db/changes?after={after}&limit=1000"));
-        let text = page.expect(200).text();
-        let rows: Vec<Value> =
-            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let target = format!("/v1/databases/db/changes?after={after}&limit=1000");
+        let rows = page(nodes[1], &target).expect("a page").expect("changes");
         let before = all.len();
         all.extend(
             rows.iter()

@@ -6,13 +6,13 @@ use highwater_core::{
     Effect, Entry, GroupId, GroupView, Input, Kind as EntryKind, NodeId, Record as LogRecord,
     Reject, Reply, Request, RequestId, RoleView, Term,
 };
-use highwater_wire::peer::PeerMessage;
+use highwater_wire::peer::{PeerMessage, SlotAsk};
 
 use super::{Asked, Story};
 use crate::{
     page::{
         About, Fact, Id, Point, What,
-        message::{brief, run},
+        message::{brief, run, slot_words},
     },
     trace::digest,
 };
@@ -100,6 +100,10 @@ impl Story {
         causes: &mut Vec<Id>,
         taken: &mut Words,
     ) {
+        let of_slot = |group: GroupId, name: &str, ask: &SlotAsk| {
+            let words = slot_words(name, ask);
+            (digest(words.as_bytes()), None, format!("{words} of {group:?}"))
+        };
         let (digest, read, what) = match request {
             Request::Propose { group, payload, .. } => {
                 (digest(payload), None, format!("a write to {group:?}"))
@@ -109,15 +113,11 @@ impl Story {
             }
             Request::Read { group } => (0, Some(*group), format!("a read of {group:?}")),
             Request::Transfer { group, to } => (0, None, format!("transfer {group:?} to {to:?}")),
-            Request::CreateSlot { group, name, .. } => {
-                (0, None, format!("create slot {name} of {group:?}"))
+            Request::CreateSlot { group, name, settings, .. } => {
+                of_slot(*group, name, &SlotAsk::Create(*settings))
             }
-            Request::AckSlot { group, name, lsn, .. } => {
-                (0, None, format!("acknowledge {lsn:?} for slot {name} of {group:?}"))
-            }
-            Request::DeleteSlot { group, name, .. } => {
-                (0, None, format!("delete slot {name} of {group:?}"))
-            }
+            Request::AckSlot { group, name, lsn, .. } => of_slot(*group, name, &SlotAsk::Ack(*lsn)),
+            Request::DeleteSlot { group, name, .. } => of_slot(*group, name, &SlotAsk::Delete),
             Request::Drain => (0, None, "drain".to_owned()),
         };
         let call = match read {
