@@ -46,7 +46,7 @@ impl Log {
     }
 
     fn slot(&self, name: &str) -> SlotView<'_> {
-        let view = self.0.view(&config(), 0);
+        let view = self.0.view(&config(), Lsn(1), 0);
         view.slots.into_iter().find(|slot| slot.name == name).expect("there is such a slot")
     }
 }
