@@ -74,6 +74,7 @@ fn the_simulation_passes() {
     // Seeds that no commit before this one has tried.
     let from = commit();
     passes(&["run", "--profile", "swarm", "--seeds", &format!("{from}..{}", from + 200)]);
+    passes(&["run", "--profile", "oplog", "--seeds", &format!("{from}..{}", from + 60)]);
     for script in regressions() {
         passes(&["replay", &script]);
     }

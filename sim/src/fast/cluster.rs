@@ -429,7 +429,10 @@ impl Cluster {
             });
         }
         for job in pass.jobs.drain(..) {
-            self.job(node, id, job);
+            // One of them may be its last.
+            if self.process(node, id).is_some() {
+                self.job(node, id, job);
+            }
         }
         if std::mem::take(&mut pass.elected) {
             self.elected();
