@@ -5,8 +5,8 @@
 //! An LSN and a term name one entry, so an answer is checked against this log's own terms. That is
 //! why peers also give what they do not know to be committed: a leader might need that to commit it.
 //! Where nobody has such an entry it may never have been committed, and then only another leader can
-//! replace it: this one makes way, and does not campaign before it can read the entry. Whoever is
-//! elected instead has it, if it was committed (§5.4.1).
+//! replace it: this one makes way, and does not campaign for a while. Whoever is elected instead has
+//! it, if it was committed (§5.4.1).
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -93,8 +93,13 @@ impl Group {
 
     /// The group's repair deadline: asks again, of the next peer, and tries the oplog again.
     pub(crate) fn on_repair_due(&mut self, ctx: &mut Context) {
-        let appended = self.log.marks().appended();
-        self.repair.wanted.retain(|from, _| *from <= appended);
+        let (appended, committed) = (self.log.marks().appended(), self.log.marks().committed());
+        let enough = self.asks_enough();
+        // Who made way for it for so long tries it again: it may have been the disk's mood.
+        let lasts = |wanted: &Wanted| enough == 0 || wanted.asked < 2 * enough;
+        self.repair
+            .wanted
+            .retain(|from, wanted| *from <= appended && (*from <= committed || lasts(wanted)));
         self.repair.turn += 1;
         let wanted: Vec<(Lsn, Lsn)> =
             self.repair.wanted.iter().map(|(from, wanted)| (*from, wanted.to)).collect();
@@ -110,11 +115,16 @@ impl Group {
         }
     }
 
+    /// So many questions, one after the other, have come to each peer often enough.
+    fn asks_enough(&self) -> usize {
+        ASKED_EACH * (self.voters.len() - 1)
+    }
+
     /// Whether nobody has what this replica can't read, and does not know to be committed.
     pub(super) fn misses_uncommitted(&self) -> bool {
-        let asked = ASKED_EACH * (self.voters.len() - 1);
-        let beyond = self.repair.wanted.range(self.log.marks().committed().next()..);
-        asked > 0 && beyond.into_iter().any(|(_, wanted)| wanted.asked >= asked)
+        let enough = self.asks_enough();
+        let mut beyond = self.repair.wanted.range(self.log.marks().committed().next()..);
+        enough > 0 && beyond.any(|(_, wanted)| wanted.asked >= enough)
     }
 
     /// Asks the leader, or where that did not help the next one of those who are there.

@@ -260,6 +260,13 @@ impl Disk {
         }
     }
 
+    /// Everything can be read again.
+    pub(crate) fn heal(&mut self) {
+        for oplog in [&mut self.durable, &mut self.written] {
+            oplog.groups.values_mut().for_each(|log| log.damaged.clear());
+        }
+    }
+
     /// Entries can't be read any more.
     pub(crate) fn damage(&mut self, group: GroupId, from: Lsn, to: Lsn) {
         for oplog in [&mut self.durable, &mut self.written] {

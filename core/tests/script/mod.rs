@@ -21,6 +21,7 @@
 //! | `copy nX`, `restore nX` | its data directory is copied, and is again as it was then |
 //! | `tear nX` | its log is damaged from where the copy ends; votes could be read |
 //! | `damage nX DB FROM TO` | these entries can't be read |
+//! | `heal-disk nX` | everything can be read again |
 //! | `clock nX SPAN`, `rate nX PERMILLE` | its wall clock is set ahead; its monotonic one goes on at that rate |
 //! | `lose-state nX DB` | its state of a database is damaged, and dropped |
 //! | `stick nX`, `unstick nX` | fsyncs of a node do not come back, and do |
@@ -343,6 +344,7 @@ fn break_or_mend(cluster: &mut Cluster, words: &[&str]) {
             let (group, from, to) = (group(cluster, db), Lsn(number(from)), Lsn(number(to)));
             cluster.host_mut(node(id)).disk.damage(group, from, to);
         }
+        ["heal-disk", id] => cluster.host_mut(node(id)).disk.heal(),
         ["clock", id, ahead] => {
             cluster.host_mut(node(id)).clock.wall_ms += (span(ahead) / MS) as i64;
         }
