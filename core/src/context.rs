@@ -14,7 +14,9 @@ use crate::{
     peers::Peers,
     recall::{AcksDue, Recall},
     rng::Rng,
-    types::{Boot, GroupId, Instant, LoadId, Lsn, Member, NodeId, Now, RequestId, Term, WriteId},
+    types::{
+        Boot, GroupId, Instant, LoadId, Lsn, Member, NodeId, Now, Peer, RequestId, Term, WriteId,
+    },
 };
 
 /// What a deadline is for.
@@ -247,6 +249,17 @@ impl Context {
     /// Adds a record that nothing waits for.
     pub(crate) fn persist_hint(&mut self, record: Record) {
         self.batch.push(record);
+    }
+
+    /// A start of a peer has vouched for something, so it has heard which one was met before it: from
+    /// now on the log remembers this one instead.
+    pub(crate) fn note_boot(&mut self, from: Peer) {
+        let Some(peer) = self.peers.get_mut(from.member.node) else { return };
+        let is_last = (peer.incarnation, peer.boot) == (from.member.incarnation, from.boot);
+        if is_last && !peer.is_noted {
+            peer.is_noted = true;
+            self.persist_hint(Record::Boot { member: from.member, boot: from.boot });
+        }
     }
 
     /// Whether this step writes anything.

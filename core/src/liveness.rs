@@ -5,7 +5,6 @@ use alloc::{collections::BTreeSet, vec::Vec};
 
 use crate::{
     context::Reason,
-    entry::Record,
     message::Message,
     node::Node,
     peers::Seen,
@@ -72,23 +71,8 @@ impl Node {
     /// it is lost.
     fn on_new_boot(&mut self, from: Peer) {
         let node = from.member.node;
-        // The start will ask whom this node has met before it.
-        if self.ctx.peers.get(node).is_some_and(|peer| peer.met.is_none()) {
-            self.note_boot(from);
-        }
         self.lose_leader(self.ctx.groups_led_by(node));
         self.contact(node);
-    }
-
-    /// Notes the last start of a peer in the log, once.
-    pub(crate) fn note_boot(&mut self, from: Peer) {
-        let is_blank = self.is_blank();
-        let Some(peer) = self.ctx.peers.get_mut(from.member.node) else { return };
-        let is_last = (peer.incarnation, peer.boot) == (from.member.incarnation, from.boot);
-        if is_last && !peer.is_noted && !is_blank {
-            peer.is_noted = true;
-            self.ctx.persist_hint(Record::Boot { member: from.member, boot: from.boot });
-        }
     }
 
     /// These groups have no leader any more.

@@ -15,9 +15,10 @@ pub(crate) struct PeerState {
     pub(crate) incarnation: Incarnation,
     /// The start of it that was last seen.
     pub(crate) boot: Boot,
-    /// The start of it that was seen before that one, in the same directory.
+    /// The start of it before that one, in the same directory: of those that were seen since the log
+    /// noted one, the first.
     pub(crate) met: Option<Boot>,
-    /// The last one is noted in the log: the one before it is forgotten with this process.
+    /// The log notes the last one: that has vouched for something, so it was told of the one before.
     pub(crate) is_noted: bool,
     /// When it was last heard.
     pub(crate) heard: Option<Instant>,
@@ -64,7 +65,7 @@ impl Peers {
             if let Some(state) = states.get_mut(node)
                 && (*incarnation, boot.counter) > (state.incarnation, state.boot.counter)
             {
-                (state.incarnation, state.boot) = (*incarnation, *boot);
+                (state.incarnation, state.boot, state.is_noted) = (*incarnation, *boot, true);
             }
         }
         Peers { states }
@@ -143,7 +144,11 @@ impl Peers {
                 *state = PeerState {
                     incarnation: from.member.incarnation,
                     boot: from.boot,
-                    met: Some(state.boot).filter(|_| same_member),
+                    met: state
+                        .met
+                        .filter(|_| !state.is_noted)
+                        .or(Some(state.boot))
+                        .filter(|_| same_member),
                     // That it heard us then stays true.
                     echoed: state.echoed.filter(|_| same_member),
                     ..PeerState::default()

@@ -202,9 +202,6 @@ impl Node {
         groups.sort_unstable();
         let next = groups.get(max).map(|(id, ..)| *id);
         groups.truncate(max);
-        if next.is_none() {
-            self.note_boot(from);
-        }
         self.ctx.send(from.member.node, Message::Recalled { incarnation, boot, met, groups, next });
     }
 

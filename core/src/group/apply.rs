@@ -348,8 +348,10 @@ impl Group {
     }
 
     /// What a peer gave may be what applying waits for.
-    pub(super) fn keep_for_apply(&mut self, entries: Vec<Entry>) {
+    pub(super) fn keep_for_apply(&mut self, mut entries: Vec<Entry>) {
         let next = self.log.marks().applied().next();
+        // Others may be replaced before they are.
+        entries.retain(|e| e.lsn <= self.log.marks().committed());
         if self.applying.blocked && entries.iter().any(|e| e.lsn == next) {
             self.applying.blocked = false;
             self.applying.fetched = entries;

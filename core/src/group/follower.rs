@@ -140,6 +140,7 @@ impl Group {
 
     fn drop_entries_from(&mut self, ctx: &mut Context, first: Lsn) {
         self.log.truncate(first.prev());
+        self.forget_wanted(first);
         if let Role::Follower { verified, .. } = &mut self.role {
             *verified = first.prev().min(*verified);
         }

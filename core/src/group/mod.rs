@@ -304,6 +304,9 @@ impl Group {
             }
             return;
         }
+        if message.vouches_for().is_some() {
+            ctx.note_boot(from);
+        }
         self.note_ack(ctx, from.member, &message);
         match message {
             GroupMessage::PreVote { .. }

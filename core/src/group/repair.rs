@@ -5,8 +5,8 @@
 //! An LSN and a term name one entry, so an answer is checked against this log's own terms. That is
 //! why peers also give what they do not know to be committed: a leader might need that to commit it.
 //! Where nobody has such an entry it may never have been committed, and then only another leader can
-//! replace it: this one makes way, and does not campaign for a while. Whoever is elected instead has
-//! it, if it was committed (§5.4.1).
+//! replace it: this one makes way where the others could elect one of them, and does not campaign for a
+//! while. Whoever is elected instead has it, if it was committed (§5.4.1).
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -91,6 +91,11 @@ impl Group {
         }
     }
 
+    /// What begins there is truncated: others will be in its place.
+    pub(super) fn forget_wanted(&mut self, first: Lsn) {
+        self.repair.wanted.split_off(&first);
+    }
+
     /// The group's repair deadline: asks again, of the next peer, and tries the oplog again.
     pub(crate) fn on_repair_due(&mut self, ctx: &mut Context) {
         let (appended, committed) = (self.log.marks().appended(), self.log.marks().committed());
@@ -100,6 +105,9 @@ impl Group {
         self.repair
             .wanted
             .retain(|from, wanted| *from <= appended && (*from <= committed || lasts(wanted)));
+        if self.is_leader() && self.misses_uncommitted() && self.is_dispensable(ctx) {
+            self.become_follower(ctx, self.term, None);
+        }
         self.repair.turn += 1;
         let wanted: Vec<(Lsn, Lsn)> =
             self.repair.wanted.iter().map(|(from, wanted)| (*from, wanted.to)).collect();
@@ -110,14 +118,18 @@ impl Group {
             ctx.set_timer_by(Reason::Repair(self.id), ctx.now.mono.plus(ctx.config.retry_us));
         }
         self.applying.unblock();
-        if self.is_leader() && self.misses_uncommitted() {
-            self.become_follower(ctx, self.term, None);
-        }
     }
 
-    /// So many questions, one after the other, have come to each peer often enough.
+    /// Whether the others could elect one of them.
+    fn is_dispensable(&self, ctx: &Context) -> bool {
+        let me = ctx.me();
+        let others = self.voters.iter().filter(|v| **v != me && ctx.peers.is_alive(v.node));
+        others.count() >= self.quorum(ctx)
+    }
+
+    /// So many questions, one after the other, have come to each peer often enough, where all are there.
     fn asks_enough(&self) -> usize {
-        ASKED_EACH * (self.voters.len() - 1)
+        ASKED_EACH * self.voters.len().saturating_sub(1)
     }
 
     /// Whether nobody has what this replica can't read, and does not know to be committed.
@@ -192,13 +204,9 @@ impl Group {
             let before = self.log.term_at(e.lsn.prev());
             self.log.term_at(e.lsn) != Some(e.term) || before != Some(e.prev_term)
         };
-        if let Some(at) = entries.iter().position(differs) {
-            if entries[at].lsn <= self.log.marks().committed() {
-                return ctx.fault(node, "it contradicts what is committed");
-            }
-            // What is not committed may differ: one of the two will be replaced.
-            entries.truncate(at);
-        }
+        // What is not known to be committed there may differ: one of the two will be replaced.
+        let agree = entries.iter().position(differs).unwrap_or(entries.len());
+        entries.truncate(agree);
         let Some(last) = entries.last().map(|e| e.lsn) else { return };
         self.repair.wanted.remove(&from);
         ctx.notice(Notice::Mended { group: self.id, from, to: last });

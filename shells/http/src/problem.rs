@@ -259,7 +259,7 @@ fn definite(error: Error) -> Option<Problem> {
         .lsn(applied),
         Error::OutOfRange { committed } => Problem::new(
             Code::LsnOutOfRange,
-            format!("the last committed LSN is {committed}; ask for what is after that or before"),
+            format!("the last committed LSN is {committed}, and this is beyond it"),
         )
         .lsn(committed),
         Error::NoSuchSlot => Problem::new(
@@ -273,8 +273,8 @@ fn definite(error: Error) -> Option<Problem> {
         Error::SlotInvalidated { cause, first } => Problem::new(
             Code::SlotInvalidated,
             format!(
-                "the log goes back to LSN {first} and may not hold what the slot has yet to read; \
-                 delete the slot, read a snapshot and begin after its LSN"
+                "the slot holds nothing back any more; delete it and create it anew: the log goes back \
+                 to LSN {first}"
             ),
         )
         .lsn(first)

@@ -92,8 +92,7 @@ impl Handle {
     ///
     /// # Errors
     /// [`Error::SlotDiffers`] where it stands with other settings; [`Error::OutOfRange`] where it is to
-    /// begin above what is committed; [`Error::SlotInvalidated`] where what it is to begin with is gone
-    /// from the log; [`Error::Busy`] where there are too many. Each but [`Error::Unknown`] is definite,
+    /// begin above what is committed; [`Error::SlotInvalidated`] where it stands so; [`Error::Busy`] where there are too many. Each but [`Error::Unknown`] is definite,
     /// and after that one, too, it may be asked again.
     pub async fn create_slot(
         &self,

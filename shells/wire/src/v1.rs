@@ -300,9 +300,9 @@ pub(crate) enum ReplyV1 {
     Applied { lsn: u64, term: u64, refused: bool, answer: Vec<u8> },
     Created { group: u64, existed: bool },
     Transferred { term: u64 },
-    Slot { first: u64, outcome: SlotOutcomeV1 },
     Rejected(RejectV1),
     Unknown,
+    Slot { first: u64, outcome: SlotOutcomeV1 },
 }
 
 impl From<&ForwardReply> for ReplyV1 {
