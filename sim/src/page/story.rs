@@ -65,6 +65,8 @@ struct Lane {
     asked: BTreeMap<Id, (NodeId, Option<Id>)>,
     /// What shows that they will not answer: they are silent, or have started anew.
     gave_up: BTreeMap<Id, Id>,
+    /// The latest start of each node that it has met.
+    boots: BTreeMap<NodeId, u64>,
     /// Calls that were forwarded, by the driver's name for it.
     forwards: BTreeMap<u64, Id>,
     /// What has been confirmed to this node, by whom, and what it was told to be committed.

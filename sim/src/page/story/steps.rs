@@ -53,6 +53,12 @@ impl Story {
         match input {
             Input::Message { from, message } => {
                 let said = brief(&PeerMessage::Core(message.clone()));
+                let (peer, boot) = (from.member.node, from.boot.counter);
+                let met = self.lane(node).boots.entry(peer).or_default();
+                if boot > *met {
+                    *met = boot;
+                    self.records[step].say(Fact::of_node(About::Met, peer));
+                }
                 if said.name == "Recalled" {
                     self.records[step].say(Fact::of_node(About::Recalled, from.member.node));
                 }
@@ -229,9 +235,6 @@ impl Story {
                 }
                 LogRecord::HardState { group, term, vote: None } => {
                     self.records[step].say(Fact::of_term(About::Vote, *group, *term));
-                }
-                LogRecord::Boot { member, .. } => {
-                    self.records[step].say(Fact::of_node(About::Met, member.node));
                 }
                 _ => {}
             }
