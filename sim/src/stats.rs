@@ -209,7 +209,7 @@ seen! {
     SlotRead: "change stream read for a slot", Some(0);
     /// A slot was deleted.
     SlotDeleted: "slot deleted", Some(0);
-    /// A slot's consumer was told of it in a later term than the time before.
+    /// A slot's consumer was told of it, and another node led than when it was told before.
     SlotOutlived: "slot outlived a leader", Some(0);
     /// Two nodes' whole states were compared at one LSN.
     RootsCompared: "states of two nodes compared", Some(0);
