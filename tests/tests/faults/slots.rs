@@ -41,6 +41,8 @@ struct Consumed {
     /// Everything that it was sent, once or more.
     seen: BTreeSet<u64>,
     acked: u64,
+    /// What an acknowledgement was asked for, whose answer may be lost: the slot is there, or not yet.
+    asked: u64,
     pages: usize,
 }
 
@@ -56,7 +58,7 @@ impl Consumed {
                 return None;
             }
         };
-        let mut last = self.acked;
+        let mut last = self.asked;
         for row in rows.iter().filter(|row| row.get("ops").is_some()) {
             let (lsn, prev) = (row["lsn"].as_u64().unwrap(), row["prev_lsn"].as_u64().unwrap());
             assert!(
@@ -66,8 +68,9 @@ impl Consumed {
             );
             assert!(prev <= last, "something between {last} and {lsn} is left out: {row}");
             self.seen.insert(lsn);
-            last = lsn;
+            last = last.max(lsn);
         }
+        self.asked = last;
         self.pages += 1;
         let body = json!({ "lsn": last }).to_string();
         let ack = Request::post("/v1/databases/db/slots/s/ack?timeout_ms=2000", &body);
