@@ -125,6 +125,15 @@ pub enum Record {
         /// Up to here.
         lsn: Lsn,
     },
+    /// The group's log begins after this position: what is at or below it was pruned, or came as a
+    /// snapshot. Where the log has this very entry there, what follows it stays; else nothing of
+    /// the log counts any more.
+    Base {
+        /// Whose.
+        group: GroupId,
+        /// The last position that is not in the log any more.
+        position: Position,
+    },
     /// The last start of a member's data directory that this node has met. The latest one counts.
     Boot {
         /// Whose.

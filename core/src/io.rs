@@ -6,7 +6,7 @@ use alloc::{collections::BTreeMap, string::String, vec::Vec};
 use bytes::Bytes;
 
 use crate::{
-    entry::{Entry, Formation, Outcome, Record},
+    entry::{Entry, Formation, Outcome, Position, Record},
     message::Message,
     slots::{SlotCause, SlotOutcome, SlotSettings},
     types::{
@@ -539,9 +539,12 @@ pub struct RecoveredGroup {
     pub vote: Option<Member>,
     /// The state is durable at least up to here.
     pub checkpointed: Lsn,
-    /// The last LSN; the first is 1, since nothing is pruned yet.
+    /// The log begins after this position; of an unpruned one it is zero.
+    pub base: Position,
+    /// The last LSN; that of `base` for an empty log.
     pub last: Lsn,
-    /// Where each term starts: `(first LSN, term)`, rising in both. Empty for an empty log.
+    /// Where each term starts: `(first LSN, term)`, rising in both, from the first entry on. Empty
+    /// for an empty log.
     pub terms: Vec<(Lsn, Term)>,
     /// Found sound since the oplog last lost entries.
     pub sound: bool,

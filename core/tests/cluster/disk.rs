@@ -70,6 +70,7 @@ impl Oplog {
                 let log = self.groups.entry(group).or_default();
                 log.checkpointed = lsn;
             }
+            Record::Base { .. } => {}
             Record::Boot { member, boot } => {
                 assert!(self.formation.is_some(), "nothing precedes the formation");
                 self.boots.insert(member, boot);
@@ -224,6 +225,7 @@ impl Disk {
                     term: log.term,
                     vote: log.vote,
                     checkpointed: log.checkpointed,
+                    base: Default::default(),
                     last: log.last(),
                     terms,
                     sound: log.sound,

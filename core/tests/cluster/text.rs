@@ -196,6 +196,9 @@ pub(crate) fn record(name: Name<'_>, record: &Record) -> String {
         }
         Record::Append { group, entry: e } => format!("{} {}", name(*group), entry(e)),
         Record::Checkpointed { group, lsn } => format!("{} checkpointed {lsn}", name(*group)),
+        Record::Base { group, position } => {
+            format!("{} begins after {}", name(*group), at(position.lsn, position.term))
+        }
         Record::Boot { member, boot } => format!("{:?} {boot:?}", member.node),
         Record::Acked { group, member, term, lsn } => {
             format!("{} {:?} acknowledged {}", name(*group), member.node, at(*lsn, *term))

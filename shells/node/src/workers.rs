@@ -105,6 +105,7 @@ fn weight(record: &Record) -> usize {
         Record::Formation(_)
         | Record::HardState { .. }
         | Record::Checkpointed { .. }
+        | Record::Base { .. }
         | Record::Boot { .. }
         | Record::Acked { .. }
         | Record::Sound { .. } => Entry::OVERHEAD,

@@ -158,6 +158,9 @@ fn describe_record(record: &Record) -> String {
             format!("group {group}: lsn {lsn}, term {term}, {kind:?}{}", describe_payload(entry))
         }
         Record::Checkpointed { group, lsn } => format!("group {group}: checkpointed up to {lsn}"),
+        Record::Base { group, position } => {
+            format!("group {group}: begins after lsn {}, term {}", position.lsn, position.term)
+        }
         Record::Boot { member, boot } => {
             let node = member.node;
             format!("node {node} ({}): met in its start {}", member.incarnation, boot.counter)

@@ -48,6 +48,7 @@ impl Image {
             Record::Checkpointed { group, lsn } => {
                 self.groups.entry(group).or_default().checkpointed = lsn;
             }
+            Record::Base { .. } => {}
             Record::Boot { member, boot } => {
                 self.boots.insert(member, boot);
             }
@@ -194,6 +195,7 @@ impl Oplog {
                 term: log.term,
                 vote: log.vote,
                 checkpointed: log.checkpointed,
+                base: Default::default(),
                 last: Lsn(log.entries.len() as u64),
                 terms,
                 sound: log.sound,

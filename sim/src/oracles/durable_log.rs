@@ -214,7 +214,7 @@ impl DurableLog {
                     Written::Acked(*group, *member, *term, *lsn)
                 }
                 Record::Sound { group, .. } => Written::Sound(*group),
-                Record::Checkpointed { .. } => continue,
+                Record::Checkpointed { .. } | Record::Base { .. } => continue,
             };
             self.written.apply(&written)?;
             self.history.push(written);

@@ -71,10 +71,11 @@
 //! | 133 acknowledged | group (8), node (8), incarnation (16), term (8), LSN (8) |
 //! | 134 sound | group (8), commit mark (8) |
 //! | 135 filler | zeros |
+//! | 136 base | group (8), term (8), LSN (8) |
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use highwater_core::{
-    Boot, Doubt, Formation, GroupId, Hlc, Incarnation, Lsn, Member, NodeId, Record, Term,
+    Boot, Doubt, Formation, GroupId, Hlc, Incarnation, Lsn, Member, NodeId, Position, Record, Term,
 };
 use highwater_wire::entry::{self, EntryError};
 
@@ -120,6 +121,7 @@ const BOOT: u8 = 132;
 const ACKED: u8 = 133;
 const SOUND: u8 = 134;
 const FILLER: u8 = 135;
+const BASE: u8 = 136;
 /// Founding members at most.
 const MEMBERS_MAX: usize = 128;
 
@@ -596,6 +598,7 @@ pub(crate) fn frame_len(record: &Record) -> usize {
         Record::HardState { .. } => CONTROL_HEADER + 24 + MEMBER,
         Record::Formation(formation) => CONTROL_HEADER + 8 + formation.members.len() * MEMBER,
         Record::Checkpointed { .. } | Record::Sound { .. } => CONTROL_HEADER + 16,
+        Record::Base { .. } => CONTROL_HEADER + 24,
         Record::Boot { .. } => CONTROL_HEADER + BOOT_LEN,
         Record::Acked { .. } => CONTROL_HEADER + MEMBER + 24,
     }
@@ -621,6 +624,11 @@ pub(crate) fn encode_record(record: &Record, out: &mut BytesMut) {
         Record::Checkpointed { group, lsn } => control(CHECKPOINTED, record, out, |out| {
             out.put_u64_le(group.0);
             out.put_u64_le(lsn.0);
+        }),
+        Record::Base { group, position } => control(BASE, record, out, |out| {
+            out.put_u64_le(group.0);
+            out.put_u64_le(position.term.0);
+            out.put_u64_le(position.lsn.0);
         }),
         Record::Boot { member, boot } => control(BOOT, record, out, |out| {
             put_member(out, *member);
@@ -711,6 +719,7 @@ pub(crate) fn decode_record(body: &mut Bytes) -> Result<Option<Record>, FrameErr
         HARD_STATE => hard_state(body),
         FORMATION => formation(body),
         CHECKPOINTED => group_lsn(body).map(|(group, lsn)| Record::Checkpointed { group, lsn }),
+        BASE => base(body),
         BOOT => boot(body),
         ACKED => acked(body),
         SOUND => group_lsn(body).map(|(group, committed)| Record::Sound { group, committed }),
@@ -739,6 +748,15 @@ fn formation(mut at: &[u8]) -> Option<Record> {
 
 fn group_lsn(mut at: &[u8]) -> Option<(GroupId, Lsn)> {
     (at.len() == 16).then(|| (GroupId(at.get_u64_le()), Lsn(at.get_u64_le())))
+}
+
+fn base(mut at: &[u8]) -> Option<Record> {
+    if at.len() != 24 {
+        return None;
+    }
+    let group = GroupId(at.get_u64_le());
+    let position = Position { term: Term(at.get_u64_le()), lsn: Lsn(at.get_u64_le()) };
+    Some(Record::Base { group, position })
 }
 
 fn boot(mut at: &[u8]) -> Option<Record> {

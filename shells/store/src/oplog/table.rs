@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use highwater_core::{
-    Boot, Doubt, Formation, GroupId, Hlc, Lsn, Member, Record, RecoveredGroup, Term,
+    Boot, Doubt, Formation, GroupId, Hlc, Lsn, Member, Position, Record, RecoveredGroup, Term,
     planted::{self, Planted},
 };
 
@@ -20,12 +20,15 @@ pub(crate) struct Span {
     pub(crate) last: Lsn,
 }
 
-/// One group. `spans` cover `1..=last` without gaps, in order of LSN and of segment.
+/// One group. `spans` cover what follows `base` up to `last` without gaps, in order of LSN and of
+/// segment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Group {
     pub(crate) term: Term,
     pub(crate) vote: Option<Member>,
     pub(crate) checkpointed: Lsn,
+    /// The log begins after this.
+    pub(crate) base: Position,
     pub(crate) last: Lsn,
     pub(crate) terms: Vec<(Lsn, Term)>,
     pub(crate) spans: Vec<Span>,
@@ -52,6 +55,31 @@ impl Group {
         if let Some(span) = self.spans.last_mut() {
             span.last = span.last.min(self.last);
         }
+    }
+
+    /// The log begins after `base` from now on: with what it has there, or with nothing.
+    fn begin_after(&mut self, base: Position) {
+        if base.lsn <= self.base.lsn {
+            return;
+        }
+        let term = if base.lsn <= self.last { self.term_at(base.lsn) } else { None };
+        if term != Some(base.term) {
+            self.truncations += 1;
+            (self.last, self.hlc) = (base.lsn, Hlc::default());
+            self.terms.clear();
+            self.spans.clear();
+        }
+        let first = base.lsn.next();
+        let next_term = self.term_at(first);
+        self.terms.retain(|(lsn, _)| *lsn > first);
+        if let Some(term) = next_term {
+            self.terms.insert(0, (first, term));
+        }
+        self.spans.retain(|span| span.last >= first);
+        if let Some(span) = self.spans.first_mut() {
+            span.first = span.first.max(first);
+        }
+        self.base = base;
     }
 
     /// The term of the entry at `lsn`, if the log has one there.
@@ -146,6 +174,7 @@ impl Table {
             Record::Checkpointed { group, lsn } => {
                 self.touch(*group).checkpointed = *lsn;
             }
+            Record::Base { group, position } => self.touch(*group).begin_after(*position),
             Record::Boot { member, boot } => self.meet(*member, *boot),
             Record::Acked { group, member, term, lsn } => {
                 let new = self.touch(*group).acked.insert(*member, (*term, *lsn)).is_none();
@@ -352,6 +381,7 @@ impl Table {
             vote: group.vote,
             // The state of a group in doubt is dropped.
             checkpointed: if self.in_doubt(id, group) { Lsn(0) } else { group.checkpointed },
+            base: group.base,
             last: group.last,
             terms: group.terms.clone(),
             sound: group.sound,
@@ -368,6 +398,7 @@ fn group_of(record: &Record) -> Option<GroupId> {
         Record::HardState { group, .. }
         | Record::Append { group, .. }
         | Record::Checkpointed { group, .. }
+        | Record::Base { group, .. }
         | Record::Acked { group, .. }
         | Record::Sound { group, .. } => Some(*group),
     }

@@ -118,6 +118,7 @@ impl Model {
                 let group = self.groups.entry(*group).or_default();
                 group.checkpointed = *lsn;
             }
+            Record::Base { .. } => unreachable!("the model's logs begin with their first entry"),
             Record::Append { group, entry } => {
                 let group = self.groups.entry(*group).or_default();
                 group.entries.truncate(entry.lsn.0 as usize - 1);
@@ -157,6 +158,7 @@ impl Model {
                     term: group.term,
                     vote: group.vote,
                     checkpointed: if in_doubt { Lsn(0) } else { group.checkpointed },
+                    base: Default::default(),
                     last: Lsn(group.entries.len() as u64),
                     terms,
                     sound: group.sound,
