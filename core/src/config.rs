@@ -58,6 +58,11 @@ pub struct Config {
     /// Below this much room in the oplog, operations are refused; votes still find room, and down
     /// to half of it what slots need.
     pub reserve_bytes: u64,
+    /// A group's log is pruned once a quarter more than this is in it, in bytes of entries, down to about
+    /// this, as far as slots and followers allow. Less than 4 KiB counts as that. 0: whatever its size.
+    pub retention_bytes: u64,
+    /// ... and of what is older than this, in milliseconds of log time. 0: whatever its age.
+    pub retention_ms: u64,
     /// Slots of one group; beyond: `Busy`.
     pub slots_max: usize,
     /// Requests about one group's slots that have no answer; beyond: `Busy`.
@@ -107,6 +112,8 @@ impl Default for Config {
             acked_us: 1_000_000,
             hlc_ahead_ms: 60_000,
             reserve_bytes: 4 << 20,
+            retention_bytes: 1 << 30,
+            retention_ms: 0,
             slots_max: 128,
             slot_requests_max: 4096,
             slot_ack_us: 5_000,

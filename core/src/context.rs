@@ -32,6 +32,8 @@ pub enum Reason {
     Retry(GroupId),
     /// Entries of a group that can't be read are to be asked for again.
     Repair(GroupId),
+    /// A snapshot of a group is to be asked for again.
+    Bootstrap(GroupId),
     /// Something is due of the slots of a group that this node leads.
     Slots(GroupId),
 }

@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 
-use crate::types::{Boot, GroupId, Hlc, Lsn, Member, Term};
+use crate::{
+    retention::Base,
+    types::{Boot, GroupId, Hlc, Lsn, Member, Term},
+};
 
 /// What an entry's payload means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +20,9 @@ pub enum Kind {
     /// What happens to slots, and the log time at which it does: a
     /// [`SlotEntry`](crate::SlotEntry). The state machine has no part in it.
     Slot = 4,
+    /// Where the log is to begin from now on: a [`Base`](crate::Base). The state machine has no part
+    /// in it.
+    Prune = 5,
 }
 
 impl Kind {
@@ -28,6 +34,7 @@ impl Kind {
             2 => Some(Kind::Op),
             3 => Some(Kind::CreateDatabase),
             4 => Some(Kind::Slot),
+            5 => Some(Kind::Prune),
             _ => None,
         }
     }
@@ -125,14 +132,14 @@ pub enum Record {
         /// Up to here.
         lsn: Lsn,
     },
-    /// The group's log begins after this position: what is at or below it was pruned, or came as a
+    /// The group's log begins after this: what is at or below it was pruned, or came as a
     /// snapshot. Where the log has this very entry there, what follows it stays; else nothing of
     /// the log counts any more.
     Base {
         /// Whose.
         group: GroupId,
-        /// The last position that is not in the log any more.
-        position: Position,
+        /// What is not in the log any more.
+        base: Base,
     },
     /// The last start of a member's data directory that this node has met. The latest one counts.
     Boot {

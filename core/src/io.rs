@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::{
     entry::{Entry, Formation, Outcome, Position, Record},
     message::Message,
+    retention::Base,
     slots::{SlotCause, SlotOutcome, SlotSettings},
     types::{
         Boot, ClusterId, GroupId, Hlc, Incarnation, Instant, LoadId, Lsn, Member, NodeId, Peer,
@@ -98,6 +99,21 @@ pub enum Input {
         /// For the operator.
         reason: String,
     },
+    /// A [`Effect::Bootstrap`] is done: a snapshot of the group is here, durable and whole, but not in
+    /// use.
+    SnapshotReady {
+        /// Whose.
+        group: GroupId,
+        /// What it stands at.
+        at: Position,
+    },
+    /// A [`Effect::Bootstrap`] could not be done. Tried again, with another node.
+    SnapshotFailed {
+        /// Whose.
+        group: GroupId,
+        /// For the operator.
+        reason: String,
+    },
     /// A [`Effect::Checkpoint`] is durable.
     Checkpointed {
         /// Whose.
@@ -105,12 +121,12 @@ pub enum Input {
         /// Durable up to here.
         lsn: Lsn,
     },
-    /// A [`Effect::ReadControl`] is done.
+    /// A [`Effect::ReadControl`] or an [`Effect::Install`] is done.
     Control {
         /// Whose.
         group: GroupId,
         /// What the state stands at: at least what was asked for.
-        lsn: Lsn,
+        at: Position,
         /// The value of the key; `None` where no checkpoint has written it.
         value: Option<Bytes>,
     },
@@ -232,6 +248,9 @@ pub enum Reply {
         /// The term in which the new leader was seen; the old one for a drain.
         term: Term,
     },
+    /// It was appended, and a snapshot has taken its place in the log: whether it took effect, and what
+    /// came of it, can't be told.
+    Unknown,
     /// Definite: it had no effect and will have none.
     Rejected(Reject),
 }
@@ -318,6 +337,28 @@ pub enum Effect {
         /// Contiguous.
         entries: Vec<Entry>,
     },
+    /// Fetch a snapshot of a group from a node: its state at an LSN that is not below `above`, with the
+    /// core's control writes, made durable beside the state that is in use. Answer
+    /// [`Input::SnapshotReady`] or [`Input::SnapshotFailed`]. At most one per group is under way.
+    Bootstrap {
+        /// Whose.
+        group: GroupId,
+        /// From whom.
+        from: NodeId,
+        /// At least from here on the log is to be had.
+        above: Lsn,
+    },
+    /// Put the snapshot that is ready in the place of the group's state, in one moment, durably; what
+    /// was not checkpointed is gone. Nothing of the group is being applied or checkpointed. Answer
+    /// [`Input::Control`] with the value of `key`, or [`Input::StateFailed`].
+    Install {
+        /// Whose.
+        group: GroupId,
+        /// What the snapshot stands at.
+        at: Position,
+        /// Of a control write that came with it.
+        key: Bytes,
+    },
     /// A group's state begins anew, from nothing: what follows for it counts. Not to be read from
     /// before it is applied up to here again.
     Reopen {
@@ -326,14 +367,17 @@ pub enum Effect {
         /// What was applied before.
         upto: Lsn,
     },
-    /// Make the state durable at exactly what is applied now (`lsn`), with these control writes in
+    /// Make the state durable at exactly what is applied now, with these control writes in
     /// the same transaction; answer [`Input::Checkpointed`] or [`Input::StateFailed`]. Later
     /// [`Effect::Apply`]s may come before that.
     Checkpoint {
         /// Whose.
         group: GroupId,
         /// What is applied.
-        lsn: Lsn,
+        at: Position,
+        /// Outcomes of refused operations up to here, among the control writes, are to be forgotten:
+        /// see [`refused_key`](crate::control::refused_key).
+        pruned: Lsn,
         /// Key-value writes of the core; opaque to the engine.
         control: Vec<(Bytes, Bytes)>,
     },
@@ -406,6 +450,30 @@ pub enum Notice {
     Rebuilt {
         /// Which.
         group: GroupId,
+    },
+    /// A group's log can't be brought up to date from other logs, which begin further on: it comes as a
+    /// snapshot.
+    Bootstrapping {
+        /// Which.
+        group: GroupId,
+        /// From whom.
+        from: NodeId,
+        /// The snapshot is not below this.
+        above: Lsn,
+    },
+    /// ... which is in use now.
+    Bootstrapped {
+        /// Which.
+        group: GroupId,
+        /// What it stands at.
+        at: Lsn,
+    },
+    /// A group's log begins further on.
+    Pruned {
+        /// Which.
+        group: GroupId,
+        /// The first entry that it has.
+        first: Lsn,
     },
     /// A group whose log had lost its end holds everything again: it votes as before.
     Sound {
@@ -539,8 +607,8 @@ pub struct RecoveredGroup {
     pub vote: Option<Member>,
     /// The state is durable at least up to here.
     pub checkpointed: Lsn,
-    /// The log begins after this position; of an unpruned one it is zero.
-    pub base: Position,
+    /// The log begins after this; of an unpruned one it is zero.
+    pub base: Base,
     /// The last LSN; that of `base` for an empty log.
     pub last: Lsn,
     /// Where each term starts: `(first LSN, term)`, rising in both, from the first entry on. Empty

@@ -22,6 +22,7 @@ mod node;
 mod peers;
 pub mod planted;
 mod recall;
+mod retention;
 mod rng;
 mod slots;
 mod types;
@@ -36,6 +37,7 @@ pub use io::{
 };
 pub use message::{GroupMessage, Message};
 pub use node::{Node, RecoverError};
+pub use retention::Base;
 pub use slots::{
     SLOT_NAME_MAX, SlotCause, SlotChange, SlotEntry, SlotLimits, SlotOutcome, SlotSettings,
     SlotStart, SlotState, SlotView, SlotsView,

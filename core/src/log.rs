@@ -7,11 +7,14 @@ use crate::{
     entry::{Entry, Position, fitting},
     io::RecoveredGroup,
     planted::{self, Planted},
+    retention::Base,
     types::{Lsn, Term, WriteId},
     watermarks::Watermarks,
 };
 
 pub(crate) struct GroupLog {
+    /// What comes before the first entry.
+    base: Base,
     marks: Watermarks,
     /// `(first LSN, term)` of every run of entries of one term; rising in both.
     terms: Vec<(Lsn, Term)>,
@@ -29,13 +32,19 @@ impl GroupLog {
     /// `checkpointed` may be above the oplog's own hint.
     pub(crate) fn recover(found: &RecoveredGroup, checkpointed: Lsn) -> GroupLog {
         GroupLog {
-            marks: Watermarks::recovered(found.last, checkpointed),
+            base: found.base,
+            marks: Watermarks::recovered(found.base.position.lsn, found.last, checkpointed),
             terms: found.terms.clone(),
             tail: VecDeque::new(),
             tail_bytes: 0,
             uncommitted_bytes: 0,
             pending: VecDeque::new(),
         }
+    }
+
+    /// What comes before the first entry.
+    pub(crate) fn base(&self) -> Base {
+        self.base
     }
 
     pub(crate) fn marks(&self) -> &Watermarks {
@@ -60,12 +69,14 @@ impl GroupLog {
         self.uncommitted_bytes
     }
 
-    /// The term at `lsn`; term 0 at LSN 0; `None` beyond the end.
+    /// The term at `lsn`: of entries, and of what comes right before the first one; term 0 at LSN 0.
+    /// `None` elsewhere.
     pub(crate) fn term_at(&self, lsn: Lsn) -> Option<Term> {
-        if lsn == Lsn(0) {
-            return Some(Term(0));
+        let before = self.base.position;
+        if lsn == before.lsn {
+            return Some(before.term);
         }
-        if lsn > self.marks.appended() {
+        if lsn < before.lsn || lsn > self.marks.appended() {
             return None;
         }
         let run = self.terms.partition_point(|(first, _)| *first <= lsn);
@@ -83,7 +94,7 @@ impl GroupLog {
     /// just before our run of that term (Raft §5.3, back-off by term).
     pub(crate) fn before_run_of(&self, lsn: Lsn) -> Lsn {
         let run = self.terms.partition_point(|(first, _)| *first <= lsn);
-        let first = if run == 0 { Lsn(1) } else { self.terms[run - 1].0 };
+        let first = if run == 0 { self.marks.first() } else { self.terms[run - 1].0 };
         first.prev().max(self.marks.committed())
     }
 
@@ -123,6 +134,51 @@ impl GroupLog {
         for (_, lsn) in &mut self.pending {
             *lsn = (*lsn).min(to);
         }
+    }
+
+    /// The log begins after `base` from now on, which is in it.
+    pub(crate) fn prune(&mut self, base: Base) {
+        let Position { lsn, term } = base.position;
+        assert_eq!(self.term_at(lsn), Some(term), "what is pruned is in the log");
+        self.marks.prune(lsn);
+        while self.tail.front().is_some_and(|e| e.lsn <= lsn) {
+            let entry = self.tail.pop_front();
+            self.tail_bytes -= entry.map_or(0, |e| e.weight());
+        }
+        self.begin_after(base);
+    }
+
+    fn begin_after(&mut self, base: Base) {
+        let first = base.position.lsn.next();
+        let term = self.term_at(first);
+        self.terms.retain(|(lsn, _)| *lsn > first);
+        if let Some(term) = term {
+            self.terms.insert(0, (first, term));
+        }
+        self.base = base;
+    }
+
+    /// Whether the log has durably what a snapshot stands at: then it goes on behind that.
+    pub(crate) fn joins(&self, at: Position) -> bool {
+        at.lsn <= self.marks.durable() && self.term_at(at.lsn) == Some(at.term)
+    }
+
+    /// A snapshot is the state now. Where the log [joins](Self::joins) it, it `keeps` what it has; else
+    /// the snapshot is its base, durably.
+    pub(crate) fn install(&mut self, base: Base, keeps: bool) {
+        self.marks.install(base.position.lsn, keeps);
+        if keeps {
+            // Those up to there are committed now.
+            let committed = self.marks.committed();
+            let above = self.tail.iter().filter(|e| e.lsn > committed);
+            self.uncommitted_bytes = above.map(Entry::weight).sum();
+            return;
+        }
+        self.tail.clear();
+        (self.tail_bytes, self.uncommitted_bytes) = (0, 0);
+        self.terms.clear();
+        self.pending.clear();
+        self.base = base;
     }
 
     /// All writes up to `write` are fsynced. Whether `durable` rose.
@@ -206,6 +262,7 @@ impl GroupLog {
 
     pub(crate) fn check(&self) {
         self.marks.check();
+        assert_eq!(self.base.position.lsn, self.marks.pruned(), "the log begins after its base");
         if let Some(last) = self.tail.back() {
             assert_eq!(last.lsn, self.marks.appended(), "the tail ends at appended");
         }

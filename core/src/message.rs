@@ -111,6 +111,16 @@ pub enum GroupMessage {
         /// to arrive. Rises with each.
         round: u64,
     },
+    /// The receiver needs entries that the leader's log does not have any more: it is to fetch a
+    /// snapshot. Answered as an append is.
+    Pruned {
+        /// The leader's log begins after this.
+        base: Position,
+        /// The leader's commit mark.
+        committed: Lsn,
+        /// As of an append.
+        round: u64,
+    },
     /// The answer where the logs agree at `prev`.
     AppendAccepted {
         /// Durable here and agreed with this leader up to this LSN.
@@ -185,6 +195,7 @@ impl GroupMessage {
             GroupMessage::TimeoutNow => 9,
             GroupMessage::Fetch { .. } => 10,
             GroupMessage::Fetched { .. } => 11,
+            GroupMessage::Pruned { .. } => 12,
         }
     }
 }

@@ -203,9 +203,21 @@ impl Node {
                     self.ctx.touched.insert(group);
                 }
             }
-            Input::Control { group, lsn, value } => {
+            Input::SnapshotReady { group, at } => {
                 if let Some(g) = self.groups.get_mut(&group) {
-                    g.on_control(&mut self.ctx, lsn, value);
+                    g.on_snapshot_ready(&mut self.ctx, at);
+                    self.ctx.touched.insert(group);
+                }
+            }
+            Input::SnapshotFailed { group, reason: _ } => {
+                if let Some(g) = self.groups.get_mut(&group) {
+                    g.on_snapshot_failed(&mut self.ctx);
+                    self.ctx.touched.insert(group);
+                }
+            }
+            Input::Control { group, at, value } => {
+                if let Some(g) = self.groups.get_mut(&group) {
+                    g.on_control(&mut self.ctx, at, value);
                     self.ctx.touched.insert(group);
                 }
             }
@@ -412,7 +424,7 @@ impl Node {
                     self.ctx.touched.insert(id);
                 }
             }
-            Reason::Slots(id) => {
+            Reason::Slots(id) | Reason::Bootstrap(id) => {
                 self.ctx.touched.insert(id);
             }
             Reason::Retry(id) => {

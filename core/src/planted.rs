@@ -91,6 +91,12 @@ pub enum Planted {
     StreamGuessesPrev = 77,
     /// A stream shows what is appended, applied or not (failures 9).
     StreamBeyondApplied = 78,
+    /// The log is pruned beyond what a valid slot still needs (failures 5).
+    PruneIgnoresSlots = 80,
+    /// The log is pruned of what the state does not hold durably (failures 8).
+    PruneBeforeCheckpoint = 81,
+    /// A replica speaks of the log that a snapshot gave it before that is durable.
+    SpeaksBeforeRebase = 82,
     /// A cut of what was fsynced does not note that the log lost its end.
     DoubtForgotten = 40,
     /// A new segment's directory entry is not fsynced.

@@ -22,9 +22,16 @@ mod tally;
 
 pub use change::{SLOT_NAME_MAX, SlotChange, SlotEntry};
 use change::{get_name, get_settings, get_u8, get_u32, get_u64, put_name, put_settings};
-use tally::{Count, Tally};
+use tally::Count;
+pub(crate) use tally::Tally;
 
-use crate::{config::Config, types::Lsn};
+use crate::{
+    config::Config,
+    entry::Position,
+    planted::{self, Planted},
+    retention::{Base, Retention},
+    types::Lsn,
+};
 
 /// Where a new slot begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -128,6 +135,11 @@ pub enum SlotOutcome {
         /// Why.
         cause: SlotCause,
     },
+    /// It is to begin where the log has been pruned: nothing changed.
+    Pruned {
+        /// The first LSN that the log still has.
+        first: Lsn,
+    },
     /// What was acknowledged, or is to begin with, is above what is committed: nothing changed.
     AboveCommitted {
         /// The commit mark.
@@ -164,8 +176,9 @@ pub struct SlotView<'a> {
 pub struct SlotsView<'a> {
     /// As of this LSN: what is applied, or more where the state was found ahead after a restart.
     pub lsn: Lsn,
-    /// The first LSN that the log still has.
-    pub first: Lsn,
+    /// Where the log begins, as far as all replicas agree: a replica that came as a snapshot may have
+    /// less.
+    pub base: Base,
     /// Log time as of that.
     pub time_ms: u64,
     /// The lowest LSN that a valid slot still needs; `None` without a valid slot.
@@ -251,7 +264,9 @@ pub(crate) struct Slots {
     lsn: Lsn,
     /// Log time, in milliseconds.
     time_ms: u64,
-    tally: Tally,
+    /// Of effective operations.
+    tally: Tally<32>,
+    retention: Retention,
     slots: BTreeMap<String, Slot>,
 }
 
@@ -279,11 +294,32 @@ impl Slots {
 
     // --- what the log says ---
 
-    /// An effective operation is applied.
-    pub(crate) fn take_op(&mut self, lsn: Lsn, bytes: usize) {
-        if lsn > self.lsn {
-            self.tally.add(lsn, bytes, self.time_ms);
+    /// An entry is applied: of such a weight, and perhaps an effective operation.
+    pub(crate) fn count(&mut self, lsn: Lsn, bytes: usize, effective: bool) {
+        if lsn <= self.lsn {
+            return;
         }
+        if effective {
+            self.tally.add(lsn, bytes, self.time_ms, lsn);
+        }
+        self.retention.take(lsn, bytes, effective, self.time_ms);
+    }
+
+    /// A prune entry is applied: void where a slot, perhaps a new one, still needs what it would
+    /// remove. Whether the log begins further on than before.
+    pub(crate) fn take_prune(&mut self, lsn: Lsn, base: Base) -> bool {
+        let needed = self.horizon().is_some_and(|first| first <= base.position.lsn)
+            && !planted::is(Planted::PruneIgnoresSlots);
+        lsn > self.lsn && !needed && self.retention.cut(base)
+    }
+
+    /// What would come before the log of whoever holds nothing but the state, which stands at `at`.
+    pub(crate) fn base_at(&self, at: Position) -> Base {
+        Base { position: at, ..self.retention.whole() }
+    }
+
+    pub(crate) fn retention(&self) -> &Retention {
+        &self.retention
     }
 
     /// A slot entry is applied: the outcome of each of its changes.
@@ -315,9 +351,13 @@ impl Slots {
     }
 
     fn create(&mut self, lsn: Lsn, name: String, settings: SlotSettings) -> SlotOutcome {
+        let pruned = self.retention.base().position.lsn;
         let confirmed = match settings.from {
-            SlotStart::Earliest => Lsn(0),
+            SlotStart::Earliest => pruned,
             SlotStart::Latest => lsn,
+            SlotStart::After(after) if after < pruned => {
+                return SlotOutcome::Pruned { first: pruned.next() };
+            }
             SlotStart::After(after) if after >= lsn => {
                 return SlotOutcome::AboveCommitted { committed: lsn.prev() };
             }
@@ -405,6 +445,8 @@ impl Slots {
         let tick = config.slot_tick_us / 1000;
         let idle = self.valid().map(|(_, slot)| slot.limits(config).idle_ms / 64).min();
         let undated = self.tally.last_ms() == Some(self.time_ms);
+        let age = self.retention.ages(config).then_some(config.retention_ms / 64);
+        let idle = idle.into_iter().chain(age).min();
         let every = if undated { tick } else { tick.max(idle.unwrap_or(u64::MAX)) };
         self.time_ms.saturating_add(every)
     }
@@ -429,12 +471,12 @@ impl Slots {
     }
 
     /// How it looks at that log time.
-    pub(crate) fn view(&self, config: &Config, first: Lsn, now_ms: u64) -> SlotsView<'_> {
+    pub(crate) fn view(&self, config: &Config, now_ms: u64) -> SlotsView<'_> {
         let now_ms = now_ms.max(self.time_ms);
         let slots = self.slots.iter().map(|(name, slot)| self.view_of(name, slot, config, now_ms));
         SlotsView {
             lsn: self.lsn,
-            first,
+            base: self.retention.base(),
             time_ms: self.time_ms,
             horizon: self.horizon(),
             slots: slots.collect(),
@@ -477,6 +519,7 @@ impl Slots {
         out.put_u8(VERSION);
         out.put_u64_le(self.time_ms);
         self.tally.put(&mut out);
+        self.retention.put(&mut out);
         out.put_u32_le(self.slots.len() as u32);
         for (name, slot) in &self.slots {
             put_name(&mut out, name);
@@ -500,6 +543,7 @@ impl Slots {
         }
         let time_ms = get_u64(&mut bytes)?;
         let tally = Tally::get(&mut bytes)?;
+        let retention = Retention::get(&mut bytes)?;
         let count = get_u32(&mut bytes)?;
         let mut slots = BTreeMap::new();
         for _ in 0..count {
@@ -519,17 +563,22 @@ impl Slots {
             };
             slots.insert(name, slot);
         }
-        Some(Slots { lsn, time_ms, tally, slots }).filter(|_| bytes.is_empty())
+        Some(Slots { lsn, time_ms, tally, retention, slots }).filter(|_| bytes.is_empty())
     }
 
     /// Invariants that hold between steps (docs/INVARIANTS.md).
     pub(crate) fn check(&self, applied: Lsn) {
         assert!(self.lsn >= applied, "S1: slots stand where the state stands");
         self.tally.check();
+        self.retention.check();
+        assert!(self.retention.effective() <= self.lsn, "R1: what is counted is applied");
         let total = self.tally.total();
         for (name, slot) in &self.slots {
             assert!(slot.created <= self.lsn, "S2: {name} was created by an applied entry");
             assert!(slot.confirmed <= self.lsn, "S2: what {name} confirms is applied");
+            let needs_pruned = slot.confirmed < self.retention.base().position.lsn;
+            let broken = slot.is_valid() && needs_pruned;
+            assert!(!broken || planted::is(Planted::PruneIgnoresSlots), "R2: {name} needs it");
             assert!(slot.counted.ops <= total.ops, "S7: a lag is never negative: {name}");
             assert!(slot.counted.bytes <= total.bytes, "S7: a lag is never negative: {name}");
             assert!(slot.alive_ms <= self.time_ms, "S5: {name} lived in the past");

@@ -6,6 +6,7 @@ use crate::{
     context::{Context, Reason},
     group::{Group, Role},
     node::Node,
+    retention::Base,
     slots::SlotsView,
     types::{GroupId, Lsn, Member, NodeId, Term, WriteId},
     watermarks::Watermarks,
@@ -44,6 +45,10 @@ pub struct GroupView<'a> {
     pub known_committed: Lsn,
     /// Microseconds for which this replica has not been caught up.
     pub lag_us: u64,
+    /// What comes before the first entry of its log.
+    pub base: Base,
+    /// It waits for a snapshot, or puts it in place.
+    pub bootstrapping: bool,
     /// Its log may lack what this node acknowledged: until it is whole again, it does not vote.
     pub in_doubt: bool,
     /// Why it is quarantined here, if it is.
@@ -94,6 +99,8 @@ fn view<'a>(ctx: &Context, group: &'a Group) -> GroupView<'a> {
         last_term: group.log().last().term,
         known_committed: group.known_committed(),
         lag_us: group.lag_us(ctx.now.mono),
+        base: group.log().base(),
+        bootstrapping: group.is_bootstrapping(),
         in_doubt: group.is_in_doubt(),
         quarantined: group.quarantined(),
     }

@@ -3,11 +3,13 @@
 use crate::types::Lsn;
 
 /// How far a replica is, in LSNs. Always `checkpointed ≤ applied ≤ min(committed, durable)`,
-/// `committed ≤ appended` and `durable ≤ appended`; every change asserts it, in release too.
-/// Nothing falls but `appended` and `durable`, and those only through truncation; and what concerns
-/// the state, where the state itself is lost.
+/// `pruned ≤ min(committed, durable)`, `committed ≤ appended` and `durable ≤ appended`; every change
+/// asserts it, in release too. Nothing falls but `appended` and `durable`, and those only through
+/// truncation, or where a snapshot takes the place of the log; and what concerns the state, where the
+/// state itself is lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Watermarks {
+    pruned: Lsn,
     appended: Lsn,
     durable: Lsn,
     committed: Lsn,
@@ -17,15 +19,16 @@ pub struct Watermarks {
 
 impl Watermarks {
     /// After a restart: the log is fsynced up to `last`, and all that is known to be committed is
-    /// what was checkpointed.
+    /// what was checkpointed, or pruned.
     ///
     /// # Panics
     /// If `checkpointed > last`: the log lost what the state holds.
-    pub(crate) fn recovered(last: Lsn, checkpointed: Lsn) -> Watermarks {
+    pub(crate) fn recovered(pruned: Lsn, last: Lsn, checkpointed: Lsn) -> Watermarks {
         let marks = Watermarks {
+            pruned,
             appended: last,
             durable: last,
-            committed: checkpointed,
+            committed: checkpointed.max(pruned),
             applied: checkpointed,
             checkpointed,
         };
@@ -33,6 +36,16 @@ impl Watermarks {
         marks
     }
 
+    /// Not in the log any more up to here.
+    #[must_use]
+    pub fn pruned(&self) -> Lsn {
+        self.pruned
+    }
+    /// The first LSN that the log has, or will have.
+    #[must_use]
+    pub fn first(&self) -> Lsn {
+        self.pruned.next()
+    }
     /// Last LSN in the log, fsynced or not.
     #[must_use]
     pub fn appended(&self) -> Lsn {
@@ -105,6 +118,25 @@ impl Watermarks {
         self.checkpointed = lsn;
     }
 
+    /// The log begins after `to`.
+    pub(crate) fn prune(&mut self, to: Lsn) {
+        assert!(to >= self.pruned, "pruned never falls");
+        assert!(to <= self.applicable(), "only what is committed and durable is pruned");
+        self.pruned = to;
+    }
+
+    /// A snapshot at `lsn` is the state, durably; what the log has after that stays where `keeps` says
+    /// so.
+    pub(crate) fn install(&mut self, lsn: Lsn, keeps: bool) {
+        assert!(lsn >= self.applied, "a snapshot is further than what is applied");
+        let after = |mark: Lsn| if keeps { mark.max(lsn) } else { lsn };
+        (self.appended, self.durable) = (after(self.appended), after(self.durable));
+        self.committed = self.committed.max(lsn);
+        self.pruned = self.pruned.max(if keeps { self.pruned } else { lsn });
+        (self.applied, self.checkpointed) = (lsn, lsn);
+        self.check();
+    }
+
     /// The state is lost: it holds nothing durably, and only what was `applied` elsewhere.
     pub(crate) fn lose_state(&mut self, applied: Lsn) {
         assert!(applied <= self.applied, "a loss gains nothing");
@@ -116,6 +148,7 @@ impl Watermarks {
     pub(crate) fn check(&self) {
         assert!(self.checkpointed <= self.applied, "checkpointed ≤ applied: {self:?}");
         assert!(self.applied <= self.applicable(), "applied ≤ min(committed, durable): {self:?}");
+        assert!(self.pruned <= self.applicable(), "pruned ≤ min(committed, durable): {self:?}");
         assert!(self.committed <= self.appended, "committed ≤ appended: {self:?}");
         assert!(self.durable <= self.appended, "durable ≤ appended: {self:?}");
     }

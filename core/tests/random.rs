@@ -94,6 +94,12 @@ fn config(rng: &mut Rng) -> Config {
         config.slots_max = 2;
         config.slot_requests_max = rng.between(3, 10) as usize;
     }
+    if rng.permille(600) {
+        config.retention_bytes = rng.between(1, 8000);
+    }
+    if rng.permille(100) {
+        config.retention_ms = rng.between(300, 2000);
+    }
     config.slot_ack_us = rng.below(20_000);
     config.slot_tick_us = rng.between(50, 1000) * MS;
     config.slot_grace_us = rng.below(500) * MS;
@@ -409,9 +415,12 @@ impl Chaos {
             }
             5 if self.faults.damage && self.others_whole(id) => self.damage(id, other),
             6 if self.faults.lost_states && self.quarantined.is_none() => {
-                self.count("lost state");
                 let groups: Vec<GroupId> = self.cluster.names.keys().copied().collect();
                 let group = *self.rng.pick(&groups);
+                if !self.others_hold(id, group) {
+                    return;
+                }
+                self.count("lost state");
                 self.cluster.lose_state(id, group);
             }
             _ => {}
@@ -431,6 +440,19 @@ impl Chaos {
             && !in_doubt.contains(&id)
             && self.lost.len() + in_doubt.len() < self.minority()
             && self.others_whole(id)
+            && self.cluster.names.keys().all(|group| self.others_hold(id, *group))
+    }
+
+    /// Whether a group can be had from others: once a log is pruned, no other log replaces a state.
+    fn others_hold(&self, id: NodeId, group: GroupId) -> bool {
+        let mut others = self.cluster.hosts.iter().filter(|(other, _)| **other != id);
+        let pruned = |host: &Host| {
+            let log = host.disk.durable.groups.get(&group);
+            log.map(|log| log.base.position.lsn).unwrap_or_default()
+        };
+        self.cluster.hosts.values().all(|host| pruned(host) == Lsn(0))
+            || others.all(|(other, host)| self.lost.contains(other) || host.disk.holds(group))
+                && self.cluster.hosts.len() > 1
     }
 
     fn is_formed(&self) -> bool {
@@ -485,18 +507,22 @@ impl Chaos {
         }
         let groups: Vec<GroupId> = self.cluster.names.keys().copied().collect();
         let group = *self.rng.pick(&groups);
-        let terms = |id| {
+        let log = |id| {
             let groups = &self.cluster.host(id).disk.durable.groups;
-            let entries = groups.get(&group).map_or(&[][..], |log| &log.entries[..]);
-            entries.iter().map(|entry| entry.term).collect::<Vec<_>>()
+            groups.get(&group).cloned().unwrap_or_default()
         };
-        let (mine, theirs) = (terms(id), terms(other));
-        let shared = mine.iter().zip(&theirs).take_while(|(a, b)| a == b).count() as u64;
+        let (mine, theirs) = (log(id), log(other));
+        let pruned = mine.base.position.lsn.max(theirs.base.position.lsn).0;
+        let same = |lsn: &u64| {
+            let term = mine.term_at(Lsn(*lsn));
+            term.is_some() && term == theirs.term_at(Lsn(*lsn))
+        };
+        let shared = pruned + (pruned + 1..).take_while(same).count() as u64;
         let committed = self.cluster.oracle.committed(group).0;
-        let beyond = (committed.max(shared), mine.len() as u64);
+        let beyond = (committed.max(shared), mine.last().0);
         // Whoever has to make way for it is missing for that long.
         let uncommitted = self.may_lose(id) && self.rng.permille(300);
-        let (after, last) = if uncommitted { beyond } else { (0, committed.min(shared)) };
+        let (after, last) = if uncommitted { beyond } else { (pruned, committed.min(shared)) };
         if last <= after {
             return;
         }
@@ -694,7 +720,8 @@ impl Chaos {
         // Nobody acknowledges any more: log time, which goes on, ends every slot.
         self.demand(&alive, "idle slots are invalidated", span, |c| c.no_slot_is_valid(&alive));
         self.demand(&alive, "every replica is equal", span, |c| c.all_equal(&alive));
-        self.cluster.run_for(2000 * MS);
+        // What is too old goes, too.
+        self.cluster.run_for((2000 + 4 * self.cluster.config.retention_ms) * MS);
         let before = self.cluster.talk + self.cluster.writes;
         self.cluster.run_for(1000 * MS);
         assert!(self.all_led(&alive), "L2: a healthy cluster keeps its leaders\n{}", self.status());

@@ -11,8 +11,9 @@ use crate::{
     config::Config,
     context::{Context, LoadFor},
     control::refused_key,
-    entry::{Entry, Kind, Outcome, Record, fitting},
+    entry::{Entry, Kind, Outcome, Position, Record, fitting},
     io::{Effect, Reply},
+    retention::Base,
     slots::SlotEntry,
     types::{GroupId, Lsn, Term},
 };
@@ -61,28 +62,38 @@ impl Applying {
 
 struct Run {
     upto: Lsn,
-    /// What has a result, in order.
-    items: Vec<(Lsn, Term, Item)>,
+    /// All of it, in order.
+    items: Vec<Item>,
     bytes: usize,
 }
 
-/// An entry whose application somebody may wait for.
-enum Item {
-    /// An op of this weight.
-    Op(usize),
+/// An entry that is applied.
+struct Item {
+    lsn: Lsn,
+    term: Term,
+    weight: usize,
+    what: What,
+}
+
+/// What comes of it.
+enum What {
+    Nothing,
+    /// An outcome.
+    Op,
     Slot(SlotEntry),
+    Prune(Base),
 }
 
 impl Item {
-    /// Of an entry; `Err` where it can't be read.
-    fn of(entry: &Entry) -> Result<Option<Item>, ()> {
-        match entry.kind {
-            Kind::Op => Ok(Some(Item::Op(entry.weight()))),
-            Kind::Slot => {
-                SlotEntry::decode(entry.payload.clone()).map(Item::Slot).map(Some).ok_or(())
-            }
-            Kind::TermStart | Kind::CreateDatabase => Ok(None),
-        }
+    /// Of an entry; `None` where it can't be read.
+    fn of(entry: &Entry) -> Option<Item> {
+        let what = match entry.kind {
+            Kind::Op => What::Op,
+            Kind::Slot => What::Slot(SlotEntry::decode(entry.payload.clone())?),
+            Kind::Prune => What::Prune(Base::decode(entry.payload.clone())?),
+            Kind::TermStart | Kind::CreateDatabase => What::Nothing,
+        };
+        Some(Item { lsn: entry.lsn, term: entry.term, weight: entry.weight(), what })
     }
 }
 
@@ -114,13 +125,13 @@ impl Group {
 
     /// Starts the next checkpoint and the next run, where there is one to start.
     pub(super) fn advance_apply(&mut self, ctx: &mut Context, consequences: &mut Consequences) {
-        if !self.applies() || self.applying.under_way.is_some() || self.applying.loading {
+        if !self.applies() || !self.is_run_over() || self.bootstrap.holds_apply() {
             return;
         }
         self.maybe_checkpoint(ctx);
         let from = self.log.marks().applied().next();
         let to = self.log.marks().applicable();
-        if from > to || !self.know_slots(ctx) {
+        if from > to || from < self.log.marks().first() || !self.know_slots(ctx) {
             return;
         }
         if self.is_full(ctx) {
@@ -139,6 +150,15 @@ impl Group {
                 self.applying.loading = true;
             }
         }
+    }
+
+    fn is_run_over(&self) -> bool {
+        self.applying.under_way.is_none() && !self.applying.loading
+    }
+
+    /// Whether nothing is asked of the state.
+    pub(super) fn is_apply_idle(&self) -> bool {
+        self.is_run_over() && !self.applying.checkpointing && !self.slots.is_asked()
     }
 
     pub(crate) fn on_loaded_for_apply(
@@ -178,15 +198,9 @@ impl Group {
         if self.id == GroupId::SYSTEM {
             return self.apply_system_run(ctx, entries, consequences);
         }
-        let mut items = Vec::new();
-        for entry in &entries {
-            match Item::of(entry) {
-                Ok(item) => items.extend(item.map(|item| (entry.lsn, entry.term, item))),
-                Err(()) => {
-                    return self.quarantine(ctx, String::from("a slot entry can't be read"));
-                }
-            }
-        }
+        let Some(items) = entries.iter().map(Item::of).collect::<Option<Vec<Item>>>() else {
+            return self.quarantine(ctx, String::from("a control entry can't be read"));
+        };
         let upto = entries[entries.len() - 1].lsn;
         let bytes = entries.iter().map(Entry::weight).sum();
         self.applying.under_way = Some(Run { upto, items, bytes });
@@ -228,30 +242,29 @@ impl Group {
             self.applying.wanted = true;
         }
         let mut outcomes = outcomes.into_iter();
-        for (lsn, term, item) in run.items {
-            match item {
-                Item::Op(weight) => {
-                    let outcome = outcomes.next().expect("every op has an outcome");
-                    self.on_op_applied(ctx, (lsn, term), weight, outcome);
-                }
-                Item::Slot(entry) => self.on_slot_entry_applied(ctx, (lsn, term), entry),
+        for Item { lsn, term, weight, what } in run.items {
+            let outcome = match what {
+                What::Op => Some(outcomes.next().expect("every op has an outcome")),
+                _ => None,
+            };
+            let effective = outcome.as_ref().is_some_and(|outcome| !outcome.refused);
+            self.slots.count(lsn, weight, effective);
+            match what {
+                What::Nothing | What::Op => {}
+                What::Slot(entry) => self.on_slot_entry_applied(ctx, (lsn, term), entry),
+                What::Prune(base) => self.on_prune_applied(ctx, lsn, base),
+            }
+            if let Some(outcome) = outcome {
+                self.on_op_applied(ctx, (lsn, term), outcome);
             }
         }
         assert!(outcomes.next().is_none(), "nothing but an op has an outcome");
         self.slots.stand_at(upto);
     }
 
-    fn on_op_applied(
-        &mut self,
-        ctx: &mut Context,
-        (lsn, term): (Lsn, Term),
-        weight: usize,
-        outcome: Outcome,
-    ) {
+    fn on_op_applied(&mut self, ctx: &mut Context, (lsn, term): (Lsn, Term), outcome: Outcome) {
         if outcome.refused {
             self.applying.refused.push((refused_key(lsn), outcome.answer.clone()));
-        } else {
-            self.slots.take_op(lsn, weight);
         }
         if let Some(Asker::One(request)) = self.proposals.remove(&(lsn, term)) {
             ctx.reply(request, Reply::Applied { lsn, term, outcome });
@@ -306,7 +319,11 @@ impl Group {
         ctx.checkpoints += 1;
         self.applying.frozen_bytes = core::mem::take(&mut self.applying.dirty_bytes);
         let lsn = self.log.marks().applied();
-        ctx.emit(Effect::Checkpoint { group: self.id, lsn, control });
+        // Whoever holds the state holds the log from there on.
+        let term = self.log.term_at(lsn).expect("what is applied here is in the log, or before it");
+        let pruned = self.slots.base().position.lsn;
+        let at = Position { term, lsn };
+        ctx.emit(Effect::Checkpoint { group: self.id, at, pruned, control });
     }
 
     pub(crate) fn is_checkpointing(&self) -> bool {
@@ -321,6 +338,7 @@ impl Group {
         self.end_checkpoint(ctx);
         self.log.checkpointed(lsn);
         ctx.persist_hint(Record::Checkpointed { group: self.id, lsn });
+        self.prune_log(ctx);
     }
 
     fn end_checkpoint(&mut self, ctx: &mut Context) {

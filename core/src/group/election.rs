@@ -45,7 +45,7 @@ impl Group {
     }
 
     fn may_lead(&self, ctx: &Context) -> bool {
-        let serves = self.quarantined.is_none() && !ctx.draining;
+        let serves = self.quarantined.is_none() && !self.bootstrap.holds_apply() && !ctx.draining;
         self.may_vote(ctx) && serves && !self.misses_uncommitted()
     }
 

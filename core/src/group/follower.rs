@@ -17,24 +17,30 @@ impl Group {
         &mut self,
         ctx: &mut Context,
         from: NodeId,
-        prev: Position,
+        mut prev: Position,
         mut entries: Vec<Entry>,
         committed: Lsn,
         round: u64,
     ) {
-        match &self.role {
-            Role::Leader(_) => {
-                return ctx.fault(from, "it leads in a term that has another leader");
-            }
-            Role::Follower { leader: Some(leader), .. } if *leader == from => {}
-            Role::Follower { leader: Some(_), .. } => {
-                return ctx.fault(from, "it leads in a term that has another leader");
-            }
-            _ => self.become_follower(ctx, self.term, Some(from)),
+        if !self.follows(ctx, from) {
+            return;
         }
         self.known_committed = self.known_committed.max(committed);
         if !is_well_formed(prev, &entries, self.term) {
             return ctx.fault(from, "its entries are not contiguous");
+        }
+        if self.bootstrap.holds_log() {
+            return;
+        }
+        let base = self.log.base().position;
+        if prev.lsn < base.lsn {
+            // What is pruned is committed, so whoever leads has it too. (Where it was committed in a
+            // later term than this one, this leader has no quorum any more for anything else.)
+            entries.retain(|e| e.lsn > base.lsn);
+            if entries.first().is_some_and(|e| e.prev_term != base.term) {
+                return ctx.fault(from, "it contradicts what is committed");
+            }
+            prev = base;
         }
         let known = self.log.term_at(prev.lsn);
         if prev.lsn <= self.log.marks().committed() && known != Some(prev.term) {
@@ -77,6 +83,21 @@ impl Group {
         }
     }
 
+    /// Whether the sender of what only a leader of the present term sends is followed.
+    pub(super) fn follows(&mut self, ctx: &mut Context, from: NodeId) -> bool {
+        match &self.role {
+            Role::Follower { leader: Some(leader), .. } if *leader == from => true,
+            Role::Leader(_) | Role::Follower { leader: Some(_), .. } => {
+                ctx.fault(from, "it leads in a term that has another leader");
+                false
+            }
+            _ => {
+                self.become_follower(ctx, self.term, Some(from));
+                true
+            }
+        }
+    }
+
     /// Where to try again, if the logs do not agree at `prev`.
     fn conflict_at(&self, prev: Position) -> Option<Lsn> {
         match self.log.term_at(prev.lsn) {
@@ -86,7 +107,7 @@ impl Group {
         }
     }
 
-    fn reject_append(&mut self, ctx: &mut Context, to: NodeId, hint: Lsn, asked: u64) {
+    pub(super) fn reject_append(&mut self, ctx: &mut Context, to: NodeId, hint: Lsn, asked: u64) {
         if let Role::Follower { round, .. } = self.role {
             let round = round.max(asked);
             self.send(ctx, to, GroupMessage::AppendRejected { hint, round });

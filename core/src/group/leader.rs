@@ -32,6 +32,7 @@ impl Group {
             term_start: last.next(),
             reads: LeaderReads::default(),
             slots: LeaderSlots::default(),
+            pruning: Lsn(0),
             transfer: None,
         };
         self.set_role(ctx, Role::Leader(Box::new(leader)));
@@ -150,6 +151,15 @@ impl Group {
         let asks = progress.round_sent < leader.reads.round_wanted();
         let config = &ctx.config;
         let mut messages = Vec::new();
+        if progress.next < marks.first() {
+            // It needs what is not in the log any more.
+            if progress.tell_pruned(ctx.now.mono) {
+                let base = self.log.base().position;
+                progress.round_sent = round.max(progress.round_sent);
+                let committed = marks.committed();
+                messages.push(GroupMessage::Pruned { base, committed, round });
+            }
+        }
         while progress.next <= marks.appended()
             && progress.loading.is_none()
             && progress.has_window(config.inflight_messages_max, config.inflight_bytes_max)
@@ -178,6 +188,7 @@ impl Group {
         let is_owed = progress.is_owed(marks.appended(), marks.committed());
         let asks = asks && (messages.is_empty() || progress.flow == Flow::Pipeline);
         if (asks || is_owed)
+            && !matches!(progress.flow, Flow::Snapshot { .. })
             && let Some(term) = self.log.term_at(progress.next.prev())
         {
             let prev = Position { term, lsn: progress.next.prev() };
@@ -306,11 +317,12 @@ impl Group {
     pub(super) fn on_rejected(&mut self, ctx: &mut Context, from: Member, hint: Lsn, round: u64) {
         let now = ctx.now.mono;
         let round_max = self.round();
+        let (first, appended) = (self.log.marks().first(), self.log.marks().appended());
         let Some(progress) = self.progress_of(from) else { return };
         if round > round_max {
             return ctx.fault(from.node, "it confirmed a round that was never sent");
         }
-        progress.rejected(hint, now);
+        progress.rejected(hint.min(appended), first, now);
         progress.confirmed_round(round);
     }
 

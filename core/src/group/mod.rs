@@ -2,9 +2,11 @@
 //! appends, ReadIndex and leadership transfer. The files beside this one are its parts:
 //! `election` (who leads), `leader` (entries go out), `follower` (entries come in), `reads`,
 //! `apply` (what is committed reaches the state), `slots` (positions of consumers in the log),
-//! `doubt` and `repair` (what a damaged disk lost).
+//! `retention` (how the log gets shorter), `bootstrap` (what no log can bring up to date), `doubt` and
+//! `repair` (what a damaged disk lost).
 
 mod apply;
+mod bootstrap;
 mod doubt;
 mod election;
 mod follower;
@@ -12,6 +14,7 @@ mod leader;
 mod progress;
 mod reads;
 mod repair;
+mod retention;
 mod slots;
 
 use alloc::{
@@ -34,6 +37,7 @@ use crate::{
 };
 
 pub(crate) use apply::Applying;
+use bootstrap::Bootstrap;
 use doubt::Soundness;
 use progress::Progress;
 pub(crate) use reads::{FollowerReads, KnownReads, LeaderReads};
@@ -77,6 +81,8 @@ pub(crate) struct Leader {
     term_start: Lsn,
     reads: LeaderReads,
     slots: LeaderSlots,
+    /// Its last entry that cuts the log: one is under way at a time.
+    pruning: Lsn,
     transfer: Option<Transfer>,
 }
 
@@ -111,6 +117,9 @@ pub(crate) struct Group {
     slot_requests: usize,
     soundness: Soundness,
     repair: Repair,
+    bootstrap: Bootstrap,
+    /// How often a snapshot was asked for.
+    bootstraps: usize,
     /// What other members vouched for.
     acks: Acks,
     /// The highest commit mark that any leader told, even where the entries are not here yet.
@@ -157,6 +166,8 @@ impl Group {
             slot_requests: 0,
             soundness: if in_doubt { Soundness::InDoubt } else { Soundness::Sound },
             repair: Repair::default(),
+            bootstrap: Bootstrap::No,
+            bootstraps: 0,
             acks: Acks::recover(&found.acked),
             known_committed: applied,
             behind_since: None,
@@ -293,7 +304,9 @@ impl Group {
             self.become_follower(ctx, term, None);
         } else if term < self.term {
             match message {
-                GroupMessage::Append { .. } | GroupMessage::ReadIndex { .. } => {
+                GroupMessage::Append { .. }
+                | GroupMessage::Pruned { .. }
+                | GroupMessage::ReadIndex { .. } => {
                     let hint = self.log.marks().committed();
                     self.send(ctx, node, GroupMessage::AppendRejected { hint, round: 0 });
                 }
@@ -329,6 +342,9 @@ impl Group {
             GroupMessage::ReadIndex { id } => self.on_read_index(ctx, node, id),
             GroupMessage::ReadIndexReply { id, lsn } => self.on_read_index_reply(ctx, id, lsn),
             GroupMessage::TimeoutNow => self.on_timeout_now(ctx, node),
+            GroupMessage::Pruned { base, committed, round } => {
+                self.on_pruned(ctx, node, base, committed, round);
+            }
         }
     }
 
@@ -346,6 +362,7 @@ impl Group {
     pub(crate) fn on_persisted(&mut self, ctx: &mut Context, write: WriteId) {
         let rose = self.log.persisted(write);
         self.on_soundness_persisted(ctx);
+        self.on_bootstrap_persisted(ctx);
         match &self.role {
             Role::Candidate { granted, .. }
                 if !granted.contains(&ctx.me().node) && ctx.is_persisted(self.hard_write) =>
@@ -364,6 +381,7 @@ impl Group {
     pub(crate) fn finish_step(&mut self, ctx: &mut Context, consequences: &mut Consequences) {
         if self.is_leader() {
             self.tend_slots(ctx);
+            self.tend_retention(ctx);
             self.advance_commit(ctx);
             self.start_round(ctx);
             self.replicate(ctx);
@@ -373,6 +391,7 @@ impl Group {
             self.prove_sound(ctx);
         }
         self.resolve_superseded(ctx);
+        self.tend_bootstrap(ctx);
         self.advance_apply(ctx, consequences);
         self.end_rebuilding(ctx);
         self.answer_reads(ctx);
@@ -439,8 +458,8 @@ impl Group {
         self.quarantined.is_none() || self.rebuilding.is_some()
     }
 
-    /// The state is gone: it is applied anew, from the first entry. The system group's own state is
-    /// in the core, and in service.
+    /// The state is gone: it is applied anew, from the first entry, or from a snapshot where the log
+    /// begins further on. The system group's own state is in the core, and in service.
     pub(crate) fn on_state_lost(&mut self, ctx: &mut Context, reason: String) {
         if !self.applies() {
             return;
@@ -456,8 +475,9 @@ impl Group {
         }
         self.slots = SlotTable::blank();
         self.rebuilding = Some(upto);
-        self.withdraw(ctx, String::from("its state was damaged, and is rebuilt from the oplog"));
+        self.withdraw(ctx, String::from("its state was damaged, and is rebuilt"));
         self.applying.restart();
+        self.restart_bootstrap();
         self.log.lose_state(Lsn(0));
     }
 

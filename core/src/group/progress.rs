@@ -15,6 +15,8 @@ pub(crate) enum Flow {
     /// They agree up to `next`: appends are pipelined within the window. Everything before `next`
     /// was sent; what is above `matched` is not confirmed yet.
     Pipeline,
+    /// What it needs is not in the log any more: it fetches a snapshot. Whether it was told so.
+    Snapshot { told: bool },
 }
 
 #[derive(Clone, Debug)]
@@ -64,7 +66,8 @@ impl Progress {
 
     /// Whether another append may go out.
     pub(crate) fn has_window(&self, messages_max: usize, bytes_max: usize) -> bool {
-        let waits = matches!(self.flow, Flow::Probe { outstanding: Some(_) });
+        let waits =
+            matches!(self.flow, Flow::Probe { outstanding: Some(_) } | Flow::Snapshot { .. });
         !waits && self.inflight.len() < messages_max && self.inflight_bytes < bytes_max
     }
 
@@ -92,6 +95,7 @@ impl Progress {
         let unconfirmed = match self.flow {
             Flow::Probe { outstanding } => outstanding.is_some(),
             Flow::Pipeline => self.matched.next() < self.next,
+            Flow::Snapshot { told } => told,
         };
         unconfirmed || self.round < self.round_sent
     }
@@ -109,6 +113,20 @@ impl Progress {
             self.inflight.push_back((last, bytes));
             self.inflight_bytes += bytes;
         }
+    }
+
+    /// What it needs is not there. Whether it is to be told now.
+    pub(crate) fn tell_pruned(&mut self, now: Instant) -> bool {
+        let tells = self.flow != Flow::Snapshot { told: true };
+        if tells {
+            if !self.awaits() {
+                self.answered = now;
+            }
+            self.flow = Flow::Snapshot { told: true };
+            self.inflight.clear();
+            self.inflight_bytes = 0;
+        }
+        tells
     }
 
     /// It confirmed `durable`.
@@ -137,9 +155,17 @@ impl Progress {
 
     /// It could not follow, or not with all; its log may agree up to `hint`. An answer to an append
     /// that was already given up changes nothing. One that asks for the same again has no room: it
-    /// gets it when the answer is overdue.
-    pub(crate) fn rejected(&mut self, hint: Lsn, now: Instant) {
+    /// gets it when the answer is overdue. `first` is the first entry that the log has: what comes before
+    /// comes as a snapshot.
+    pub(crate) fn rejected(&mut self, hint: Lsn, first: Lsn, now: Instant) {
         self.answered = now;
+        if let Flow::Snapshot { .. } = self.flow {
+            if hint.next() >= first {
+                self.next = hint.max(self.matched).next();
+                self.probe();
+            }
+            return;
+        }
         if let Flow::Probe { outstanding } = self.flow
             && outstanding.is_none_or(|prev| hint == prev)
         {

@@ -74,8 +74,9 @@ impl Group {
         reason: String,
     ) {
         ctx.set_timer_by(Reason::Repair(self.id), ctx.now.mono.plus(ctx.config.retry_us));
+        let from = from.max(self.log.marks().first());
         let to = to.min(self.log.marks().appended());
-        if from == Lsn(0) || from > to {
+        if from > to {
             return;
         }
         if self.repair.wants(from, to, whole) {
@@ -89,6 +90,11 @@ impl Group {
         if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
             self.repair.wanted.retain(|from, _| *from < first.lsn || *from > last.lsn);
         }
+    }
+
+    /// What comes before that is not in the log any more.
+    pub(super) fn forget_wanted_before(&mut self, first: Lsn) {
+        self.repair.wanted = self.repair.wanted.split_off(&first);
     }
 
     /// What begins there is truncated: others will be in its place.
@@ -105,6 +111,11 @@ impl Group {
         self.repair
             .wanted
             .retain(|from, wanted| *from <= appended && (*from <= committed || lasts(wanted)));
+        let next = self.log.marks().applied().next();
+        if enough > 0 && self.repair.wanted.get(&next).is_some_and(|w| w.asked >= enough) {
+            // Nobody has it any more: what comes after it is in a snapshot.
+            self.want_snapshot(next);
+        }
         if self.is_leader() && self.misses_uncommitted() && self.is_dispensable(ctx) {
             self.become_follower(ctx, self.term, None);
         }
@@ -157,7 +168,7 @@ impl Group {
     /// A peer can't read what this node may hold.
     pub(super) fn on_fetch(&mut self, ctx: &mut Context, node: NodeId, from: Lsn, to: Lsn) {
         let to = to.min(self.log.marks().durable());
-        if from == Lsn(0) || from > to {
+        if from < self.log.marks().first() || from > to {
             return self.send(ctx, node, GroupMessage::Fetched { from, entries: Vec::new() });
         }
         let (bytes_max, entries_max) = (ctx.config.append_bytes_max, ctx.config.append_entries_max);

@@ -20,8 +20,9 @@ use super::{Group, Role};
 use crate::{
     config::Config,
     context::{Context, Reason},
-    entry::Kind,
+    entry::{Kind, Position},
     io::{Effect, Notice, Reject, Reply},
+    retention::Base,
     slots::{
         CONTROL_KEY, SLOT_NAME_MAX, Slot, SlotCause, SlotChange, SlotEntry, SlotOutcome, Slots,
         SlotsView,
@@ -49,7 +50,11 @@ impl SlotTable {
         SlotTable::Known(Slots::default())
     }
 
-    fn known(&self) -> Option<&Slots> {
+    pub(super) fn is_asked(&self) -> bool {
+        matches!(self, SlotTable::Asked)
+    }
+
+    pub(super) fn known(&self) -> Option<&Slots> {
         match self {
             SlotTable::Known(slots) => Some(slots),
             SlotTable::Unread | SlotTable::Asked => None,
@@ -65,9 +70,19 @@ impl SlotTable {
         }
     }
 
-    /// An effective operation is applied.
-    pub(super) fn take_op(&mut self, lsn: Lsn, bytes: usize) {
-        self.fed().take_op(lsn, bytes);
+    /// An entry is applied.
+    pub(super) fn count(&mut self, lsn: Lsn, bytes: usize, effective: bool) {
+        self.fed().count(lsn, bytes, effective);
+    }
+
+    /// A prune entry is applied. Whether the log begins further on than before.
+    pub(super) fn take_prune(&mut self, lsn: Lsn, base: Base) -> bool {
+        self.fed().take_prune(lsn, base)
+    }
+
+    /// Where the log begins, as far as is known here.
+    pub(super) fn base(&self) -> Base {
+        self.known().map(|slots| slots.retention().base()).unwrap_or_default()
     }
 
     /// All of a run was taken.
@@ -122,7 +137,7 @@ pub(super) struct LeaderSlots {
 
 impl LeaderSlots {
     /// Log time now, in microseconds.
-    fn now_us(&self, now: Instant, config: &Config) -> Option<u64> {
+    pub(super) fn now_us(&self, now: Instant, config: &Config) -> Option<u64> {
         let LogClock { at, us } = self.clock?;
         // Who looks much later than it meant to was stopped, and consumers could not reach it.
         let stopped = self.looks.map_or(at, |looks| looks.max(at)).plus(config.slot_tick_us);
@@ -202,13 +217,17 @@ impl Group {
         self.slots.known().is_some()
     }
 
-    /// The slots as the last checkpoint left them.
-    pub(crate) fn on_control(&mut self, ctx: &mut Context, lsn: Lsn, value: Option<Bytes>) {
+    /// The slots as the last checkpoint left them, or a snapshot that is in place now.
+    pub(crate) fn on_control(&mut self, ctx: &mut Context, at: Position, value: Option<Bytes>) {
         let asked = matches!(self.slots, SlotTable::Asked);
         assert!(asked, "the shell completes only what it was asked for");
-        assert!(lsn >= self.log.marks().applied(), "S6: what is asked for is not behind");
-        match Slots::decode(lsn, value) {
-            Some(slots) => self.slots = SlotTable::Known(slots),
+        assert!(at.lsn >= self.log.marks().applied(), "S6: what is asked for is not behind");
+        match Slots::decode(at.lsn, value) {
+            Some(slots) => {
+                let base = slots.base_at(at);
+                self.slots = SlotTable::Known(slots);
+                self.stand_on(ctx, base);
+            }
             None => self.quarantine(ctx, String::from("the slots in its state can't be read")),
         }
     }
@@ -229,7 +248,7 @@ impl Group {
                 ctx.notice(Notice::SlotInvalidated { group: self.id, name, cause: *cause });
             }
         }
-        let first = self.first();
+        let first = self.slots.base().position.lsn.next();
         if let Some(Asker::Slots(askers)) = self.proposals.remove(&(lsn, term)) {
             for (request, index) in askers {
                 match outcomes.get(index) {
@@ -244,11 +263,6 @@ impl Group {
         }
     }
 
-    /// The first LSN that the log still has: nothing is pruned yet.
-    fn first(&self) -> Lsn {
-        Lsn(1)
-    }
-
     /// What a shell may look at.
     pub(crate) fn slots_view(&self, ctx: &Context) -> Option<SlotsView<'_>> {
         let slots = self.slots.known().filter(|_| self.quarantined.is_none())?;
@@ -256,7 +270,7 @@ impl Group {
             Role::Leader(leader) => leader.slots.now_us(ctx.now.mono, &ctx.config),
             _ => None,
         };
-        Some(slots.view(&ctx.config, self.first(), counted.unwrap_or_default() / 1000))
+        Some(slots.view(&ctx.config, counted.unwrap_or_default() / 1000))
     }
 
     pub(super) fn check_slots(&self) {
@@ -305,7 +319,12 @@ impl Group {
         self.slot_requests
     }
 
-    fn answer_slot_request(&mut self, ctx: &mut Context, request: RequestId, reply: Reply) {
+    pub(super) fn answer_slot_request(
+        &mut self,
+        ctx: &mut Context,
+        request: RequestId,
+        reply: Reply,
+    ) {
         self.slot_requests -= 1;
         ctx.reply(request, reply);
     }
@@ -399,7 +418,8 @@ impl Group {
                 let slot = slots.get(name).filter(|slot| slot.is_valid())?;
                 let idle = *upto <= slot.confirmed && !slot.wants_sign(&ctx.config, now_ms);
                 let outcome = SlotOutcome::Confirmed { confirmed: slot.confirmed };
-                idle.then(|| Reply::Slot { lsn: slots.lsn(), first: self.first(), outcome })
+                let first = slots.retention().base().position.lsn.next();
+                idle.then(|| Reply::Slot { lsn: slots.lsn(), first, outcome })
             }
             SlotChange::Create { name, .. } => {
                 let under_way = leader.slots.creating.iter().filter(|(lsn, _)| *lsn > slots.lsn());
@@ -452,7 +472,7 @@ impl Group {
         let slots = self.slots.known()?;
         // Looks again when that is applied.
         let waits = leader.slots.own > slots.lsn();
-        if waits || slots.valid().next().is_none() {
+        if waits || (slots.valid().next().is_none() && !slots.retention().ages(&ctx.config)) {
             return None;
         }
         let (now, now_ms) = (ctx.now.mono, us / 1000);

@@ -1,10 +1,11 @@
-//! How many effective operations, and how many bytes of them, any prefix of a group's log holds:
-//! exactly at its end, and less and less exactly the further back, in logarithmic space.
+//! How many entries of a kind, and how many bytes of them, any prefix of a group's log holds: exactly
+//! at its end, and less and less exactly the further back, in logarithmic space. Slots count effective
+//! operations, retention everything.
 //!
-//! The nth effective operation leaves a mark. With `z` zeros at the end of n in binary, the mark is
+//! The nth entry leaves a mark. With `z` zeros at the end of n in binary, the mark is
 //! kept until `NEAR << z` more have come: of the last `NEAR` all are there, of twice as many every
 //! second one, and so on. Which marks there are follows from n alone, so that replicas agree; and
-//! since each operation makes just one mark too old, that costs one removal.
+//! since each entry makes just one mark too old, that costs one removal.
 
 use alloc::vec::Vec;
 
@@ -13,48 +14,48 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::change::{get_u16, get_u64};
 use crate::types::Lsn;
 
-/// So many of the latest operations are all marked.
-const NEAR: u64 = 32;
-/// At each of 64 distances half as many, and the nearest ones.
-const MARKS_MAX: usize = (NEAR as usize / 2) * 64 + NEAR as usize;
-
 /// Of a prefix of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Count {
-    /// Effective operations.
+    /// Entries that count.
     pub(crate) ops: u64,
     /// Their weight.
     pub(crate) bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark {
-    lsn: Lsn,
+pub(crate) struct Mark {
+    pub(crate) lsn: Lsn,
     /// Up to and with it.
-    count: Count,
+    pub(crate) count: Count,
     /// When it was applied, as far as log time had risen.
-    time_ms: u64,
+    pub(crate) time_ms: u64,
+    /// The last effective operation, up to and with it.
+    pub(crate) effective: Lsn,
 }
 
-/// Counts the effective operations of a group.
+/// Counts entries of a group. Of the latest `NEAR` all are marked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tally {
+pub(crate) struct Tally<const NEAR: u64> {
     total: Count,
     /// Rising.
     marks: Vec<Mark>,
 }
 
-impl Tally {
+impl<const NEAR: u64> Tally<NEAR> {
+    /// At each of 64 distances half as many as near the end, and those.
+    const MARKS_MAX: usize = (NEAR as usize / 2) * 64 + NEAR as usize;
+
     /// Of all that is applied.
     pub(crate) fn total(&self) -> Count {
         self.total
     }
 
-    /// One more effective operation.
-    pub(crate) fn add(&mut self, lsn: Lsn, bytes: usize, time_ms: u64) {
+    /// One more entry, and which effective operation is the last with it.
+    pub(crate) fn add(&mut self, lsn: Lsn, bytes: usize, time_ms: u64, effective: Lsn) {
         self.total.ops += 1;
         self.total.bytes += bytes as u64;
-        self.marks.push(Mark { lsn, count: self.total, time_ms });
+        self.marks.push(Mark { lsn, count: self.total, time_ms, effective });
         let n = self.total.ops;
         let old = NEAR.checked_mul(1 << n.trailing_zeros()).and_then(|reach| n.checked_sub(reach));
         if let Some(old) = old
@@ -64,7 +65,7 @@ impl Tally {
         }
     }
 
-    /// The log time at which the last effective operation was applied.
+    /// The log time at which the last entry was applied.
     pub(crate) fn last_ms(&self) -> Option<u64> {
         self.marks.last().map(|mark| mark.time_ms)
     }
@@ -76,13 +77,25 @@ impl Tally {
         after.checked_sub(1).map_or(Count::default(), |at| self.marks[at].count)
     }
 
-    /// When the first operation after that prefix was applied, or one soon after it.
+    /// The last mark of those that come first, as long as they are so.
+    pub(crate) fn last_mark(&self, is_so: impl Fn(&Mark) -> bool) -> Option<Mark> {
+        let end = self.marks.partition_point(is_so);
+        end.checked_sub(1).map(|at| self.marks[at])
+    }
+
+    /// When the first entry after an LSN was applied, or one soon after it.
+    pub(crate) fn time_after_lsn(&self, lsn: Lsn) -> Option<u64> {
+        let next = self.marks.partition_point(|mark| mark.lsn <= lsn);
+        self.marks.get(next).map(|mark| mark.time_ms)
+    }
+
+    /// When the first entry after that prefix was applied, or one soon after it.
     pub(crate) fn time_after(&self, prefix: Count) -> Option<u64> {
         let next = self.marks.partition_point(|mark| mark.count.ops <= prefix.ops);
         self.marks.get(next).map(|mark| mark.time_ms)
     }
 
-    pub(super) fn put(&self, out: &mut BytesMut) {
+    pub(crate) fn put(&self, out: &mut BytesMut) {
         out.put_u64_le(self.total.ops);
         out.put_u64_le(self.total.bytes);
         out.put_u16_le(self.marks.len() as u16);
@@ -91,10 +104,11 @@ impl Tally {
             out.put_u64_le(mark.count.ops);
             out.put_u64_le(mark.count.bytes);
             out.put_u64_le(mark.time_ms);
+            out.put_u64_le(mark.effective.0);
         }
     }
 
-    pub(super) fn get(bytes: &mut Bytes) -> Option<Tally> {
+    pub(crate) fn get(bytes: &mut Bytes) -> Option<Tally<NEAR>> {
         let total = Count { ops: get_u64(bytes)?, bytes: get_u64(bytes)? };
         let count = usize::from(get_u16(bytes)?);
         let mark = |_| {
@@ -102,16 +116,17 @@ impl Tally {
                 lsn: Lsn(get_u64(bytes)?),
                 count: Count { ops: get_u64(bytes)?, bytes: get_u64(bytes)? },
                 time_ms: get_u64(bytes)?,
+                effective: Lsn(get_u64(bytes)?),
             })
         };
         let marks: Option<Vec<Mark>> = (0..count).map(mark).collect();
-        Some(Tally { total, marks: marks? }).filter(|_| count <= MARKS_MAX)
+        Some(Tally { total, marks: marks? }).filter(|_| count <= Self::MARKS_MAX)
     }
 
-    pub(super) fn check(&self) {
-        assert!(self.marks.len() <= MARKS_MAX, "S7: what is counted takes bounded memory");
+    pub(crate) fn check(&self) {
+        assert!(self.marks.len() <= Self::MARKS_MAX, "S7: what is counted takes bounded memory");
         let last = self.marks.last().map_or(Count::default(), |mark| mark.count);
-        assert_eq!(last, self.total, "S7: the last effective operation is marked");
+        assert_eq!(last, self.total, "S7: the last entry is marked");
     }
 }
 
@@ -120,10 +135,10 @@ mod tests {
     use super::*;
 
     /// Every operation at LSN 2n, of n bytes.
-    fn counted(ops: u64) -> Tally {
+    fn counted(ops: u64) -> Tally<32> {
         let mut tally = Tally::default();
         for n in 1..=ops {
-            tally.add(Lsn(2 * n), n as usize, n / 10);
+            tally.add(Lsn(2 * n), n as usize, n / 10, Lsn(2 * n));
             tally.check();
         }
         tally
@@ -169,10 +184,10 @@ mod tests {
 
     #[test]
     fn marks_follow_from_the_number_alone() {
-        let kept = |tally: &Tally, n: u64| tally.marks.iter().any(|mark| mark.count.ops == n);
+        let kept = |tally: &Tally<32>, n: u64| tally.marks.iter().any(|mark| mark.count.ops == n);
         let tally = counted(5000);
         for n in 1..=5000u64 {
-            let near = 5000 - n < NEAR << n.trailing_zeros();
+            let near = 5000 - n < 32 << n.trailing_zeros();
             assert_eq!(kept(&tally, n), near, "{n}");
         }
     }

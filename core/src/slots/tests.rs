@@ -28,7 +28,7 @@ impl Log {
     fn ops(&mut self, count: u64) {
         for _ in 0..count {
             let lsn = self.0.lsn.next();
-            self.0.take_op(lsn, 100);
+            self.0.count(lsn, 100, true);
             self.0.stand_at(lsn);
         }
     }
@@ -46,7 +46,7 @@ impl Log {
     }
 
     fn slot(&self, name: &str) -> SlotView<'_> {
-        let view = self.0.view(&config(), Lsn(1), 0);
+        let view = self.0.view(&config(), 0);
         view.slots.into_iter().find(|slot| slot.name == name).expect("there is such a slot")
     }
 }
@@ -189,7 +189,7 @@ fn what_is_held_already_is_not_taken_twice() {
     log.one(create("s", from(SlotStart::Earliest)));
     log.ops(3);
     let before = log.0.clone();
-    log.0.take_op(Lsn(2), 100);
+    log.0.count(Lsn(2), 100, true);
     assert!(log.0.take_entry(Lsn(1), SlotEntry { time_ms: 9, changes: vec![] }).is_empty());
     assert_eq!(log.0, before);
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use highwater_core::{
-    Boot, Doubt, Entry, Formation, GroupId, Hlc, Lsn, Member, Record, Recovered, RecoveredGroup,
-    Term, WriteId,
+    Base, Boot, Doubt, Entry, Formation, GroupId, Hlc, Lsn, Member, Position, Record, Recovered,
+    RecoveredGroup, Term, WriteId,
 };
 
 use super::state::State;
@@ -17,6 +17,8 @@ pub(crate) struct GroupLog {
     pub(crate) term: Term,
     pub(crate) vote: Option<Member>,
     pub(crate) checkpointed: Lsn,
+    pub(crate) base: Base,
+    /// What comes after that.
     pub(crate) entries: Vec<Entry>,
     pub(crate) acked: BTreeMap<Member, (Term, Lsn)>,
     pub(crate) sound: bool,
@@ -26,11 +28,27 @@ pub(crate) struct GroupLog {
 
 impl GroupLog {
     pub(crate) fn last(&self) -> Lsn {
-        Lsn(self.entries.len() as u64)
+        Lsn(self.base.position.lsn.0 + self.entries.len() as u64)
+    }
+
+    /// Where an entry is in `entries`.
+    fn at(&self, lsn: Lsn) -> Option<usize> {
+        lsn.0.checked_sub(self.base.position.lsn.0 + 1).map(|at| at as usize)
     }
 
     pub(crate) fn term_at(&self, lsn: Lsn) -> Option<Term> {
-        self.entries.get(lsn.0.checked_sub(1)? as usize).map(|e| e.term)
+        let Position { lsn: base, term } = self.base.position;
+        if lsn == base { Some(term) } else { self.entries.get(self.at(lsn)?).map(|e| e.term) }
+    }
+
+    fn begin_after(&mut self, base: Base) {
+        let Position { lsn, term } = base.position;
+        assert!(lsn > self.base.position.lsn, "P1: a log begins further and further on");
+        let keeps = self.term_at(lsn) == Some(term);
+        let gone = if keeps { self.at(lsn).map_or(0, |at| at + 1) } else { self.entries.len() };
+        self.entries.drain(..gone);
+        self.base = base;
+        self.damaged.retain(|damaged| *damaged > lsn);
     }
 }
 
@@ -60,8 +78,9 @@ impl Oplog {
             Record::Append { group, entry } => {
                 let log = self.groups.entry(group).or_default();
                 assert!(entry.lsn.0 >= 1 && entry.lsn <= log.last().next(), "no hole in a log");
-                log.entries.truncate(entry.lsn.0 as usize - 1);
-                let before = log.entries.last().map_or(Term(0), |e| e.term);
+                let at = log.at(entry.lsn).expect("what is pruned is not written again");
+                log.entries.truncate(at);
+                let before = log.entries.last().map_or(log.base.position.term, |e| e.term);
                 assert_eq!(entry.prev_term, before, "an entry names the term before it");
                 log.damaged.remove(&entry.lsn);
                 log.entries.push(entry);
@@ -70,7 +89,9 @@ impl Oplog {
                 let log = self.groups.entry(group).or_default();
                 log.checkpointed = lsn;
             }
-            Record::Base { .. } => {}
+            Record::Base { group, base } => {
+                self.groups.entry(group).or_default().begin_after(base);
+            }
             Record::Boot { member, boot } => {
                 assert!(self.formation.is_some(), "nothing precedes the formation");
                 self.boots.insert(member, boot);
@@ -96,7 +117,7 @@ impl Oplog {
     pub(crate) fn tear(&mut self, image: &Oplog) {
         for (group, log) in &mut self.groups {
             let before = image.groups.get(group).cloned().unwrap_or_default();
-            log.entries = before.entries;
+            (log.base, log.entries) = (before.base, before.entries);
             log.sound = false;
             // What the state holds may be of other entries than are left.
             log.checkpointed = Lsn(0);
@@ -114,7 +135,10 @@ impl Oplog {
         // None where the first one is damaged.
         assert!(from <= to, "a load asks for something: {from}..={to}");
         let log = self.groups.get(&group).expect("E4: a load asks for what was written");
-        let all = log.entries.get(from.0 as usize - 1..(to.0 as usize).min(log.entries.len()));
+        // What was asked for before it was pruned.
+        let first = log.at(from)?;
+        let all =
+            log.entries.get(first..(first + (to.0 - from.0) as usize + 1).min(log.entries.len()));
         let all = all.expect("E4: a load asks for what was written");
         let mut bytes = 0;
         let mut found = Vec::new();
@@ -138,6 +162,9 @@ struct Write {
     records: Vec<Record>,
 }
 
+/// Control writes.
+pub(crate) type Rows = BTreeMap<Bytes, Bytes>;
+
 /// A disk, with what a crash would leave of it.
 #[derive(Clone, Default)]
 pub(crate) struct Disk {
@@ -153,7 +180,9 @@ pub(crate) struct Disk {
     /// Of the materialized states, by group.
     pub(crate) states: BTreeMap<GroupId, State>,
     /// Control writes of each group's checkpoints.
-    pub(crate) control: BTreeMap<GroupId, BTreeMap<Bytes, Bytes>>,
+    pub(crate) control: BTreeMap<GroupId, Rows>,
+    /// Snapshots that are not in use.
+    pub(crate) snapshots: BTreeMap<GroupId, (State, Rows)>,
     pub(crate) room: u64,
 }
 
@@ -225,7 +254,7 @@ impl Disk {
                     term: log.term,
                     vote: log.vote,
                     checkpointed: log.checkpointed,
-                    base: Default::default(),
+                    base: log.base,
                     last: log.last(),
                     terms,
                     sound: log.sound,
@@ -253,9 +282,7 @@ impl Disk {
         for entry in entries {
             for oplog in [&mut self.durable, &mut self.written] {
                 let Some(log) = oplog.groups.get_mut(&group) else { continue };
-                if let Some(held) = log.entries.get(entry.lsn.0 as usize - 1)
-                    && held.term == entry.term
-                {
+                if log.term_at(entry.lsn) == Some(entry.term) {
                     log.damaged.remove(&entry.lsn);
                 }
             }
@@ -292,6 +319,13 @@ impl Disk {
     pub(crate) fn is_whole(&self) -> bool {
         let logs = self.written.groups.values().chain(self.durable.groups.values());
         logs.map(|log| &log.damaged).all(BTreeSet::is_empty)
+    }
+
+    /// Whether the state of a group, with its log, is all there is of it.
+    pub(crate) fn holds(&self, group: GroupId) -> bool {
+        let stands_at = self.states.get(&group).map_or(Lsn(0), |state| state.applied);
+        let base = self.durable.groups.get(&group).map(|log| log.base.position.lsn);
+        stands_at >= base.unwrap_or_default()
     }
 
     /// Drops the states that are ahead of their logs.

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use highwater_core::{
     Config, Effect, GroupId, Input, Instant, Kind, Lsn, Member, Message, Node, NodeId, Peer,
-    Request, RequestId, RoleView,
+    Position, Request, RequestId, RoleView, control::refused_lsn,
 };
 
 pub(crate) use host::Host;
@@ -66,8 +66,16 @@ enum Event {
         run: u64,
         group: GroupId,
         lsn: Lsn,
+        pruned: Lsn,
         state: State,
         control: Control,
+    },
+    /// A snapshot takes the place of the state, durably; the node is told later.
+    Installed {
+        node: NodeId,
+        run: u64,
+        group: GroupId,
+        key: Bytes,
     },
     Input {
         node: NodeId,
@@ -121,6 +129,8 @@ pub(crate) struct Cluster {
     /// Writes to any disk.
     pub(crate) writes: u64,
     pub(crate) steps: u64,
+    /// That were given.
+    pub(crate) snapshots: u64,
     /// Nodes whose data directories lost their membership.
     pub(crate) fenced: Vec<NodeId>,
 }
@@ -152,6 +162,7 @@ impl Cluster {
             talk: 0,
             writes: 0,
             steps: 0,
+            snapshots: 0,
             fenced: Vec::new(),
         }
     }
@@ -319,14 +330,29 @@ impl Cluster {
                     }
                 }
             }
-            Event::Frozen { node, run, group, lsn, state, control } => {
+            Event::Frozen { node, run, group, lsn, pruned, state, control } => {
                 if self.hosts[&node].run == run {
                     let disk = &mut self.host_mut(node).disk;
                     disk.states.insert(group, state);
-                    disk.control.entry(group).or_default().extend(control);
+                    let rows = disk.control.entry(group).or_default();
+                    rows.extend(control);
+                    rows.retain(|key, _| refused_lsn(key).is_none_or(|lsn| lsn > pruned));
                     let at = self.time + self.delay(self.delays.checkpoint);
                     let input = Input::Checkpointed { group, lsn };
                     self.push(at, Event::Input { node, run, input });
+                }
+            }
+            Event::Installed { node, run, group, key } => {
+                if self.hosts[&node].run == run {
+                    let host = self.host_mut(node);
+                    let (state, rows) = host.disk.snapshots.remove(&group).expect("it was ready");
+                    let (at, value) = (state.at(), rows.get(&key).cloned());
+                    host.states.insert(group, state.clone());
+                    host.disk.states.insert(group, state);
+                    host.disk.control.insert(group, rows);
+                    let input = Input::Control { group, at, value };
+                    let after = self.time + self.delay(self.delays.checkpoint);
+                    self.push(after, Event::Input { node, run, input });
                 }
             }
         }
@@ -451,14 +477,15 @@ impl Cluster {
             Effect::Apply { group, .. }
             | Effect::Checkpoint { group, .. }
             | Effect::ReadControl { group, .. }
+            | Effect::Install { group, .. }
                 if self.lost_states.contains(&(id, group)) => {}
             Effect::Reopen { group, .. } => {
                 self.lost_states.remove(&(id, group));
             }
             Effect::ReadControl { group, key, lsn } => {
                 let disk = &self.hosts[&id].disk;
-                let stands_at = disk.states.get(&group).map_or(Lsn(0), |state| state.applied);
-                if stands_at < lsn {
+                let stands_at = disk.states.get(&group).map(State::at).unwrap_or_default();
+                if stands_at.lsn < lsn {
                     return self.lose_state(id, group);
                 }
                 let value = disk.control.get(&group).and_then(|rows| rows.get(&key)).cloned();
@@ -466,19 +493,28 @@ impl Cluster {
                 let quick = self.delays.apply.0;
                 let after = if self.chaotic { self.delay(self.delays.load) } else { quick };
                 let at = self.time + after;
-                let input = Input::Control { group, lsn: stands_at, value };
+                let input = Input::Control { group, at: stands_at, value };
                 self.push(at, Event::Input { node: id, run, input });
             }
             Effect::Apply { group, entries } => self.apply(id, group, entries),
-            Effect::Checkpoint { group, lsn, control } => {
+            Effect::Checkpoint { group, at: Position { lsn, term }, pruned, control } => {
                 let mut state = self.hosts[&id].states.get(&group).cloned().unwrap_or_default();
                 if group == GroupId::SYSTEM {
-                    state.applied = lsn;
+                    (state.applied, state.term) = (lsn, term);
                 }
+                let stands_there = state.applied > lsn || state.term == term;
+                assert!(stands_there, "E5: a checkpoint names what is applied");
                 // After a restart the state may be ahead of what the node knows to be committed.
                 assert!(state.applied >= lsn, "E5: a checkpoint is of what is applied");
                 let at = self.time + self.delay(self.delays.checkpoint);
-                self.push(at, Event::Frozen { node: id, run, group, lsn, state, control });
+                self.push(at, Event::Frozen { node: id, run, group, lsn, pruned, state, control });
+            }
+            Effect::Bootstrap { group, from, above } => self.bootstrap(id, group, from, above),
+            Effect::Install { group, at, key } => {
+                let ready = self.hosts[&id].disk.snapshots.get(&group).map(|(state, _)| state.at());
+                assert_eq!(ready, Some(at), "E6: what is installed is ready");
+                let at = self.time + self.delay(self.delays.checkpoint);
+                self.push(at, Event::Installed { node: id, run, group, key });
             }
             Effect::Send { to, message } => self.send(id, to, message),
             Effect::Reply { request, reply } => {
@@ -496,6 +532,27 @@ impl Cluster {
         }
     }
 
+    /// A snapshot comes from what another node holds durably, unless that does not run or is cut off.
+    fn bootstrap(&mut self, id: NodeId, group: GroupId, from: NodeId, above: Lsn) {
+        let run = self.hosts[&id].run;
+        let donor = &self.hosts[&from];
+        let cut = self.net.link(id, from).cut || self.net.link(from, id).cut;
+        let gone = donor.node.is_none() || self.lost_states.contains(&(from, group)) || cut;
+        let held = donor.disk.states.get(&group).filter(|state| state.applied >= above && !gone);
+        let rows = donor.disk.control.get(&group).cloned().unwrap_or_default();
+        let input = match held.cloned() {
+            Some(state) => {
+                let at = state.at();
+                self.snapshots += 1;
+                self.host_mut(id).disk.snapshots.insert(group, (state, rows));
+                Input::SnapshotReady { group, at }
+            }
+            None => Input::SnapshotFailed { group, reason: "it has none".to_owned() },
+        };
+        let at = self.time + self.delay(self.delays.checkpoint);
+        self.push(at, Event::Input { node: id, run, input });
+    }
+
     /// A group's state is damaged: it is dropped, and nothing that concerns it is answered.
     pub(crate) fn lose_state(&mut self, id: NodeId, group: GroupId) {
         let of_state = |input: &Input| {
@@ -505,7 +562,9 @@ impl Cluster {
         };
         self.events.retain(|_, event| match event {
             Event::Input { node, input, .. } => *node != id || !of_state(input),
-            Event::Frozen { node, group: g, .. } => *node != id || *g != group,
+            Event::Frozen { node, group: g, .. } | Event::Installed { node, group: g, .. } => {
+                *node != id || *g != group
+            }
             _ => true,
         });
         let host = self.host_mut(id);

@@ -83,6 +83,11 @@ impl Oracle {
             Effect::Persist { records, .. } => {
                 for record in records {
                     self.record(record);
+                    if let Record::Base { group, base } = record {
+                        let state = disk.states.get(group).map(State::at).unwrap_or_default();
+                        let holds = state.lsn >= base.position.lsn;
+                        assert!(holds, "P1: {me:?} prunes what its state does not hold: {base:?}");
+                    }
                 }
             }
             Effect::Mend { group, entries } => {
@@ -192,6 +197,7 @@ impl Oracle {
                 self.slots.answered(node, request, *lsn, outcome);
             }
             (_, Reply::Rejected(reject)) => self.count(reject),
+            (_, Reply::Unknown) => *self.rejected.entry("unknown").or_default() += 1,
             (Request::CreateDatabase { .. }, Reply::Created { .. })
             | (Request::Transfer { .. } | Request::Drain, Reply::Transferred { .. }) => {}
             (request, reply) => panic!("Q1: {reply:?} does not answer {request:?}"),
@@ -245,7 +251,7 @@ impl Oracle {
                 let leader = *self.leaders.entry((group, view.term)).or_insert(id);
                 assert_eq!(leader, id, "R1: one leader of {group:?} in {:?}", view.term);
                 if before.is_none_or(|(term, ..)| term < view.term) {
-                    for (n, term) in known.iter().enumerate() {
+                    for (n, term) in known.iter().enumerate().skip(marks.pruned().0 as usize) {
                         let has = node.term_at(group, Lsn(n as u64 + 1));
                         assert_eq!(has, Some(*term), "R4: {id:?} lacks {}", n + 1);
                     }
@@ -259,7 +265,8 @@ impl Oracle {
             assert!(view.term >= term, "W2: terms never fall");
             assert!(marks.committed() >= committed, "W2: committed never falls");
             assert!(marks.applied() >= applied, "W2: applied never falls");
-            for n in committed.0..marks.committed().0 {
+            assert!(marks.pruned().0 <= known.len() as u64, "P1: what is pruned was committed");
+            for n in committed.max(marks.pruned()).0..marks.committed().0 {
                 let term = node.term_at(group, Lsn(n + 1)).unwrap_or_default();
                 if let Some(other) = known.get(n as usize) {
                     assert_eq!(*other, term, "R5: {id:?} commits another {}", n + 1);

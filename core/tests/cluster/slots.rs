@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use highwater_core::{
-    Entry, GroupId, Lsn, Node, NodeId, Request, SlotCause, SlotOutcome, SlotState, SlotView,
+    Entry, GroupId, Lsn, Node, NodeId, Request, SlotCause, SlotOutcome, SlotStart, SlotState,
+    SlotView,
 };
 
 /// What is the same of a slot on every replica.
@@ -176,6 +177,12 @@ impl SlotOracle {
             }
             (Request::CreateSlot { .. }, SlotOutcome::AboveCommitted { .. }) => {
                 return self.count("slot above committed");
+            }
+            (Request::CreateSlot { settings, .. }, SlotOutcome::Pruned { first }) => {
+                let after = SlotStart::After(first.prev());
+                let below = matches!(settings.from, SlotStart::After(lsn) if lsn < first.prev());
+                assert!(below, "S4: {:?} is not below {after:?}", settings.from);
+                return self.count("slot below the log");
             }
             (Request::CreateSlot { .. }, SlotOutcome::Differs) => {
                 return self.count("slot differs");

@@ -9,18 +9,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use highwater_core::{Entry, Kind, Lsn, Outcome};
+use highwater_core::{Entry, Kind, Lsn, Outcome, Position, Term};
 
 /// One group's materialized state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct State {
     pub(crate) applied: Lsn,
+    /// Of the last entry.
+    pub(crate) term: Term,
     pub(crate) keys: BTreeMap<String, String>,
     /// A digest of every entry and outcome so far: equal states, equal histories.
     pub(crate) root: u64,
 }
 
 impl State {
+    pub(crate) fn at(&self) -> Position {
+        Position { term: self.term, lsn: self.applied }
+    }
+
     /// Applies an entry, unless the state holds it already; the outcome of an op.
     pub(crate) fn apply(&mut self, entry: &Entry) -> Option<Outcome> {
         let op = entry.kind == Kind::Op;
@@ -28,7 +34,7 @@ impl State {
             return op.then(Outcome::default);
         }
         assert_eq!(entry.lsn, self.applied.next(), "a run has no hole");
-        self.applied = entry.lsn;
+        (self.applied, self.term) = (entry.lsn, entry.term);
         let outcome = op.then(|| self.op(&entry.payload));
         let mut hasher = DefaultHasher::new();
         let refused = outcome.as_ref().map(|o| o.refused);

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use bytes::Bytes;
 use highwater_core::{
-    Effect, Entry, GroupId, GroupMessage, GroupView, Input, Kind, Lsn, Message, Notice, Position,
-    Record, Reject, Reply, RoleView, SlotChange, SlotEntry, SlotView, Term,
+    Base, Effect, Entry, GroupId, GroupMessage, GroupView, Input, Kind, Lsn, Message, Notice,
+    Position, Record, Reject, Reply, RoleView, SlotChange, SlotEntry, SlotView, Term,
 };
 
 /// A message's name.
@@ -32,6 +32,7 @@ pub(crate) fn kind(message: &Message) -> &'static str {
             GroupMessage::TimeoutNow => "TimeoutNow",
             GroupMessage::Fetch { .. } => "Fetch",
             GroupMessage::Fetched { .. } => "Fetched",
+            GroupMessage::Pruned { .. } => "Pruned",
         },
     }
 }
@@ -72,6 +73,10 @@ pub(crate) fn entry(entry: &Entry) -> String {
         Kind::CreateDatabase => "create".to_owned(),
         Kind::Op => op(&entry.payload),
         Kind::Slot => slot_entry(&entry.payload),
+        Kind::Prune => match Base::decode(entry.payload.clone()) {
+            Some(base) => format!("prune up to {}", position(base.position)),
+            None => "prune?".to_owned(),
+        },
     };
     format!("{} {what}", at(entry.lsn, entry.term))
 }
@@ -170,6 +175,9 @@ fn group_message(message: &GroupMessage) -> String {
         GroupMessage::AppendAccepted { durable, round } => {
             format!(" durable {durable}{}", round_of(*round))
         }
+        GroupMessage::Pruned { base, committed, round } => {
+            format!(" up to {}, committed {committed}{}", position(*base), round_of(*round))
+        }
         GroupMessage::AppendRejected { hint, round } => format!(" hint {hint}{}", round_of(*round)),
         GroupMessage::ReadIndex { id } => format!(" #{id}"),
         GroupMessage::ReadIndexReply { id, lsn: Some(lsn) } => format!(" #{id}: {lsn}"),
@@ -196,8 +204,8 @@ pub(crate) fn record(name: Name<'_>, record: &Record) -> String {
         }
         Record::Append { group, entry: e } => format!("{} {}", name(*group), entry(e)),
         Record::Checkpointed { group, lsn } => format!("{} checkpointed {lsn}", name(*group)),
-        Record::Base { group, position } => {
-            format!("{} begins after {}", name(*group), at(position.lsn, position.term))
+        Record::Base { group, base } => {
+            format!("{} begins after {}", name(*group), position(base.position))
         }
         Record::Boot { member, boot } => format!("{:?} {boot:?}", member.node),
         Record::Acked { group, member, term, lsn } => {
@@ -221,6 +229,7 @@ pub(crate) fn reply(name: Name<'_>, reply: &Reply) -> String {
         Reply::Slot { lsn, outcome, .. } => format!("slot at {lsn}: {outcome:?}"),
         Reply::Transferred { term } if *term == Term(0) => "drained".to_owned(),
         Reply::Transferred { term } => format!("transferred in t{term}"),
+        Reply::Unknown => "unknown".to_owned(),
         Reply::Rejected(Reject::NotLeader { leader: Some(leader) }) => {
             format!("rejected: NotLeader, try {leader:?}")
         }
@@ -238,6 +247,11 @@ pub(crate) fn notice(name: Name<'_>, notice: &Notice) -> String {
             format!("{} is rebuilt: {reason}", name(*group))
         }
         Notice::Rebuilt { group } => format!("{} was rebuilt", name(*group)),
+        Notice::Bootstrapping { group, from, above } => {
+            format!("{} needs a snapshot of {above} or later, from {from:?}", name(*group))
+        }
+        Notice::Bootstrapped { group, at } => format!("{} goes on from {at}", name(*group)),
+        Notice::Pruned { group, first } => format!("{} begins at {first}", name(*group)),
         Notice::Sound { group } => format!("{} is sound", name(*group)),
         Notice::Unreadable { group, from, to, reason } => {
             format!("{} {from}..{to} can't be read: {reason}", name(*group))
@@ -287,8 +301,14 @@ pub(crate) fn effect(name: Name<'_>, effect: &Effect) -> Option<(&'static str, S
         Effect::Apply { group, entries: run } => {
             ("apply", format!("applies {} {}", name(*group), entries(run)))
         }
-        Effect::Checkpoint { group, lsn, control } => {
-            let mut out = format!("checkpoints {} at {lsn}", name(*group));
+        Effect::Bootstrap { group, from, above } => {
+            ("apply", format!("fetches {} from {from:?}, at {above} or later", name(*group)))
+        }
+        Effect::Install { group, at, .. } => {
+            ("apply", format!("installs {} at {}", name(*group), position(*at)))
+        }
+        Effect::Checkpoint { group, at, control, .. } => {
+            let mut out = format!("checkpoints {} at {}", name(*group), at.lsn);
             for (key, value) in control {
                 let value = if key.starts_with(b"refused/") {
                     value.escape_ascii().to_string()
@@ -319,8 +339,14 @@ pub(crate) fn input(name: Name<'_>, input: &Input) -> Option<(&'static str, Stri
         }
         Input::LoadFailed { reason, .. } => ("disk", format!("load failed: {reason}")),
         Input::Applied { group, upto, .. } => ("apply", format!("applied {} {upto}", name(*group))),
-        Input::Control { group, lsn, .. } => {
-            ("apply", format!("the state of {} stands at {lsn}", name(*group)))
+        Input::Control { group, at, .. } => {
+            ("apply", format!("the state of {} stands at {}", name(*group), at.lsn))
+        }
+        Input::SnapshotReady { group, at } => {
+            ("apply", format!("a snapshot of {} at {} is here", name(*group), position(*at)))
+        }
+        Input::SnapshotFailed { group, reason } => {
+            ("apply", format!("no snapshot of {}: {reason}", name(*group)))
         }
         Input::Checkpointed { group, lsn } => {
             ("apply", format!("checkpointed {} {lsn}", name(*group)))

@@ -186,6 +186,8 @@ impl Script {
             "databases_max" => config.databases_max = size,
             "election_jitter_us" => config.election_jitter_us = value,
             "retry_us" => config.retry_us = value,
+            "retention_bytes" => config.retention_bytes = value,
+            "retention_ms" => config.retention_ms = value,
             "slots_max" => config.slots_max = size,
             "slot_requests_max" => config.slot_requests_max = size,
             "slot_ack_us" => config.slot_ack_us = value,
@@ -411,8 +413,12 @@ fn status(cluster: &Cluster, only: Option<GroupId>) -> Vec<String> {
             };
             let quarantined = if view.quarantined.is_some() { ", quarantined" } else { "" };
             let doubt = if view.in_doubt { ", in doubt" } else { "" };
+            let pruned = match m.pruned().0 {
+                0 => String::new(),
+                lsn => format!(" pruned {lsn}"),
+            };
             out.push(format!(
-                "  {id:?} {} t{} {role}{quarantined}{doubt}: appended {} durable {} committed {} applied {} checkpointed {}",
+                "  {id:?} {} t{} {role}{quarantined}{doubt}: appended {} durable {} committed {} applied {} checkpointed {}{pruned}",
                 cluster.name(view.group),
                 view.term,
                 m.appended(),

@@ -1,0 +1,253 @@
+//! A replica that no log can bring up to date: what it needs was pruned elsewhere, or its state is lost
+//! and its own log begins further on. It fetches a snapshot, from the leader first, puts it in the place
+//! of its state, and goes on from there. Meanwhile it is merely behind, unless its state is lost.
+//!
+//! A snapshot holds what is committed, so whoever gives it and in which term does not matter. The state
+//! is swapped first, durably; where the log does not hold what the state stands at, it begins anew
+//! behind that, and only once a record says so durably the node speaks of it: what it tells others of
+//! its log must be found in it after any crash. A crash in between leaves a state that is ahead of its
+//! log, which is the same case at the next start.
+
+use alloc::{string::String, vec::Vec};
+
+use bytes::Bytes;
+
+use super::{Asker, Group, Role, slots::SlotTable};
+use crate::{
+    context::{Context, Reason},
+    entry::{Position, Record},
+    io::{Effect, Notice, Reply},
+    message::GroupMessage,
+    planted::{self, Planted},
+    retention::Base,
+    slots::CONTROL_KEY,
+    types::{Lsn, NodeId, Term, WriteId},
+};
+
+/// What is done about it.
+#[derive(Default)]
+pub(super) enum Bootstrap {
+    /// Nothing is to be done.
+    #[default]
+    No,
+    /// No snapshot is being fetched yet.
+    Wanted {
+        above: Lsn,
+    },
+    Fetching {
+        above: Lsn,
+    },
+    /// It is here, and waits for what is being applied.
+    Ready {
+        at: Position,
+    },
+    Installing,
+    /// The state stands there. The log is to join it: once it holds that durably, or, where it holds
+    /// something else, once this write is durable, behind which it begins anew. Whether the state was
+    /// lost again.
+    Joining {
+        base: Base,
+        anew: Option<WriteId>,
+        lost: bool,
+    },
+}
+
+impl Bootstrap {
+    /// Whether the state is being replaced: nothing is applied meanwhile.
+    pub(super) fn holds_apply(&self) -> bool {
+        matches!(self, Bootstrap::Ready { .. } | Bootstrap::Installing | Bootstrap::Rebasing { .. })
+    }
+
+    /// Whether the log is being replaced: nothing is appended meanwhile.
+    pub(super) fn holds_log(&self) -> bool {
+        matches!(self, Bootstrap::Rebasing { .. })
+    }
+}
+
+impl Group {
+    /// Whether this replica waits for a snapshot.
+    pub(crate) fn is_bootstrapping(&self) -> bool {
+        !matches!(self.bootstrap, Bootstrap::No)
+    }
+
+    /// The leader's log begins after `base`, beyond what this replica has.
+    pub(super) fn on_pruned(
+        &mut self,
+        ctx: &mut Context,
+        from: NodeId,
+        base: Position,
+        committed: Lsn,
+        round: u64,
+    ) {
+        if !self.follows(ctx, from) {
+            return;
+        }
+        self.known_committed = self.known_committed.max(committed);
+        let last = self.log.last().lsn;
+        let joins = base.lsn <= self.log.base().position.lsn
+            || self.log.term_at(base.lsn) == Some(base.term);
+        if joins {
+            return self.reject_append(ctx, from, last, round);
+        }
+        if base.lsn <= self.log.marks().committed() {
+            return ctx.fault(from, "it pruned other entries than are committed");
+        }
+        self.want_snapshot(base.lsn);
+        self.reject_append(ctx, from, last.min(base.lsn.prev()), round);
+    }
+
+    pub(super) fn want_snapshot(&mut self, above: Lsn) {
+        match &mut self.bootstrap {
+            Bootstrap::No => self.bootstrap = Bootstrap::Wanted { above },
+            // What comes may be of before that: then it is fetched again.
+            Bootstrap::Wanted { above: before } => *before = above.max(*before),
+            _ => {}
+        }
+    }
+
+    /// Fetches a snapshot where one is wanted, and puts it in place when nothing is being applied.
+    pub(super) fn tend_bootstrap(&mut self, ctx: &mut Context) {
+        if !self.applies() {
+            self.bootstrap = Bootstrap::No;
+            return ctx.clear_timer(Reason::Bootstrap(self.id));
+        }
+        let base = self.log.base().position.lsn;
+        // The state may be further than the log knows.
+        if self.log.marks().applied() < base && self.know_slots(ctx) {
+            self.want_snapshot(base);
+        }
+        match self.bootstrap {
+            Bootstrap::Wanted { above } if !ctx.has_timer(Reason::Bootstrap(self.id)) => {
+                self.fetch_snapshot(ctx, above);
+            }
+            Bootstrap::Ready { at } if self.is_apply_idle() => {
+                self.bootstrap = Bootstrap::Installing;
+                self.slots = SlotTable::Asked;
+                let key = Bytes::from_static(CONTROL_KEY);
+                ctx.emit(Effect::Install { group: self.id, at, key });
+            }
+            _ => {}
+        }
+    }
+
+    /// From the leader; where that did not help, from the next one of those who are there.
+    fn fetch_snapshot(&mut self, ctx: &mut Context, above: Lsn) {
+        let leader = self.leader(ctx);
+        let mut nodes: Vec<NodeId> =
+            ctx.peers.iter().filter(|(_, peer)| peer.alive).map(|(node, _)| node).collect();
+        nodes.sort_by_key(|node| Some(*node) != leader);
+        if nodes.is_empty() {
+            return self.retry_bootstrap(ctx);
+        }
+        let from = nodes[self.bootstraps % nodes.len()];
+        self.bootstraps += 1;
+        self.bootstrap = Bootstrap::Fetching { above };
+        ctx.notice(Notice::Bootstrapping { group: self.id, from, above });
+        ctx.emit(Effect::Bootstrap { group: self.id, from, above });
+    }
+
+    fn retry_bootstrap(&mut self, ctx: &mut Context) {
+        let at = ctx.now.mono.plus(ctx.config.election_timeout_us);
+        ctx.set_timer(Reason::Bootstrap(self.id), at);
+    }
+
+    /// A snapshot is here.
+    pub(crate) fn on_snapshot_ready(&mut self, ctx: &mut Context, at: Position) {
+        let Bootstrap::Fetching { above } = self.bootstrap else { return };
+        self.bootstrap = if at.lsn <= self.log.marks().applied() {
+            // Entries came after all.
+            Bootstrap::No
+        } else if at.lsn < above {
+            self.retry_bootstrap(ctx);
+            Bootstrap::Wanted { above }
+        } else {
+            Bootstrap::Ready { at }
+        };
+    }
+
+    pub(crate) fn on_snapshot_failed(&mut self, ctx: &mut Context) {
+        if let Bootstrap::Fetching { above } = self.bootstrap {
+            self.bootstrap = Bootstrap::Wanted { above };
+            self.retry_bootstrap(ctx);
+        }
+    }
+
+    /// The state is gone: what was on its way to take its place, too.
+    pub(super) fn restart_bootstrap(&mut self) {
+        match &mut self.bootstrap {
+            Bootstrap::Ready { .. } | Bootstrap::Installing => self.bootstrap = Bootstrap::No,
+            Bootstrap::Rebasing { lost, .. } => *lost = true,
+            Bootstrap::No | Bootstrap::Wanted { .. } | Bootstrap::Fetching { .. } => {}
+        }
+    }
+
+    /// The state stands right behind `base`, durably: as a snapshot, or as it was found.
+    pub(super) fn stand_on(&mut self, ctx: &mut Context, base: Base) {
+        let installed = matches!(self.bootstrap, Bootstrap::Installing);
+        if base.position.lsn < self.log.base().position.lsn {
+            // Neither helps: the log begins further on.
+            self.bootstrap = Bootstrap::No;
+        } else if !self.log.joins(base.position) {
+            if self.is_leader() {
+                let reason = String::from("its state is ahead of its log, which nobody's is");
+                return self.quarantine(ctx, reason);
+            }
+            let mut write = ctx.persist(self.id, Record::Base { group: self.id, base });
+            if planted::is(Planted::SpeaksBeforeRebase) {
+                write = WriteId(0);
+            }
+            self.bootstrap = Bootstrap::Rebasing { base, write, lost: false };
+        } else if installed || self.log.marks().applied() < self.log.base().position.lsn {
+            self.install(ctx, base, true);
+        }
+        self.prune_log(ctx);
+    }
+
+    /// A write that the log waited for may be durable.
+    pub(super) fn on_bootstrap_persisted(&mut self, ctx: &mut Context) {
+        let Bootstrap::Rebasing { base, write, lost } = self.bootstrap else { return };
+        if !ctx.is_persisted(write) {
+            return;
+        }
+        self.install(ctx, base, false);
+        if lost {
+            self.log.lose_state(Lsn(0));
+        }
+    }
+
+    /// The snapshot is what is applied here.
+    fn install(&mut self, ctx: &mut Context, base: Base, keeps: bool) {
+        self.bootstrap = Bootstrap::No;
+        let lsn = base.position.lsn;
+        self.log.install(base, keeps);
+        self.resolved = lsn.max(self.resolved);
+        self.forget_wanted_before(self.log.marks().first());
+        self.forget_wanted(self.log.marks().appended().next());
+        ctx.persist_hint(Record::Checkpointed { group: self.id, lsn });
+        ctx.notice(Notice::Bootstrapped { group: self.id, at: lsn });
+        // What came of them is not known here.
+        let beyond = self.proposals.split_off(&(lsn.next(), Term(0)));
+        for asker in core::mem::replace(&mut self.proposals, beyond).into_values() {
+            match asker {
+                Asker::One(request) => ctx.reply(request, Reply::Unknown),
+                Asker::Slots(askers) => {
+                    for (request, _) in askers {
+                        self.answer_slot_request(ctx, request, Reply::Unknown);
+                    }
+                }
+            }
+        }
+        if base.position.term > self.term {
+            self.become_follower(ctx, base.position.term, None);
+        }
+        let appended = self.log.marks().appended();
+        if let Role::Follower { leader, verified, round, .. } = &mut self.role {
+            *verified = appended.min(*verified);
+            let (leader, round) = (*leader, *round);
+            if let Some(leader) = leader {
+                self.send(ctx, leader, GroupMessage::AppendRejected { hint: appended, round });
+            }
+        }
+        ctx.touched.insert(self.id);
+    }
+}
