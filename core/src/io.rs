@@ -359,6 +359,13 @@ pub enum Effect {
         /// Of a control write that came with it.
         key: Bytes,
     },
+    /// Drop a group's state, which is of no use any more; answer [`Input::StateLost`].
+    Discard {
+        /// Whose.
+        group: GroupId,
+        /// For the operator.
+        reason: String,
+    },
     /// A group's state begins anew, from nothing: what follows for it counts. Not to be read from
     /// before it is applied up to here again.
     Reopen {

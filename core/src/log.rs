@@ -158,13 +158,8 @@ impl GroupLog {
         self.base = base;
     }
 
-    /// Whether the log has durably what a snapshot stands at: then it goes on behind that.
-    pub(crate) fn joins(&self, at: Position) -> bool {
-        at.lsn <= self.marks.durable() && self.term_at(at.lsn) == Some(at.term)
-    }
-
-    /// A snapshot is the state now. Where the log [joins](Self::joins) it, it `keeps` what it has; else
-    /// the snapshot is its base, durably.
+    /// A snapshot is the state now. A log that has that durably `keeps` what it has; else the snapshot
+    /// is its base, durably.
     pub(crate) fn install(&mut self, base: Base, keeps: bool) {
         self.marks.install(base.position.lsn, keeps);
         if keeps {

@@ -24,17 +24,17 @@ use crate::{
     types::{Lsn, NodeId, Term, WriteId},
 };
 
+/// So often in a run is a state replaced that failed, and did not merely get lost.
+const REPLACEMENTS_MAX: u32 = 3;
+
 /// What is done about it.
 #[derive(Default)]
 pub(super) enum Bootstrap {
     /// Nothing is to be done.
     #[default]
     No,
-    /// No snapshot is being fetched yet.
+    /// A snapshot is wanted, at least of this LSN.
     Wanted {
-        above: Lsn,
-    },
-    Fetching {
         above: Lsn,
     },
     /// It is here, and waits for what is being applied.
@@ -55,12 +55,12 @@ pub(super) enum Bootstrap {
 impl Bootstrap {
     /// Whether the state is being replaced: nothing is applied meanwhile.
     pub(super) fn holds_apply(&self) -> bool {
-        matches!(self, Bootstrap::Ready { .. } | Bootstrap::Installing | Bootstrap::Rebasing { .. })
+        matches!(self, Bootstrap::Ready { .. } | Bootstrap::Installing | Bootstrap::Joining { .. })
     }
 
     /// Whether the log is being replaced: nothing is appended meanwhile.
     pub(super) fn holds_log(&self) -> bool {
-        matches!(self, Bootstrap::Rebasing { .. })
+        matches!(self, Bootstrap::Joining { anew: Some(_), .. })
     }
 }
 
@@ -83,17 +83,32 @@ impl Group {
             return;
         }
         self.known_committed = self.known_committed.max(committed);
-        let last = self.log.last().lsn;
+        let held = self.log.marks().committed();
         let joins = base.lsn <= self.log.base().position.lsn
             || self.log.term_at(base.lsn) == Some(base.term);
         if joins {
-            return self.reject_append(ctx, from, last, round);
+            // Up to there they agree.
+            return self.reject_append(ctx, from, base.lsn.max(held), round);
         }
-        if base.lsn <= self.log.marks().committed() {
+        if base.lsn <= held {
             return ctx.fault(from, "it pruned other entries than are committed");
         }
+        if !self.applies() {
+            self.replace_failed_state(ctx);
+        }
         self.want_snapshot(base.lsn);
-        self.reject_append(ctx, from, last.min(base.lsn.prev()), round);
+        self.reject_append(ctx, from, held, round);
+    }
+
+    /// A quarantined group follows the log for its vote's sake. Where that ends, a snapshot replaces the
+    /// state that failed; but not again and again.
+    fn replace_failed_state(&mut self, ctx: &mut Context) {
+        if self.replacements < REPLACEMENTS_MAX && !self.discarding {
+            self.replacements += 1;
+            self.discarding = true;
+            let reason = String::from("it failed, and the log that it needs was pruned");
+            ctx.emit(Effect::Discard { group: self.id, reason });
+        }
     }
 
     pub(super) fn want_snapshot(&mut self, above: Lsn) {
@@ -117,7 +132,9 @@ impl Group {
             self.want_snapshot(base);
         }
         match self.bootstrap {
-            Bootstrap::Wanted { above } if !ctx.has_timer(Reason::Bootstrap(self.id)) => {
+            Bootstrap::Wanted { above }
+                if !self.fetching && !ctx.has_timer(Reason::Bootstrap(self.id)) =>
+            {
                 self.fetch_snapshot(ctx, above);
             }
             Bootstrap::Ready { at } if self.is_apply_idle() => {
@@ -141,7 +158,7 @@ impl Group {
         }
         let from = nodes[self.bootstraps % nodes.len()];
         self.bootstraps += 1;
-        self.bootstrap = Bootstrap::Fetching { above };
+        self.fetching = true;
         ctx.notice(Notice::Bootstrapping { group: self.id, from, above });
         ctx.emit(Effect::Bootstrap { group: self.id, from, above });
     }
@@ -153,7 +170,8 @@ impl Group {
 
     /// A snapshot is here.
     pub(crate) fn on_snapshot_ready(&mut self, ctx: &mut Context, at: Position) {
-        let Bootstrap::Fetching { above } = self.bootstrap else { return };
+        self.fetching = false;
+        let Bootstrap::Wanted { above } = self.bootstrap else { return };
         self.bootstrap = if at.lsn <= self.log.marks().applied() {
             // Entries came after all.
             Bootstrap::No
@@ -166,52 +184,70 @@ impl Group {
     }
 
     pub(crate) fn on_snapshot_failed(&mut self, ctx: &mut Context) {
-        if let Bootstrap::Fetching { above } = self.bootstrap {
-            self.bootstrap = Bootstrap::Wanted { above };
-            self.retry_bootstrap(ctx);
-        }
+        self.fetching = false;
+        self.retry_bootstrap(ctx);
     }
 
     /// The state is gone: what was on its way to take its place, too.
     pub(super) fn restart_bootstrap(&mut self) {
         match &mut self.bootstrap {
             Bootstrap::Ready { .. } | Bootstrap::Installing => self.bootstrap = Bootstrap::No,
-            Bootstrap::Rebasing { lost, .. } => *lost = true,
-            Bootstrap::No | Bootstrap::Wanted { .. } | Bootstrap::Fetching { .. } => {}
+            Bootstrap::Joining { lost, .. } => *lost = true,
+            Bootstrap::No | Bootstrap::Wanted { .. } => {}
         }
     }
 
     /// The state stands right behind `base`, durably: as a snapshot, or as it was found.
     pub(super) fn stand_on(&mut self, ctx: &mut Context, base: Base) {
         let installed = matches!(self.bootstrap, Bootstrap::Installing);
-        if base.position.lsn < self.log.base().position.lsn {
+        let at = base.position;
+        if at.lsn < self.log.base().position.lsn {
             // Neither helps: the log begins further on.
-            self.bootstrap = Bootstrap::No;
-        } else if !self.log.joins(base.position) {
-            if self.is_leader() {
-                let reason = String::from("its state is ahead of its log, which nobody's is");
-                return self.quarantine(ctx, reason);
+            if installed {
+                self.bootstrap = Bootstrap::No;
             }
-            let mut write = ctx.persist(self.id, Record::Base { group: self.id, base });
-            if planted::is(Planted::SpeaksBeforeRebase) {
-                write = WriteId(0);
-            }
-            self.bootstrap = Bootstrap::Rebasing { base, write, lost: false };
+        } else if self.log.term_at(at.lsn) != Some(at.term) {
+            self.begin_log_anew(ctx, base);
         } else if installed || self.log.marks().applied() < self.log.base().position.lsn {
-            self.install(ctx, base, true);
+            self.log.commit(at.lsn);
+            self.bootstrap = Bootstrap::Joining { base, anew: None, lost: false };
+            self.join(ctx);
         }
         self.prune_log(ctx);
     }
 
-    /// A write that the log waited for may be durable.
-    pub(super) fn on_bootstrap_persisted(&mut self, ctx: &mut Context) {
-        let Bootstrap::Rebasing { base, write, lost } = self.bootstrap else { return };
-        if !ctx.is_persisted(write) {
-            return;
+    /// Nothing of the log is committed that the state does not hold.
+    fn begin_log_anew(&mut self, ctx: &mut Context, base: Base) {
+        if self.is_leader() {
+            let reason = String::from("its state is ahead of its log, which nobody's is");
+            return self.quarantine(ctx, reason);
         }
-        self.install(ctx, base, false);
-        if lost {
-            self.log.lose_state(Lsn(0));
+        // What this replica confirmed in a term must stay in its log as long as it is in that term.
+        let drops = self.log.last().lsn > base.position.lsn;
+        let least = if drops { self.term.next() } else { self.term };
+        let term = base.position.term.max(least);
+        if term > self.term {
+            self.become_follower(ctx, term, None);
+        }
+        let mut write = ctx.persist(self.id, Record::Base { group: self.id, base });
+        if planted::is(Planted::SpeaksBeforeRebase) {
+            write = WriteId(0);
+        }
+        self.bootstrap = Bootstrap::Joining { base, anew: Some(write), lost: false };
+    }
+
+    /// Goes on from the state, where the log has joined it.
+    pub(super) fn join(&mut self, ctx: &mut Context) {
+        let Bootstrap::Joining { base, anew, lost } = self.bootstrap else { return };
+        let joined = match anew {
+            Some(write) => ctx.is_persisted(write),
+            None => self.log.marks().durable() >= base.position.lsn,
+        };
+        if joined {
+            self.install(ctx, base, anew.is_none());
+            if lost {
+                self.log.lose_state(Lsn(0));
+            }
         }
     }
 
@@ -236,9 +272,6 @@ impl Group {
                     }
                 }
             }
-        }
-        if base.position.term > self.term {
-            self.become_follower(ctx, base.position.term, None);
         }
         let appended = self.log.marks().appended();
         if let Role::Follower { leader, verified, round, .. } = &mut self.role {

@@ -118,8 +118,14 @@ pub(crate) struct Group {
     soundness: Soundness,
     repair: Repair,
     bootstrap: Bootstrap,
-    /// How often a snapshot was asked for.
+    /// A snapshot is being fetched.
+    fetching: bool,
+    /// How often one was asked for.
     bootstraps: usize,
+    /// How often one is to replace a state that failed.
+    replacements: u32,
+    /// The state is being dropped.
+    discarding: bool,
     /// What other members vouched for.
     acks: Acks,
     /// The highest commit mark that any leader told, even where the entries are not here yet.
@@ -167,7 +173,10 @@ impl Group {
             soundness: if in_doubt { Soundness::InDoubt } else { Soundness::Sound },
             repair: Repair::default(),
             bootstrap: Bootstrap::No,
+            fetching: false,
             bootstraps: 0,
+            replacements: 0,
+            discarding: false,
             acks: Acks::recover(&found.acked),
             known_committed: applied,
             behind_since: None,
@@ -362,7 +371,7 @@ impl Group {
     pub(crate) fn on_persisted(&mut self, ctx: &mut Context, write: WriteId) {
         let rose = self.log.persisted(write);
         self.on_soundness_persisted(ctx);
-        self.on_bootstrap_persisted(ctx);
+        self.join(ctx);
         match &self.role {
             Role::Candidate { granted, .. }
                 if !granted.contains(&ctx.me().node) && ctx.is_persisted(self.hard_write) =>
@@ -461,9 +470,10 @@ impl Group {
     /// The state is gone: it is applied anew, from the first entry, or from a snapshot where the log
     /// begins further on. The system group's own state is in the core, and in service.
     pub(crate) fn on_state_lost(&mut self, ctx: &mut Context, reason: String) {
-        if !self.applies() {
+        if !self.applies() && !self.discarding {
             return;
         }
+        self.discarding = false;
         ctx.notice(Notice::Rebuilding { group: self.id, reason });
         let applied = self.log.marks().applied();
         let upto = applied.max(self.rebuilding.unwrap_or_default());

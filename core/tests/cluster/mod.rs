@@ -479,6 +479,7 @@ impl Cluster {
             | Effect::ReadControl { group, .. }
             | Effect::Install { group, .. }
                 if self.lost_states.contains(&(id, group)) => {}
+            Effect::Discard { group, .. } => self.lose_state(id, group),
             Effect::Reopen { group, .. } => {
                 self.lost_states.remove(&(id, group));
             }

@@ -304,6 +304,9 @@ pub(crate) fn effect(name: Name<'_>, effect: &Effect) -> Option<(&'static str, S
         Effect::Bootstrap { group, from, above } => {
             ("apply", format!("fetches {} from {from:?}, at {above} or later", name(*group)))
         }
+        Effect::Discard { group, reason } => {
+            ("apply", format!("drops the state of {}: {reason}", name(*group)))
+        }
         Effect::Install { group, at, .. } => {
             ("apply", format!("installs {} at {}", name(*group), position(*at)))
         }
