@@ -127,9 +127,12 @@ impl Group {
             return ctx.clear_timer(Reason::Bootstrap(self.id));
         }
         let base = self.log.base().position.lsn;
-        // The state may be further than the log knows.
-        if self.log.marks().applied() < base && self.know_slots(ctx) {
+        if self.log.marks().applied() < base {
             self.want_snapshot(base);
+        }
+        // The state may be further than the log knows.
+        if matches!(self.bootstrap, Bootstrap::Wanted { .. }) && !self.know_slots(ctx) {
+            return;
         }
         match self.bootstrap {
             Bootstrap::Wanted { above }

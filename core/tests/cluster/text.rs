@@ -43,7 +43,7 @@ pub(crate) fn topic(message: &Message) -> &'static str {
         "Heartbeat" => "heartbeats",
         "Confirm" | "Confirmed" => "confirms",
         "FormProbe" | "FormBlank" | "Formed" => "formation",
-        "Append" | "AppendAccepted" | "AppendRejected" => "appends",
+        "Append" | "AppendAccepted" | "AppendRejected" | "Pruned" => "appends",
         "ReadIndex" | "ReadIndexReply" => "reads",
         "Recall" | "Recalled" => "recalls",
         "Fetch" | "Fetched" => "fetches",
