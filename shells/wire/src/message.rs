@@ -217,6 +217,11 @@ fn encode_group(group: GroupId, term: Term, message: &GroupMessage, out: &mut By
         }
         GroupMessage::TimeoutNow => GroupBodyV1::TimeoutNow,
         GroupMessage::Fetch { from, to } => GroupBodyV1::Fetch { from: from.0, to: to.0 },
+        GroupMessage::Pruned { base, committed, round } => GroupBodyV1::Pruned {
+            base: (*base).into(),
+            committed: committed.0,
+            round: *round,
+        },
     };
     put(FrameType::Group, &GroupV1 { group: group.0, term: term.0, body }, out, no_tail);
 }

@@ -212,6 +212,7 @@ pub(crate) enum GroupBodyV1 {
     ReadIndexReply { id: u64, lsn: Option<u64> },
     TimeoutNow,
     Fetch { from: u64, to: u64 },
+    Pruned { base: PositionV1, committed: u64, round: u64 },
 }
 
 impl From<GroupV1> for Message {
@@ -235,6 +236,9 @@ impl From<GroupV1> for Message {
             }
             GroupBodyV1::TimeoutNow => GroupMessage::TimeoutNow,
             GroupBodyV1::Fetch { from, to } => GroupMessage::Fetch { from: Lsn(from), to: Lsn(to) },
+            GroupBodyV1::Pruned { base, committed, round } => {
+                GroupMessage::Pruned { base: base.into(), committed: Lsn(committed), round }
+            }
         };
         Message::Group { group: GroupId(v.group), term: Term(v.term), message }
     }

@@ -68,6 +68,7 @@ pub(crate) enum SlotOutcomeV1 {
     NoSuchSlot,
     Invalidated { cause: SlotCauseV1 },
     AboveCommitted { committed: u64 },
+    Pruned { first: u64 },
 }
 
 #[derive(Archive, Serialize, Deserialize)]
@@ -114,6 +115,7 @@ impl From<SlotOutcome> for SlotOutcomeV1 {
             SlotOutcome::AboveCommitted { committed } => {
                 SlotOutcomeV1::AboveCommitted { committed: committed.0 }
             }
+            SlotOutcome::Pruned { first } => SlotOutcomeV1::Pruned { first: first.0 },
         }
     }
 }
@@ -137,6 +139,7 @@ impl From<SlotOutcomeV1> for SlotOutcome {
             SlotOutcomeV1::AboveCommitted { committed } => {
                 SlotOutcome::AboveCommitted { committed: Lsn(committed) }
             }
+            SlotOutcomeV1::Pruned { first } => SlotOutcome::Pruned { first: Lsn(first) },
         }
     }
 }
