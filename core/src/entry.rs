@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 
-use crate::types::{Boot, GroupId, Hlc, Lsn, Member, Term};
+use crate::{
+    once::OnceEntry,
+    types::{Boot, GroupId, Hlc, Lsn, Member, Term},
+};
 
 /// What an entry's payload means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +20,9 @@ pub enum Kind {
     /// What happens to slots, and the log time at which it does: a
     /// [`SlotEntry`](crate::SlotEntry). The state machine has no part in it.
     Slot = 4,
+    /// A client's operation that takes effect at most once: a [`OnceEntry`]. To the state machine it
+    /// is an operation like any other.
+    Once = 6,
 }
 
 impl Kind {
@@ -28,8 +34,15 @@ impl Kind {
             2 => Some(Kind::Op),
             3 => Some(Kind::CreateDatabase),
             4 => Some(Kind::Slot),
+            6 => Some(Kind::Once),
             _ => None,
         }
+    }
+
+    /// Whether it brings the state machine an operation.
+    #[must_use]
+    pub fn is_op(self) -> bool {
+        matches!(self, Kind::Op | Kind::Once)
     }
 }
 
@@ -60,6 +73,19 @@ impl Entry {
     #[must_use]
     pub fn weight(&self) -> usize {
         self.payload.len() + Entry::OVERHEAD
+    }
+
+    /// The operation that it brings the state machine, if it brings one; nothing, which is none that
+    /// can be read, where what surrounds it can't be.
+    #[must_use]
+    pub fn op(&self) -> Option<Bytes> {
+        match self.kind {
+            Kind::Op => Some(self.payload.clone()),
+            Kind::Once => Some(
+                OnceEntry::decode(self.payload.clone()).map(|once| once.op).unwrap_or_default(),
+            ),
+            Kind::TermStart | Kind::CreateDatabase | Kind::Slot => None,
+        }
     }
 }
 
@@ -163,7 +189,7 @@ pub enum Record {
     },
 }
 
-/// The result of applying one [`Kind::Op`].
+/// The result of applying one operation: of [`Kind::Op`] or [`Kind::Once`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Its precondition did not hold: it keeps its LSN and changed nothing.

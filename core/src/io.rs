@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::{
     entry::{Entry, Formation, Outcome, Position, Record},
     message::Message,
+    once::OnceKey,
     slots::{SlotCause, SlotOutcome, SlotSettings},
     types::{
         Boot, ClusterId, GroupId, Hlc, Incarnation, Instant, LoadId, Lsn, Member, NodeId, Peer,
@@ -78,7 +79,7 @@ pub enum Input {
         group: GroupId,
         /// Applied up to here.
         upto: Lsn,
-        /// One for each [`Kind::Op`](crate::Kind::Op) of the run, in order.
+        /// One for each [operation](crate::Kind::is_op) of the run, in order.
         outcomes: Vec<Outcome>,
     },
     /// A [`Effect::Apply`], [`Effect::Checkpoint`] or [`Effect::ReadControl`] failed: the group is
@@ -111,8 +112,8 @@ pub enum Input {
         group: GroupId,
         /// What the state stands at: at least what was asked for.
         lsn: Lsn,
-        /// The value of the key; `None` where no checkpoint has written it.
-        value: Option<Bytes>,
+        /// Every row whose key has one of the prefixes.
+        rows: Vec<(Bytes, Bytes)>,
     },
     /// The oplog failed (a write or fsync): the node halts.
     StorageFailed {
@@ -130,6 +131,9 @@ pub enum Request {
         group: GroupId,
         /// For the state machine; at most [`Config::payload_bytes_max`](crate::Config::payload_bytes_max).
         payload: Bytes,
+        /// Has it take effect once at most: while a leader remembers the key, the same request is
+        /// answered with what came of the first one, and another one is refused.
+        once: Option<OnceKey>,
         /// Dropped before the append once this has passed.
         expires: Instant,
     },
@@ -202,6 +206,8 @@ pub enum Reply {
         term: Term,
         /// With which result.
         outcome: Outcome,
+        /// It is the result of an earlier request with the same key.
+        replayed: bool,
     },
     /// [`Request::CreateDatabase`]: committed and applied here.
     Created {
@@ -265,6 +271,12 @@ pub enum Reject {
     TransferFailed,
     /// The node has not been formed yet, or has halted.
     NotReady,
+    /// Another request had the same key.
+    KeyMismatch,
+    /// As many keys are remembered as may be, and none is forgotten early; try again later.
+    KeysFull,
+    /// The leader does not know yet which keys its log holds; try again shortly.
+    KeysUnknown,
 }
 
 /// What the shell must do. Safe to carry out the moment it is emitted.
@@ -298,14 +310,14 @@ pub enum Effect {
         /// Contiguous; each the very entry that the log has there.
         entries: Vec<Entry>,
     },
-    /// Read a control write of the last checkpoint back; answer [`Input::Control`], or
+    /// Read control writes back as the last checkpoint left them; answer [`Input::Control`], or
     /// [`Input::StateFailed`]. Asked for once in a run, before a group's first [`Effect::Apply`]. A
     /// state that stands below `lsn` is lost.
     ReadControl {
         /// Whose.
         group: GroupId,
-        /// Of a write that a [`Effect::Checkpoint`] carried.
-        key: Bytes,
+        /// How their keys begin.
+        prefixes: Vec<Bytes>,
         /// The oplog knows of a checkpoint here.
         lsn: Lsn,
     },

@@ -5,7 +5,7 @@ use alloc::{string::String, vec::Vec};
 
 use bytes::Bytes;
 
-use super::{Asker, Consequences, Group};
+use super::{Asker, Consequences, Group, once::answer_all};
 use crate::{
     catalog::CreateDatabase,
     config::Config,
@@ -13,6 +13,7 @@ use crate::{
     control::refused_key,
     entry::{Entry, Kind, Outcome, Record, fitting},
     io::{Effect, Reply},
+    once::OnceEntry,
     slots::SlotEntry,
     types::{GroupId, Lsn, Term},
 };
@@ -70,6 +71,8 @@ struct Run {
 enum Item {
     /// An op of this weight.
     Op(usize),
+    /// A keyed one.
+    Once(usize, OnceEntry),
     Slot(SlotEntry),
 }
 
@@ -78,6 +81,10 @@ impl Item {
     fn of(entry: &Entry) -> Result<Option<Item>, ()> {
         match entry.kind {
             Kind::Op => Ok(Some(Item::Op(entry.weight()))),
+            Kind::Once => {
+                let once = OnceEntry::decode(entry.payload.clone()).ok_or(())?;
+                Ok(Some(Item::Once(entry.weight(), once)))
+            }
             Kind::Slot => {
                 SlotEntry::decode(entry.payload.clone()).map(Item::Slot).map(Some).ok_or(())
             }
@@ -183,7 +190,8 @@ impl Group {
             match Item::of(entry) {
                 Ok(item) => items.extend(item.map(|item| (entry.lsn, entry.term, item))),
                 Err(()) => {
-                    return self.quarantine(ctx, String::from("a slot entry can't be read"));
+                    let reason = "a slot entry or a keyed operation can't be read";
+                    return self.quarantine(ctx, String::from(reason));
                 }
             }
         }
@@ -234,6 +242,11 @@ impl Group {
                     let outcome = outcomes.next().expect("every op has an outcome");
                     self.on_op_applied(ctx, (lsn, term), weight, outcome);
                 }
+                Item::Once(weight, entry) => {
+                    let outcome = outcomes.next().expect("every op has an outcome");
+                    self.remember(lsn, term, &entry, &outcome);
+                    self.on_op_applied(ctx, (lsn, term), weight, outcome);
+                }
                 Item::Slot(entry) => self.on_slot_entry_applied(ctx, (lsn, term), entry),
             }
         }
@@ -253,8 +266,12 @@ impl Group {
         } else {
             self.slots.take_op(lsn, weight);
         }
-        if let Some(Asker::One(request)) = self.proposals.remove(&(lsn, term)) {
-            ctx.reply(request, Reply::Applied { lsn, term, outcome });
+        match self.proposals.remove(&(lsn, term)) {
+            Some(Asker::One(request)) => {
+                ctx.reply(request, Reply::Applied { lsn, term, outcome, replayed: false });
+            }
+            Some(Asker::Once(askers)) => answer_all(ctx, &askers, (lsn, term), &outcome),
+            Some(Asker::Slots(_)) | None => {}
         }
     }
 
@@ -296,6 +313,7 @@ impl Group {
         }
         let mut control = core::mem::take(&mut self.applying.refused);
         control.extend(self.slots.control_write());
+        control.extend(self.once.take_dirty());
         self.begin_checkpoint(ctx, control);
     }
 

@@ -2,6 +2,7 @@
 //! appends, ReadIndex and leadership transfer. The files beside this one are its parts:
 //! `election` (who leads), `leader` (entries go out), `follower` (entries come in), `reads`,
 //! `apply` (what is committed reaches the state), `slots` (positions of consumers in the log),
+//! `once` (retries that take effect once),
 //! `doubt` and `repair` (what a damaged disk lost).
 
 mod apply;
@@ -9,6 +10,7 @@ mod doubt;
 mod election;
 mod follower;
 mod leader;
+mod once;
 mod progress;
 mod reads;
 mod repair;
@@ -28,6 +30,7 @@ use crate::{
     io::{Effect, Notice, RecoveredGroup, Reject, Reply},
     log::GroupLog,
     message::GroupMessage,
+    once::Once,
     planted::{self, Planted},
     recall::Acks,
     types::{GroupId, Hlc, Instant, Lsn, Member, NodeId, Peer, RequestId, Term, WriteId},
@@ -35,6 +38,7 @@ use crate::{
 
 pub(crate) use apply::Applying;
 use doubt::Soundness;
+use once::LeaderOnce;
 use progress::Progress;
 pub(crate) use reads::{FollowerReads, KnownReads, LeaderReads};
 use repair::Repair;
@@ -77,6 +81,7 @@ pub(crate) struct Leader {
     term_start: Lsn,
     reads: LeaderReads,
     slots: LeaderSlots,
+    once: LeaderOnce,
     transfer: Option<Transfer>,
 }
 
@@ -109,6 +114,8 @@ pub(crate) struct Group {
     slots: SlotTable,
     /// Requests about slots that have no answer.
     slot_requests: usize,
+    /// What is remembered of keyed writes: known when the slots are.
+    once: Once,
     soundness: Soundness,
     repair: Repair,
     /// What other members vouched for.
@@ -155,6 +162,7 @@ impl Group {
             applying: Applying::default(),
             slots: SlotTable::new(id),
             slot_requests: 0,
+            once: Once::default(),
             soundness: if in_doubt { Soundness::InDoubt } else { Soundness::Sound },
             repair: Repair::default(),
             acks: Acks::recover(&found.acked),
@@ -455,6 +463,7 @@ impl Group {
             return self.log.lose_state(applied);
         }
         self.slots = SlotTable::blank();
+        self.once = Once::default();
         self.rebuilding = Some(upto);
         self.withdraw(ctx, String::from("its state was damaged, and is rebuilt from the oplog"));
         self.applying.restart();

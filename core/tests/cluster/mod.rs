@@ -6,6 +6,7 @@
 mod disk;
 mod host;
 mod net;
+mod once;
 mod oracle;
 mod rng;
 mod slots;
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use highwater_core::{
-    Config, Effect, GroupId, Input, Instant, Kind, Lsn, Member, Message, Node, NodeId, Peer,
+    Config, Effect, GroupId, Input, Instant, Lsn, Member, Message, Node, NodeId, OnceKey, Peer,
     Request, RequestId, RoleView,
 };
 
@@ -230,7 +231,24 @@ impl Cluster {
     pub(crate) fn propose(&mut self, node: NodeId, group: GroupId, op: &str) -> RequestId {
         let payload = Bytes::from(format!("{op} #{}", self.next_request + 1));
         let expires = self.deadline_of(node, 3_600_000 * MS);
-        self.request(node, Request::Propose { group, payload, expires })
+        self.request(node, Request::Propose { group, payload, once: None, expires })
+    }
+
+    /// Proposes an op with a key: the same op with the same key is the same request.
+    pub(crate) fn propose_once(
+        &mut self,
+        node: NodeId,
+        group: GroupId,
+        op: &str,
+        key: &str,
+    ) -> RequestId {
+        let payload = Bytes::from(format!("{op} #{key}"));
+        let mut digest = [0; 16];
+        let end = op.len().min(16);
+        digest[..end].copy_from_slice(&op.as_bytes()[..end]);
+        let once = Some(OnceKey { key: Bytes::copy_from_slice(key.as_bytes()), digest });
+        let expires = self.deadline_of(node, 3_600_000 * MS);
+        self.request(node, Request::Propose { group, payload, once, expires })
     }
 
     /// An instant of a node's own clock, so far from now.
@@ -455,18 +473,21 @@ impl Cluster {
             Effect::Reopen { group, .. } => {
                 self.lost_states.remove(&(id, group));
             }
-            Effect::ReadControl { group, key, lsn } => {
+            Effect::ReadControl { group, prefixes, lsn } => {
                 let disk = &self.hosts[&id].disk;
                 let stands_at = disk.states.get(&group).map_or(Lsn(0), |state| state.applied);
                 if stands_at < lsn {
                     return self.lose_state(id, group);
                 }
-                let value = disk.control.get(&group).and_then(|rows| rows.get(&key)).cloned();
+                let asked = |key: &Bytes| prefixes.iter().any(|prefix| key.starts_with(prefix));
+                let rows = disk.control.get(&group).into_iter().flatten();
+                let rows = rows.filter(|(key, _)| asked(key));
+                let rows = rows.map(|(key, value)| (key.clone(), value.clone())).collect();
                 // Stories take no chance at what is always the same.
                 let quick = self.delays.apply.0;
                 let after = if self.chaotic { self.delay(self.delays.load) } else { quick };
                 let at = self.time + after;
-                let input = Input::Control { group, lsn: stands_at, value };
+                let input = Input::Control { group, lsn: stands_at, rows };
                 self.push(at, Event::Input { node: id, run, input });
             }
             Effect::Apply { group, entries } => self.apply(id, group, entries),
@@ -534,9 +555,13 @@ impl Cluster {
             let outcomes: Vec<_> = entries.iter().filter_map(|e| state.apply(e)).collect();
             if self.trusting {
                 self.oracle.applied(group, state);
-                let ops = entries.iter().filter(|e| e.kind == Kind::Op).zip(&outcomes);
-                let new = ops.filter(|(e, outcome)| e.lsn > held && !outcome.refused);
-                self.oracle.slots.effective(group, new.map(|(e, _)| e));
+                let ops = entries.iter().filter(|e| e.kind.is_op()).zip(&outcomes);
+                let new: Vec<_> = ops.filter(|(e, _)| e.lsn > held).collect();
+                for (entry, outcome) in &new {
+                    self.oracle.once.applied(group, entry.lsn, outcome);
+                }
+                let effective = new.iter().filter(|(_, outcome)| !outcome.refused);
+                self.oracle.slots.effective(group, effective.map(|(e, _)| *e));
             }
             Input::Applied { group, upto, outcomes }
         };

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use highwater_core::Lsn;
+use highwater_core::{Lsn, OnceKey};
 use highwater_node::api::{Consistency, Error};
 use highwater_wire::op::{Action, Condition, Op, Versions, Write};
 
@@ -64,11 +64,29 @@ struct Key {
 pub(crate) struct Histories {
     clock: u64,
     open: BTreeMap<u64, u64>,
+    /// Keyed writes: however often one is asked for, it is one operation.
+    tries: BTreeMap<(String, Bytes), Tries>,
     keys: BTreeMap<(String, Bytes), Key>,
+}
+
+/// The attempts at a keyed write.
+#[derive(Clone, Debug)]
+struct Tries {
+    /// The first one.
+    call: Call,
+    called: u64,
+    /// Some attempt has no answer.
+    unknown: bool,
+    /// What the first answer says of it is known.
+    answered: bool,
 }
 
 fn value_of(value: &Bytes, content_type: &Bytes) -> Value {
     spread(digest(value) ^ spread(digest(content_type)))
+}
+
+fn name_of(call: &Call, once: &OnceKey) -> (String, Bytes) {
+    (call.database.clone(), once.key.clone())
 }
 
 impl Histories {
@@ -76,6 +94,11 @@ impl Histories {
     pub(crate) fn calls(&mut self, call: &Call) {
         self.clock += 1;
         self.open.insert(call.id, self.clock);
+        if let Some(once) = call.ask.once() {
+            let (call, called) = (call.clone(), self.clock);
+            let first = Tries { call, called, unknown: false, answered: false };
+            self.tries.entry(name_of(&first.call, once)).or_insert(first);
+        }
     }
 
     /// A client has its answer.
@@ -84,6 +107,7 @@ impl Histories {
         let Some(called) = self.open.remove(&call.id) else { return };
         match (&call.ask, told) {
             (Ask::Write(op), told) => self.written(call, called, op, told),
+            (Ask::Once(op, once), told) => self.tried(call, called, (op, once), told),
             (Ask::Get(key, consistency), Told::Got(got)) => {
                 let record = got.record.as_ref();
                 let saw = record.map(|r| (r.version, value_of(&r.value, &r.content_type)));
@@ -97,6 +121,36 @@ impl Histories {
                 history.events.push(Event { call, called, returned, did, place: (got.applied, 1) });
             }
             _ => {}
+        }
+    }
+
+    /// An attempt at a keyed write has ended. The first one that tells what came of it ends the
+    /// operation, which began with the first one of all.
+    fn tried(&mut self, call: &Call, called: u64, (op, once): (&Op, &OnceKey), told: &Told) {
+        let Some(tries) = self.tries.get_mut(&name_of(call, once)) else { return };
+        if tries.call.ask != call.ask {
+            // Another request with the same key: it is refused, or is one of its own.
+            return self.written(call, called, op, told);
+        }
+        match told {
+            Told::Written(_) | Told::Failed(Error::Refused { .. }) if !tries.answered => {
+                tries.answered = true;
+                let called = tries.called;
+                self.written(call, called, op, told);
+            }
+            Told::Failed(Error::Unknown) | Told::Silence => tries.unknown = true,
+            _ => {}
+        }
+    }
+
+    /// Nobody calls any more: keyed writes without an answer take effect at any time, or never.
+    pub(crate) fn end(&mut self) {
+        for Tries { call, called, unknown, answered } in
+            std::mem::take(&mut self.tries).into_values()
+        {
+            if let Some(op) = call.ask.op().filter(|_| unknown && !answered) {
+                self.written(&call, called, op, &Told::Silence);
+            }
         }
     }
 
@@ -116,7 +170,7 @@ impl Histories {
                     let existed = (index == 0).then_some(receipt.existed);
                     event(returned, write(existed), (receipt.lsn, 0))
                 }
-                Told::Failed(Error::Refused { index: at, version, lsn }) => {
+                Told::Failed(Error::Refused { index: at, version, lsn, .. }) => {
                     if *at as usize != index {
                         continue;
                     }
@@ -345,7 +399,8 @@ mod tests {
         fn written(&mut self, call: &Call, existed: bool) -> Lsn {
             self.lsn += 1;
             let lsn = Lsn(self.lsn);
-            let receipt = Receipt { group: GroupId(2), lsn, term: Term(1), existed };
+            let (group, term) = (GroupId(2), Term(1));
+            let receipt = Receipt { group, lsn, term, existed, replayed: false };
             self.histories.told(call, &Told::Written(receipt));
             lsn
         }
