@@ -374,6 +374,10 @@ mod tests {
         lsn: u64,
     }
 
+    fn refused(version: u64, lsn: u64) -> Error {
+        Error::Refused { index: 0, version: Lsn(version), lsn: Lsn(lsn), replayed: false }
+    }
+
     fn condition(matches: Option<Versions>) -> Condition {
         Condition { matches, matches_none: None }
     }
@@ -423,6 +427,42 @@ mod tests {
     }
 
     #[test]
+    fn a_keyed_write_is_one_operation_however_often_it_is_asked_for() {
+        let put = |story: &mut Story| {
+            let Ask::Write(op) = story.put("x", condition(None)).ask else { unreachable!() };
+            let once = OnceKey { key: Bytes::from_static(b"key"), digest: [1; 16] };
+            story.call(Ask::Once(op, once))
+        };
+        let read_between = |answered: bool| {
+            let mut story = Story::default();
+            let first = put(&mut story);
+            story.histories.told(&first, &Told::Silence);
+            let get = story.get();
+            story.saw(&get, Some((1, "x")));
+            let again = put(&mut story);
+            if answered {
+                // As the first attempt found it; and once more.
+                story.written(&again, false);
+                let third = put(&mut story);
+                story.lsn = 0;
+                story.written(&third, false);
+            } else {
+                story.histories.told(&again, &Told::Failed(Error::Unknown));
+            }
+            story.histories.end();
+            story.is_explained()
+        };
+        assert!(read_between(true) && read_between(false));
+        let mut never = Story::default();
+        let put = put(&mut never);
+        never.histories.told(&put, &Told::Failed(Error::Busy));
+        let get = never.get();
+        never.saw(&get, Some((1, "x")));
+        never.histories.end();
+        assert!(!never.is_explained(), "it failed for certain");
+    }
+
+    #[test]
     fn operations_at_the_same_time_come_in_any_order() {
         for seen in ["x", "y"] {
             let mut story = Story::default();
@@ -464,7 +504,7 @@ mod tests {
             if both {
                 story.written(&z, true);
             } else {
-                let refused = Error::Refused { index: 0, version: Lsn(2), lsn: Lsn(3) };
+                let refused = refused(2, 3);
                 story.histories.told(&z, &Told::Failed(refused));
             }
             story.is_explained()
@@ -496,10 +536,7 @@ mod tests {
 
     #[test]
     fn fires_on_what_was_refused_or_failed_and_seen_all_the_same() {
-        for told in [
-            Error::Refused { index: 0, version: Lsn(1), lsn: Lsn(2) },
-            Error::NoLeader { leader: None },
-        ] {
+        for told in [refused(1, 2), Error::NoLeader { leader: None }] {
             let mut story = Story::default();
             let x = story.put("x", condition(None));
             story.written(&x, false);
