@@ -71,7 +71,7 @@ pub struct Config {
     pub slot_ack_us: u64,
     /// While a group has a valid slot and takes operations, its log time is made part of the log at
     /// least this often; without operations, with a 64th of the shortest idle timeout where that is
-    /// longer. A sign of life that comes sooner than this after the one before it is no entry.
+    /// longer, and while keyed writes are remembered, with a 64th of their window. A sign of life that comes sooner than this after the one before it is no entry.
     pub slot_tick_us: u64,
     /// A slot is at risk in sight for at least this long before it is invalidated.
     pub slot_grace_us: u64,
@@ -83,6 +83,11 @@ pub struct Config {
     /// Milliseconds of log time that a slot's consumer may be silent, unless it was created with
     /// another limit.
     pub slot_idle_ms: u64,
+    /// Keyed writes of one group whose outcomes are remembered at a time; beyond: `KeysFull`.
+    pub once_max: usize,
+    /// Milliseconds of log time for which the outcome of a keyed write is remembered at least; at
+    /// least 1.
+    pub once_window_ms: u64,
 }
 
 impl Default for Config {
@@ -122,6 +127,8 @@ impl Default for Config {
             slot_lag_bytes: 4 << 30,
             slot_lag_ops: 10_000_000,
             slot_idle_ms: 3 * 24 * 3_600_000,
+            once_max: 10_000,
+            once_window_ms: 24 * 3_600_000,
         }
     }
 }

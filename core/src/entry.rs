@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::{
+    once::OnceEntry,
     retention::Base,
     types::{Boot, GroupId, Hlc, Lsn, Member, Term},
 };
@@ -23,6 +24,9 @@ pub enum Kind {
     /// Where the log is to begin from now on: a [`Base`](crate::Base). The state machine has no part
     /// in it.
     Prune = 5,
+    /// A client's operation that takes effect at most once: a [`OnceEntry`]. To the state machine it
+    /// is an operation like any other.
+    Once = 6,
 }
 
 impl Kind {
@@ -35,8 +39,15 @@ impl Kind {
             3 => Some(Kind::CreateDatabase),
             4 => Some(Kind::Slot),
             5 => Some(Kind::Prune),
+            6 => Some(Kind::Once),
             _ => None,
         }
+    }
+
+    /// Whether it brings the state machine an operation.
+    #[must_use]
+    pub fn is_op(self) -> bool {
+        matches!(self, Kind::Op | Kind::Once)
     }
 }
 
@@ -67,6 +78,19 @@ impl Entry {
     #[must_use]
     pub fn weight(&self) -> usize {
         self.payload.len() + Entry::OVERHEAD
+    }
+
+    /// The operation that it brings the state machine, if it brings one; nothing, which is none that
+    /// can be read, where what surrounds it can't be.
+    #[must_use]
+    pub fn op(&self) -> Option<Bytes> {
+        match self.kind {
+            Kind::Op => Some(self.payload.clone()),
+            Kind::Once => Some(
+                OnceEntry::decode(self.payload.clone()).map(|once| once.op).unwrap_or_default(),
+            ),
+            Kind::TermStart | Kind::CreateDatabase | Kind::Slot | Kind::Prune => None,
+        }
     }
 }
 
@@ -170,7 +194,7 @@ pub enum Record {
     },
 }
 
-/// The result of applying one [`Kind::Op`].
+/// The result of applying one operation: of [`Kind::Op`] or [`Kind::Once`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Its precondition did not hold: it keeps its LSN and changed nothing.

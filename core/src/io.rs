@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::{
     entry::{Entry, Formation, Outcome, Position, Record},
     message::Message,
+    once::OnceKey,
     retention::Base,
     slots::{SlotCause, SlotOutcome, SlotSettings},
     types::{
@@ -79,7 +80,7 @@ pub enum Input {
         group: GroupId,
         /// Applied up to here.
         upto: Lsn,
-        /// One for each [`Kind::Op`](crate::Kind::Op) of the run, in order.
+        /// One for each [operation](crate::Kind::is_op) of the run, in order.
         outcomes: Vec<Outcome>,
     },
     /// A [`Effect::Apply`], [`Effect::Checkpoint`] or [`Effect::ReadControl`] failed: the group is
@@ -127,8 +128,8 @@ pub enum Input {
         group: GroupId,
         /// What the state stands at: at least what was asked for.
         at: Position,
-        /// The value of the key; `None` where no checkpoint has written it.
-        value: Option<Bytes>,
+        /// Every row whose key has one of the prefixes.
+        rows: Vec<(Bytes, Bytes)>,
     },
     /// The oplog failed (a write or fsync): the node halts.
     StorageFailed {
@@ -146,6 +147,9 @@ pub enum Request {
         group: GroupId,
         /// For the state machine; at most [`Config::payload_bytes_max`](crate::Config::payload_bytes_max).
         payload: Bytes,
+        /// Has it take effect once at most: while a leader remembers the key, the same request is
+        /// answered with what came of the first one, and another one is refused.
+        once: Option<OnceKey>,
         /// Dropped before the append once this has passed.
         expires: Instant,
     },
@@ -218,6 +222,8 @@ pub enum Reply {
         term: Term,
         /// With which result.
         outcome: Outcome,
+        /// It is the result of an earlier request with the same key.
+        replayed: bool,
     },
     /// [`Request::CreateDatabase`]: committed and applied here.
     Created {
@@ -284,6 +290,12 @@ pub enum Reject {
     TransferFailed,
     /// The node has not been formed yet, or has halted.
     NotReady,
+    /// Another request had the same key.
+    KeyMismatch,
+    /// As many keys are remembered as may be, and none is forgotten early; try again later.
+    KeysFull,
+    /// The leader does not know yet which keys its log holds; try again shortly.
+    KeysUnknown,
 }
 
 /// What the shell must do. Safe to carry out the moment it is emitted.
@@ -317,14 +329,14 @@ pub enum Effect {
         /// Contiguous; each the very entry that the log has there.
         entries: Vec<Entry>,
     },
-    /// Read a control write of the last checkpoint back; answer [`Input::Control`], or
+    /// Read control writes back as the last checkpoint left them; answer [`Input::Control`], or
     /// [`Input::StateFailed`]. Asked for once in a run, before a group's first [`Effect::Apply`]. A
     /// state that stands below `lsn` is lost.
     ReadControl {
         /// Whose.
         group: GroupId,
-        /// Of a write that a [`Effect::Checkpoint`] carried.
-        key: Bytes,
+        /// How their keys begin.
+        prefixes: Vec<Bytes>,
         /// The oplog knows of a checkpoint here.
         lsn: Lsn,
     },
@@ -349,15 +361,15 @@ pub enum Effect {
         above: Lsn,
     },
     /// Put the snapshot that is ready in the place of the group's state, in one moment, durably; what
-    /// was not checkpointed is gone. Nothing of the group is being applied or checkpointed. Answer
-    /// [`Input::Control`] with the value of `key`, or [`Input::StateFailed`].
+    /// was not checkpointed is gone. Nothing of the group is being applied or checkpointed. Answer as an
+    /// [`Effect::ReadControl`].
     Install {
         /// Whose.
         group: GroupId,
         /// What the snapshot stands at.
         at: Position,
-        /// Of a control write that came with it.
-        key: Bytes,
+        /// Of the keys of control writes that came with it.
+        prefixes: Vec<Bytes>,
     },
     /// Drop a group's state, which is of no use any more; answer [`Input::StateLost`].
     Discard {

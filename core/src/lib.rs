@@ -19,6 +19,7 @@ mod liveness;
 mod log;
 mod message;
 mod node;
+mod once;
 mod peers;
 pub mod planted;
 mod recall;
@@ -37,6 +38,7 @@ pub use io::{
 };
 pub use message::{GroupMessage, Message};
 pub use node::{Node, RecoverError};
+pub use once::{ONCE_KEY_MAX, OnceEntry, OnceKey, RememberedView};
 pub use retention::Base;
 pub use slots::{
     SLOT_NAME_MAX, SlotCause, SlotChange, SlotEntry, SlotLimits, SlotOutcome, SlotSettings,

@@ -215,9 +215,9 @@ impl Node {
                     self.ctx.touched.insert(group);
                 }
             }
-            Input::Control { group, at, value } => {
+            Input::Control { group, at, rows } => {
                 if let Some(g) = self.groups.get_mut(&group) {
-                    g.on_control(&mut self.ctx, at, value);
+                    g.on_control(&mut self.ctx, at, &rows);
                     self.ctx.touched.insert(group);
                 }
             }
@@ -317,7 +317,7 @@ impl Node {
         };
         self.ctx.touched.insert(group);
         match request {
-            Request::Propose { payload, expires, .. } => {
+            Request::Propose { payload, once, expires, .. } => {
                 if group == GroupId::SYSTEM {
                     // The control plane takes no ops.
                     return self.ctx.reject(id, Reject::NoSuchGroup);
@@ -325,7 +325,10 @@ impl Node {
                 if self.ctx.now.mono >= expires {
                     return self.ctx.reject(id, Reject::Expired);
                 }
-                g.propose(&mut self.ctx, id, Kind::Op, payload);
+                match once {
+                    None => g.propose(&mut self.ctx, id, Kind::Op, payload),
+                    Some(once) => g.propose_once(&mut self.ctx, id, once, payload),
+                }
             }
             Request::Read { .. } => g.read(&mut self.ctx, id),
             Request::CreateSlot { name, settings, expires, .. } => {

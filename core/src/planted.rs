@@ -109,6 +109,15 @@ pub enum Planted {
     RecoveredNotSynced = 44,
     /// `synced_upto` names a block of the very write that is not fsynced yet.
     SyncedUptoAhead = 45,
+    /// A checkpoint leaves out which keyed writes are remembered.
+    OnceNotCheckpointed = 100,
+    /// A keyed write is forgotten as soon as log time rises.
+    OnceForgottenEarly = 101,
+    /// A leader takes keyed writes before it has applied what its log holds of them: the retry that
+    /// follows a failover takes effect again.
+    OnceBeforeTermStart = 102,
+    /// Of keyed writes only those that took effect are remembered.
+    RefusalNotRemembered = 103,
     /// What a cut leaves behind is not cleared away, and a block of it, of an earlier epoch, is taken for
     /// one of the log: either alone does no harm, as the other stands.
     WrongEpochAccepted = 46,
@@ -121,7 +130,7 @@ pub enum Planted {
 impl Planted {
     /// Every planted fault that breaks a promise; beside them is [`Planted::Nondeterminism`], which
     /// breaks the simulator's own.
-    pub const ALL: [Planted; 49] = [
+    pub const ALL: [Planted; 53] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -162,6 +171,10 @@ impl Planted {
         Planted::StreamShowsRefused,
         Planted::StreamGuessesPrev,
         Planted::StreamBeyondApplied,
+        Planted::OnceNotCheckpointed,
+        Planted::OnceForgottenEarly,
+        Planted::OnceBeforeTermStart,
+        Planted::RefusalNotRemembered,
         Planted::DoubtForgotten,
         Planted::DirNotSynced,
         Planted::FsyncRetried,

@@ -3,7 +3,8 @@
 //! log. This is the pure table; `group/slots.rs` feeds it, and proposes what becomes of slots.
 //!
 //! Everything here follows from entries and from which operations were refused, and from no clock:
-//! **log time** is a count of milliseconds that rises only by what slot entries carry.
+//! **log time** is a count of milliseconds that rises only by what entries of slots and of keyed
+//! writes carry.
 //!
 //! How far a slot is behind is a difference of two counts of effective operations: of all that is
 //! applied, and of the prefix up to its confirmed position (`tally.rs`). The second is noted when the
@@ -320,6 +321,14 @@ impl Slots {
 
     pub(crate) fn retention(&self) -> &Retention {
         &self.retention
+    }
+
+    /// An entry is applied that tells log time; what it is by now, unless that was taken before.
+    pub(crate) fn take_time(&mut self, lsn: Lsn, time_ms: u64) -> Option<u64> {
+        (lsn > self.lsn).then(|| {
+            self.time_ms = self.time_ms.max(time_ms);
+            self.time_ms
+        })
     }
 
     /// A slot entry is applied: the outcome of each of its changes.

@@ -6,6 +6,7 @@ use crate::{
     context::{Context, Reason},
     group::{Group, Role},
     node::Node,
+    once::RememberedView,
     retention::Base,
     slots::SlotsView,
     types::{GroupId, Lsn, Member, NodeId, Term, WriteId},
@@ -124,6 +125,13 @@ impl Node {
     #[must_use]
     pub fn slots(&self, id: GroupId) -> Option<SlotsView<'_>> {
         self.groups.get(&id)?.slots_view(&self.ctx)
+    }
+
+    /// The keyed writes of a group that this replica remembers; `None` where it has no such group, does
+    /// not know them yet, or has it in quarantine.
+    #[must_use]
+    pub fn remembered(&self, group: GroupId) -> Option<RememberedView<'_>> {
+        self.groups.get(&group)?.remembered_view()
     }
 
     /// What each follower of a group has confirmed; nothing unless this node leads it.

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use cluster::{Cluster, MS, Rng};
 use highwater_core::{
     Boot, Config, Entry, Formation, GroupId, GroupMessage, Hlc, Incarnation, Input, Instant, Kind,
-    Lsn, Member, Message, NodeId, Peer, Position, Request, SlotCause, SlotChange, SlotEntry,
-    SlotLimits, SlotSettings, SlotStart, Term,
+    Lsn, Member, Message, NodeId, OnceEntry, OnceKey, Peer, Position, Request, SlotCause,
+    SlotChange, SlotEntry, SlotLimits, SlotSettings, SlotStart, Term,
 };
 
 /// Makes things up: often near what is true, else at an edge.
@@ -82,6 +82,7 @@ impl Liar<'_> {
                         Kind::Op,
                         Kind::CreateDatabase,
                         Kind::Slot,
+                        Kind::Once,
                     ]),
                     payload: self.payload(),
                 }
@@ -89,10 +90,16 @@ impl Liar<'_> {
             .collect()
     }
 
-    /// Bytes, or what it says of slots.
+    /// Bytes, a keyed write, or what it says of slots.
     fn payload(&mut self) -> Bytes {
         if self.maybe() {
             return Bytes::from(vec![self.below(256) as u8; self.below(60) as usize]);
+        }
+        if self.maybe() {
+            let key = Bytes::from(format!("k{}", self.below(4)));
+            let (time_ms, expires_ms) = (self.edge(), self.edge());
+            let once = OnceKey { key, digest: [self.below(2) as u8; 16] };
+            return OnceEntry { time_ms, expires_ms, once, op: Bytes::new() }.encode();
         }
         let change = |liar: &mut Self| {
             let name = format!("s{}", liar.below(4));

@@ -8,7 +8,7 @@
 mod cluster;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Mutex,
@@ -68,6 +68,8 @@ struct Chaos {
     quarantined: Option<NodeId>,
     down: BTreeMap<NodeId, u64>,
     counts: BTreeMap<&'static str, u64>,
+    /// Keyed writes that were made: the op and its key.
+    keyed: VecDeque<(GroupId, String, String)>,
 }
 
 fn config(rng: &mut Rng) -> Config {
@@ -93,6 +95,7 @@ fn config(rng: &mut Rng) -> Config {
         config.confirm_groups_max = 1;
         config.slots_max = 2;
         config.slot_requests_max = rng.between(3, 10) as usize;
+        config.once_max = rng.between(1, 10) as usize;
     }
     if rng.permille(600) {
         config.retention_bytes = rng.between(1, 8000);
@@ -100,6 +103,7 @@ fn config(rng: &mut Rng) -> Config {
     if rng.permille(100) {
         config.retention_ms = rng.between(300, 2000);
     }
+    config.once_window_ms = rng.between(100, 3000);
     config.slot_ack_us = rng.below(20_000);
     config.slot_tick_us = rng.between(50, 1000) * MS;
     config.slot_grace_us = rng.below(500) * MS;
@@ -153,6 +157,7 @@ impl Chaos {
             quarantined: None,
             down: BTreeMap::new(),
             counts: BTreeMap::new(),
+            keyed: VecDeque::new(),
         }
     }
 
@@ -190,7 +195,8 @@ impl Chaos {
             }
             _ if group == GroupId::SYSTEM => {}
             25..36 => self.work_on_slots(node, group),
-            36..60 => {
+            36..46 => self.work_once(node, group),
+            46..60 => {
                 self.cluster.propose(node, group, &format!("cas k{key} v{old} v{new}"));
             }
             60..65 => {
@@ -213,6 +219,34 @@ impl Chaos {
                 self.cluster.propose(node, group, &format!("put k{key} v{new}"));
             }
         }
+    }
+
+    /// A keyed write: a new one, one that was made before, or at times another one with its key.
+    fn work_once(&mut self, node: NodeId, group: GroupId) {
+        let known = self.keyed.len() as u64;
+        let (of, op, key) = match self.rng.below(10) {
+            0..4 if known > 0 => self.keyed[self.rng.below(known) as usize].clone(),
+            4 if known > 0 => {
+                let (of, _, key) = self.keyed[self.rng.below(known) as usize].clone();
+                (of, "put k0 v9".to_owned(), key)
+            }
+            n => {
+                let (key, value) = (self.rng.below(4), self.rng.below(3));
+                let old = self.rng.below(3);
+                let op = match n.is_multiple_of(2) {
+                    true => format!("put k{key} v{value}"),
+                    false => format!("cas k{key} v{old} v{value}"),
+                };
+                let key = format!("key{}", self.cluster.next_request);
+                self.keyed.push_back((group, op.clone(), key.clone()));
+                if self.keyed.len() > 12 {
+                    self.keyed.pop_front();
+                }
+                (group, op, key)
+            }
+        };
+        let node = if of == group { node } else { self.cluster.leader(of).unwrap_or(node) };
+        self.cluster.propose_once(node, of, &op, &key);
     }
 
     /// A consumer comes, goes on, or goes.
@@ -641,6 +675,14 @@ impl Chaos {
         })
     }
 
+    /// As every replica that knows its keys knows it.
+    fn no_key_is_remembered(&self, alive: &[NodeId]) -> bool {
+        self.cluster.names.keys().all(|group| {
+            let nodes = alive.iter().filter_map(|id| self.cluster.node(*id));
+            nodes.filter_map(|node| node.remembered(*group)).all(|view| view.keys.is_empty())
+        })
+    }
+
     /// Every replica has and has applied what the leader has.
     fn all_equal(&self, alive: &[NodeId]) -> bool {
         self.cluster.names.keys().all(|group| {
@@ -717,8 +759,12 @@ impl Chaos {
         self.demand(&alive, "every group is led", span, |c| c.all_led(&alive));
         // Without another write: what was lost on the way is said again.
         self.demand(&alive, "every replica is equal", span, |c| c.all_equal(&alive));
+        // What was asked last has been taken up by now.
+        self.cluster.run_for(500 * MS);
         // Nobody acknowledges any more: log time, which goes on, ends every slot.
         self.demand(&alive, "idle slots are invalidated", span, |c| c.no_slot_is_valid(&alive));
+        let none = |c: &Chaos| c.no_key_is_remembered(&alive);
+        self.demand(&alive, "keys are forgotten", span, none);
         self.demand(&alive, "every replica is equal", span, |c| c.all_equal(&alive));
         // What is too old goes, too.
         self.cluster.run_for((2000 + 4 * self.cluster.config.retention_ms) * MS);
@@ -853,6 +899,9 @@ fn run(seed: u64, totals: &Mutex<Totals>) {
         *totals.counts.entry(what).or_default() += n;
     }
     for (what, n) in &chaos.cluster.oracle.slots.told {
+        *totals.counts.entry(what).or_default() += n;
+    }
+    for (what, n) in &chaos.cluster.oracle.once.told {
         *totals.counts.entry(what).or_default() += n;
     }
     totals.acknowledged += chaos.cluster.oracle.acknowledged;

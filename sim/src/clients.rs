@@ -47,9 +47,11 @@ pub(crate) async fn perform(
     cluster.judge.calls(&call);
     let name = call.database.clone();
     let told = match call.ask.clone() {
-        Ask::Write(op) => {
-            let write =
-                move |h: highwater_node::Handle| async move { h.write(&name, op, timeout).await };
+        Ask::Write(op) | Ask::Once(op, _) => {
+            let once = call.ask.once().cloned();
+            let write = move |h: highwater_node::Handle| async move {
+                h.write(&name, op, once, timeout).await
+            };
             cluster.ask(node, timeout, write).await.map(|r| r.map(Told::Written))
         }
         Ask::Get(key, consistency) => {
@@ -182,8 +184,10 @@ impl Client {
             let told = perform(&self.cluster, node, &database, ask.clone(), timeout).await;
             return self.workload.learn(database, ask, told);
         }
-        let calls: Vec<_> =
-            (0..self.workload.burst()).filter_map(|_| self.workload.call(&databases)).collect();
+        let now_ns = self.cluster.world.now_ns();
+        let calls: Vec<_> = (0..self.workload.burst())
+            .filter_map(|_| self.workload.call(&databases, now_ns))
+            .collect();
         let asked = calls.iter().map(|(database, ask, timeout)| {
             perform(&self.cluster, node, database, ask.clone(), *timeout)
         });

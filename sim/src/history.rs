@@ -1,7 +1,7 @@
 //! What clients asked and what they were told: the language between workload and oracles.
 
 use bytes::Bytes;
-use highwater_core::{GroupId, Lsn, NodeId};
+use highwater_core::{GroupId, Lsn, NodeId, OnceKey};
 use highwater_node::api::{Consistency, Error, Got, ListQuery, Page, Receipt, Record};
 use highwater_wire::{op::Op, peer::SlotAsk};
 
@@ -12,6 +12,8 @@ use crate::{oracles::streams::Streamed, rng::spread, trace::digest};
 pub(crate) enum Ask {
     /// Writes, in one op.
     Write(Op),
+    /// Writes with a key, for the first time or again.
+    Once(Op, OnceKey),
     /// Reads a key.
     Get(Bytes, Consistency),
     /// Lists keys.
@@ -72,8 +74,8 @@ impl Told {
             of(&[record.version.0, digest(&record.content_type), digest(&record.value)])
         };
         match self {
-            Told::Written(Receipt { group, lsn, term, existed }) => {
-                of(&[1, group.0, lsn.0, term.0, u64::from(*existed)])
+            Told::Written(Receipt { group, lsn, term, existed, replayed }) => {
+                of(&[1, group.0, lsn.0, term.0, u64::from(*existed) | u64::from(*replayed) << 1])
             }
             Told::Got(got) => {
                 let record = got.record.as_ref().map_or(0, record);
@@ -120,11 +122,27 @@ impl Told {
 }
 
 impl Ask {
+    /// The write that it asks for, if it does.
+    pub(crate) fn op(&self) -> Option<&Op> {
+        match self {
+            Ask::Write(op) | Ask::Once(op, _) => Some(op),
+            _ => None,
+        }
+    }
+
+    /// Its key, if it has one.
+    pub(crate) fn once(&self) -> Option<&OnceKey> {
+        match self {
+            Ask::Once(_, once) => Some(once),
+            _ => None,
+        }
+    }
+
     /// In a few words.
     pub(crate) fn brief(&self) -> String {
         let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
         match self {
-            Ask::Write(op) => {
+            Ask::Write(op) | Ask::Once(op, _) => {
                 let writes: Vec<String> = op
                     .writes
                     .iter()
@@ -136,7 +154,8 @@ impl Ask {
                         highwater_wire::op::Action::Delete => format!("-{}", text(&w.key)),
                     })
                     .collect();
-                format!("write {}", writes.join(" "))
+                let key = self.once().map(|once| format!("once {} ", once.key.escape_ascii()));
+                format!("{}write {}", key.unwrap_or_default(), writes.join(" "))
             }
             Ask::Get(key, consistency) => format!("get {} {consistency:?}", text(key)),
             Ask::List(query, consistency) => {

@@ -17,7 +17,7 @@ pub(crate) enum Profile {
     Default,
     /// Three to seven nodes; each seed draws which of all faults there are, and how hard.
     Swarm,
-    /// As the swarm, with consumers that have slots.
+    /// As the swarm, with consumers that have slots, and writers that ask again.
     Oplog,
 }
 
@@ -328,6 +328,9 @@ pub(crate) struct Plan {
     /// Clients have slots, and read for them.
     #[serde(default)]
     pub(crate) slots: bool,
+    /// Clients put keys to some of their writes, and ask for those again.
+    #[serde(default)]
+    pub(crate) once: bool,
     /// Each database has this many keys.
     pub(crate) keys: u64,
     /// How long faults go on, after the first databases stand.

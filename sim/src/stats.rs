@@ -211,6 +211,16 @@ seen! {
     SlotDeleted: "slot deleted", Some(0);
     /// A slot's consumer was told of it, and another node led than when it was told before.
     SlotOutlived: "slot outlived a leader", Some(0);
+    /// A keyed write was answered.
+    OnceAnswered: "keyed write answered", Some(0);
+    /// ... with what came of an earlier attempt, which had been applied before this one.
+    OnceReplayed: "retry answered from the table", Some(0);
+    /// ... which was under way when this one came.
+    OnceJoined: "retry joined one in flight", Some(0);
+    /// ... and another node led than when it was first asked for.
+    OnceOutlived: "retry answered after a failover", Some(0);
+    /// A key was used for another request.
+    OnceMismatch: "key of another request refused", Some(0);
     /// Two nodes' whole states were compared at one LSN.
     RootsCompared: "states of two nodes compared", Some(0);
     /// A key's history that the search left undecided.
@@ -292,13 +302,18 @@ impl Seen {
         Seen::Healed,
     ];
 
-    /// What only clients with slots bring about.
+    /// What only clients with slots and keys bring about.
     const OPLOG: &'static [Seen] = &[
         Seen::SlotCreated,
         Seen::SlotAcked,
         Seen::SlotRead,
         Seen::SlotDeleted,
         Seen::SlotOutlived,
+        Seen::OnceAnswered,
+        Seen::OnceReplayed,
+        Seen::OnceJoined,
+        Seen::OnceOutlived,
+        Seen::OnceMismatch,
     ];
 
     /// In how many percent of a profile's seeds it is due. The swarm owes each thing in one percent.

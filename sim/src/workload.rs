@@ -1,11 +1,15 @@
 //! What clients ask, of whom, how often: drawn from the seed and from what they were told, and from
 //! nothing else. Every op is unique byte for byte, so that the oracles can tell them apart.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use highwater_core::{Lsn, NodeId, SlotSettings, SlotStart};
-use highwater_node::api::{Bookmark, Consistency, ListQuery};
+use highwater_core::{Lsn, NodeId, OnceKey, SlotSettings, SlotStart};
+use highwater_node::api::{Bookmark, Consistency, Error, ListQuery};
 use highwater_wire::{
     op::{Action, Condition, Op, Versions, Write},
     peer::SlotAsk,
@@ -14,7 +18,8 @@ use highwater_wire::{
 use crate::{
     history::{Ask, Told},
     plan::Plan,
-    rng::Rng,
+    rng::{Rng, spread},
+    trace::digest,
 };
 
 /// Databases that stand before the faults begin.
@@ -30,6 +35,18 @@ pub(crate) fn last_op(unique: u64) -> Op {
     Op { writes: vec![Write { key, action, condition: Condition::default() }] }
 }
 
+fn once_key(key: String, op: &Op) -> OnceKey {
+    let half = digest(&op.encode());
+    let digest = u128::from(half) << 64 | u128::from(spread(half));
+    OnceKey { key: Bytes::from(key), digest: digest.to_le_bytes() }
+}
+
+impl Keyed {
+    fn ask(&self) -> Ask {
+        Ask::Once(self.op.clone(), self.once.clone())
+    }
+}
+
 /// A client's slot in one database: none has its name again.
 #[derive(Clone, Debug, Default)]
 struct Slot {
@@ -39,6 +56,22 @@ struct Slot {
     /// What was read for it.
     read: Lsn,
 }
+
+/// A keyed write that a client made.
+#[derive(Clone, Debug)]
+struct Keyed {
+    database: String,
+    op: Op,
+    once: OnceKey,
+    /// When it was first asked for.
+    since_ns: u64,
+    tries: u64,
+}
+
+/// A keyed write without an answer is asked for so often.
+const TRIES_MAX: u64 = 6;
+/// ... and one with an answer is remembered, among so many, to be asked for again.
+const KEYED_MAX: usize = 16;
 
 /// What one client does.
 pub(crate) struct Workload {
@@ -55,6 +88,11 @@ pub(crate) struct Workload {
     slots: BTreeMap<String, Slot>,
     /// Versions that it saw.
     versions: BTreeMap<(String, Bytes), Lsn>,
+    /// Keyed writes under way, by key.
+    trying: BTreeMap<Bytes, Keyed>,
+    /// Those that are to be asked for again, and those that were answered.
+    again: VecDeque<Keyed>,
+    answered: VecDeque<Keyed>,
 }
 
 impl Workload {
@@ -71,6 +109,9 @@ impl Workload {
             positions: BTreeMap::new(),
             slots: BTreeMap::new(),
             versions: BTreeMap::new(),
+            trying: BTreeMap::new(),
+            again: VecDeque::new(),
+            answered: VecDeque::new(),
         }
     }
 
@@ -139,21 +180,102 @@ impl Workload {
         if self.rng.percent(50) { self.home } else { *self.rng.pick(&self.plan.nodes) }
     }
 
-    /// The database, the question and the time for it; `None` while there is no database.
-    pub(crate) fn call(&mut self, databases: &[String]) -> Option<(String, Ask, Duration)> {
+    /// The database, the question and the time for it, asked now; `None` while there is no database.
+    pub(crate) fn call(
+        &mut self,
+        databases: &[String],
+        now_ns: u64,
+    ) -> Option<(String, Ask, Duration)> {
         if databases.is_empty() {
             return None;
         }
-        let database = self.rng.pick(databases).clone();
-        let ask = self.draw(&database);
+        let again = if self.plan.once { self.ask_again(now_ns) } else { None };
+        let (database, ask) = again.unwrap_or_else(|| {
+            let database = self.rng.pick(databases).clone();
+            let ask = self.draw(&database);
+            let ask = self.put_key(&database, ask, now_ns);
+            (database, ask)
+        });
         let timeout = Duration::from_millis(self.rng.range(200, 2_500));
         Some((database, ask, timeout))
     }
 
+    /// Has some of its writes take effect once.
+    fn put_key(&mut self, database: &str, ask: Ask, now_ns: u64) -> Ask {
+        match ask {
+            Ask::Write(op) if self.plan.once && self.rng.percent(40) => {
+                let once = once_key(self.tag(), &op);
+                let keyed = Keyed {
+                    database: database.to_owned(),
+                    op: op.clone(),
+                    once: once.clone(),
+                    since_ns: now_ns,
+                    tries: 0,
+                };
+                self.trying.insert(once.key.clone(), keyed);
+                Ask::Once(op, once)
+            }
+            ask => ask,
+        }
+    }
+
+    /// A keyed write that has no answer yet, at times one that has, and at times another one with the
+    /// key of that. After its window it would be a new one, so none is asked for near the end of it.
+    fn ask_again(&mut self, now_ns: u64) -> Option<(String, Ask)> {
+        let limits = self.plan.limits.iter().chain([&self.plan.first]);
+        let window_ms = limits.map(|limits| limits.core.once_window_ms).min().unwrap_or_default();
+        let is_fresh = |keyed: &Keyed| now_ns - keyed.since_ns < window_ms * 1_000_000 / 2;
+        self.again.retain(is_fresh);
+        if let Some(keyed) = self.again.pop_front() {
+            let (database, ask) = (keyed.database.clone(), keyed.ask());
+            self.trying.insert(keyed.once.key.clone(), keyed);
+            return Some((database, ask));
+        }
+        if self.answered.is_empty() || !self.rng.percent(12) {
+            return None;
+        }
+        let at = self.rng.below(self.answered.len() as u64) as usize;
+        let keyed = self.answered[at].clone();
+        if self.rng.percent(25) {
+            let key = self.key();
+            let op = self.op(&[key], Condition::default());
+            let once = OnceKey { key: keyed.once.key, ..once_key(String::new(), &op) };
+            self.answered.remove(at);
+            return Some((keyed.database, Ask::Once(op, once)));
+        }
+        is_fresh(&keyed).then(|| (keyed.database.clone(), keyed.ask()))
+    }
+
+    /// A keyed write has an answer, or none.
+    fn learn_once(&mut self, once: &OnceKey, told: &Told) {
+        let is_it = self.trying.get(&once.key).is_some_and(|keyed| keyed.once == *once);
+        let Some(mut keyed) = self.trying.remove(&once.key).filter(|_| is_it) else { return };
+        keyed.tries += 1;
+        match told {
+            Told::Written(_) | Told::Failed(Error::Refused { .. }) => {
+                self.answered.push_back(keyed);
+                if self.answered.len() > KEYED_MAX {
+                    self.answered.pop_front();
+                }
+            }
+            Told::Failed(Error::Unknown) | Told::Silence if keyed.tries < TRIES_MAX => {
+                self.again.push_back(keyed);
+            }
+            // Of the first attempt that is definite; else nothing is known still.
+            Told::Failed(_) if keyed.tries > 1 && keyed.tries < TRIES_MAX => {
+                self.again.push_back(keyed);
+            }
+            _ => {}
+        }
+    }
+
     /// Takes in an answer.
     pub(crate) fn learn(&mut self, database: String, ask: Ask, told: Told) {
+        if let Ask::Once(_, once) = &ask {
+            self.learn_once(once, &told);
+        }
         match (ask, told) {
-            (Ask::Write(op), Told::Written(receipt)) => {
+            (Ask::Write(op) | Ask::Once(op, _), Told::Written(receipt)) => {
                 for write in op.writes {
                     self.versions.insert((database.clone(), write.key), receipt.lsn);
                 }

@@ -5,7 +5,7 @@ use alloc::{string::String, vec::Vec};
 
 use bytes::Bytes;
 
-use super::{Asker, Consequences, Group};
+use super::{Asker, Consequences, Group, once::answer_all};
 use crate::{
     catalog::CreateDatabase,
     config::Config,
@@ -13,6 +13,7 @@ use crate::{
     control::refused_key,
     entry::{Entry, Kind, Outcome, Position, Record, fitting},
     io::{Effect, Reply},
+    once::OnceEntry,
     retention::Base,
     slots::SlotEntry,
     types::{GroupId, Lsn, Term},
@@ -80,6 +81,8 @@ enum What {
     Nothing,
     /// An outcome.
     Op,
+    /// One that is remembered.
+    Once(OnceEntry),
     Slot(SlotEntry),
     Prune(Base),
 }
@@ -89,6 +92,7 @@ impl Item {
     fn of(entry: &Entry) -> Option<Item> {
         let what = match entry.kind {
             Kind::Op => What::Op,
+            Kind::Once => What::Once(OnceEntry::decode(entry.payload.clone())?),
             Kind::Slot => What::Slot(SlotEntry::decode(entry.payload.clone())?),
             Kind::Prune => What::Prune(Base::decode(entry.payload.clone())?),
             Kind::TermStart | Kind::CreateDatabase => What::Nothing,
@@ -199,7 +203,8 @@ impl Group {
             return self.apply_system_run(ctx, entries, consequences);
         }
         let Some(items) = entries.iter().map(Item::of).collect::<Option<Vec<Item>>>() else {
-            return self.quarantine(ctx, String::from("a control entry can't be read"));
+            let reason = "a control entry or a keyed operation can't be read";
+            return self.quarantine(ctx, String::from(reason));
         };
         let upto = entries[entries.len() - 1].lsn;
         let bytes = entries.iter().map(Entry::weight).sum();
@@ -244,13 +249,18 @@ impl Group {
         let mut outcomes = outcomes.into_iter();
         for Item { lsn, term, weight, what } in run.items {
             let outcome = match what {
-                What::Op => Some(outcomes.next().expect("every op has an outcome")),
+                What::Op | What::Once(_) => Some(outcomes.next().expect("every op has an outcome")),
                 _ => None,
             };
             let effective = outcome.as_ref().is_some_and(|outcome| !outcome.refused);
             self.slots.count(lsn, weight, effective);
             match what {
                 What::Nothing | What::Op => {}
+                What::Once(entry) => {
+                    if let Some(outcome) = &outcome {
+                        self.remember(lsn, term, &entry, outcome);
+                    }
+                }
                 What::Slot(entry) => self.on_slot_entry_applied(ctx, (lsn, term), entry),
                 What::Prune(base) => self.on_prune_applied(ctx, lsn, base),
             }
@@ -266,8 +276,12 @@ impl Group {
         if outcome.refused {
             self.applying.refused.push((refused_key(lsn), outcome.answer.clone()));
         }
-        if let Some(Asker::One(request)) = self.proposals.remove(&(lsn, term)) {
-            ctx.reply(request, Reply::Applied { lsn, term, outcome });
+        match self.proposals.remove(&(lsn, term)) {
+            Some(Asker::One(request)) => {
+                ctx.reply(request, Reply::Applied { lsn, term, outcome, replayed: false });
+            }
+            Some(Asker::Once(askers)) => answer_all(ctx, &askers, (lsn, term), &outcome),
+            Some(Asker::Slots(_)) | None => {}
         }
     }
 
@@ -309,6 +323,7 @@ impl Group {
         }
         let mut control = core::mem::take(&mut self.applying.refused);
         control.extend(self.slots.control_write());
+        control.extend(self.once.take_dirty());
         self.begin_checkpoint(ctx, control);
     }
 

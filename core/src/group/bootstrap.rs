@@ -10,9 +10,10 @@
 
 use alloc::{string::String, vec::Vec};
 
-use bytes::Bytes;
-
-use super::{Asker, Group, Role, slots::SlotTable};
+use super::{
+    Asker, Group, Role,
+    slots::{SlotTable, control_prefixes},
+};
 use crate::{
     context::{Context, Reason},
     entry::{Position, Record},
@@ -20,7 +21,6 @@ use crate::{
     message::GroupMessage,
     planted::{self, Planted},
     retention::Base,
-    slots::CONTROL_KEY,
     types::{Lsn, NodeId, Term, WriteId},
 };
 
@@ -143,8 +143,8 @@ impl Group {
             Bootstrap::Ready { at } if self.is_apply_idle() => {
                 self.bootstrap = Bootstrap::Installing;
                 self.slots = SlotTable::Asked;
-                let key = Bytes::from_static(CONTROL_KEY);
-                ctx.emit(Effect::Install { group: self.id, at, key });
+                let prefixes = control_prefixes();
+                ctx.emit(Effect::Install { group: self.id, at, prefixes });
             }
             _ => {}
         }
@@ -269,6 +269,9 @@ impl Group {
         for asker in core::mem::replace(&mut self.proposals, beyond).into_values() {
             match asker {
                 Asker::One(request) => ctx.reply(request, Reply::Unknown),
+                Asker::Once(requests) => {
+                    requests.into_iter().for_each(|request| ctx.reply(request, Reply::Unknown));
+                }
                 Asker::Slots(askers) => {
                     for (request, _) in askers {
                         self.answer_slot_request(ctx, request, Reply::Unknown);

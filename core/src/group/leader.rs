@@ -5,7 +5,7 @@ use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
 use bytes::Bytes;
 
 use super::{
-    Asker, Group, Leader, LeaderReads, LeaderSlots, Role, Transfer,
+    Asker, Group, Leader, LeaderOnce, LeaderReads, LeaderSlots, Role, Transfer,
     progress::{Flow, Progress},
 };
 use crate::{
@@ -33,6 +33,7 @@ impl Group {
             reads: LeaderReads::default(),
             slots: LeaderSlots::default(),
             pruning: Lsn(0),
+            once: LeaderOnce::default(),
             transfer: None,
         };
         self.set_role(ctx, Role::Leader(Box::new(leader)));
@@ -68,17 +69,21 @@ impl Group {
         kind: Kind,
         payload: Bytes,
     ) {
-        let reject = match &self.role {
-            _ if self.quarantined.is_some() => Some(Reject::Quarantined),
-            Role::Leader(leader) if leader.transfer.is_some() => Some(Reject::Transferring),
-            Role::Leader(_) => self.refuse_admission(ctx, payload.len(), ctx.config.reserve_bytes),
-            _ => Some(Reject::NotLeader { leader: self.leader(ctx) }),
-        };
-        if let Some(reject) = reject {
+        if let Some(reject) = self.refuse_proposal(ctx, payload.len()) {
             return ctx.reject(request, reject);
         }
         let lsn = self.append(ctx, kind, payload);
         self.proposals.insert((lsn, self.term), Asker::One(request));
+    }
+
+    /// Why such a payload can't be appended for a client now.
+    pub(super) fn refuse_proposal(&self, ctx: &Context, payload: usize) -> Option<Reject> {
+        match &self.role {
+            _ if self.quarantined.is_some() => Some(Reject::Quarantined),
+            Role::Leader(leader) if leader.transfer.is_some() => Some(Reject::Transferring),
+            Role::Leader(_) => self.refuse_admission(ctx, payload, ctx.config.reserve_bytes),
+            _ => Some(Reject::NotLeader { leader: self.leader(ctx) }),
+        }
     }
 
     /// Why there is no room for such a payload, where `reserve` is to be left in the oplog.

@@ -2,8 +2,8 @@
 //! appends, ReadIndex and leadership transfer. The files beside this one are its parts:
 //! `election` (who leads), `leader` (entries go out), `follower` (entries come in), `reads`,
 //! `apply` (what is committed reaches the state), `slots` (positions of consumers in the log),
-//! `retention` (how the log gets shorter), `bootstrap` (what no log can bring up to date), `doubt` and
-//! `repair` (what a damaged disk lost).
+//! `retention` (how the log gets shorter), `once` (retries that take effect once), `bootstrap` (what
+//! no log can bring up to date), `doubt` and `repair` (what a damaged disk lost).
 
 mod apply;
 mod bootstrap;
@@ -11,6 +11,7 @@ mod doubt;
 mod election;
 mod follower;
 mod leader;
+mod once;
 mod progress;
 mod reads;
 mod repair;
@@ -31,6 +32,7 @@ use crate::{
     io::{Effect, Notice, RecoveredGroup, Reject, Reply},
     log::GroupLog,
     message::GroupMessage,
+    once::Once,
     planted::{self, Planted},
     recall::Acks,
     types::{GroupId, Hlc, Instant, Lsn, Member, NodeId, Peer, RequestId, Term, WriteId},
@@ -39,6 +41,7 @@ use crate::{
 pub(crate) use apply::Applying;
 use bootstrap::Bootstrap;
 use doubt::Soundness;
+use once::LeaderOnce;
 use progress::Progress;
 pub(crate) use reads::{FollowerReads, KnownReads, LeaderReads};
 use repair::Repair;
@@ -83,6 +86,7 @@ pub(crate) struct Leader {
     slots: LeaderSlots,
     /// Its last entry that cuts the log: one is under way at a time.
     pruning: Lsn,
+    once: LeaderOnce,
     transfer: Option<Transfer>,
 }
 
@@ -115,6 +119,8 @@ pub(crate) struct Group {
     slots: SlotTable,
     /// Requests about slots that have no answer.
     slot_requests: usize,
+    /// What is remembered of keyed writes: known when the slots are.
+    once: Once,
     soundness: Soundness,
     repair: Repair,
     bootstrap: Bootstrap,
@@ -170,6 +176,7 @@ impl Group {
             applying: Applying::default(),
             slots: SlotTable::new(id),
             slot_requests: 0,
+            once: Once::default(),
             soundness: if in_doubt { Soundness::InDoubt } else { Soundness::Sound },
             repair: Repair::default(),
             bootstrap: Bootstrap::No,
@@ -484,6 +491,7 @@ impl Group {
             return self.log.lose_state(applied);
         }
         self.slots = SlotTable::blank();
+        self.once = Once::default();
         self.rebuilding = Some(upto);
         self.withdraw(ctx, String::from("its state was damaged, and is rebuilt"));
         self.applying.restart();

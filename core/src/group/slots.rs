@@ -22,6 +22,7 @@ use crate::{
     context::{Context, Reason},
     entry::{Kind, Position},
     io::{Effect, Notice, Reject, Reply},
+    once::{CONTROL_PREFIX, Once, RememberedView},
     retention::Base,
     slots::{
         CONTROL_KEY, SLOT_NAME_MAX, Slot, SlotCause, SlotChange, SlotEntry, SlotOutcome, Slots,
@@ -70,6 +71,11 @@ impl SlotTable {
         }
     }
 
+    /// Log time is told by an entry; what it is by now, unless that was taken before.
+    pub(super) fn take_time(&mut self, lsn: Lsn, time_ms: u64) -> Option<u64> {
+        self.fed().take_time(lsn, time_ms)
+    }
+
     /// An entry is applied.
     pub(super) fn count(&mut self, lsn: Lsn, bytes: usize, effective: bool) {
         self.fed().count(lsn, bytes, effective);
@@ -99,6 +105,8 @@ impl SlotTable {
 /// Who waits for an entry.
 pub(super) enum Asker {
     One(RequestId),
+    /// Of a keyed operation: who asked for it, and whoever asked for the same before it was applied.
+    Once(Vec<RequestId>),
     /// Of a slot entry: each for the outcome of the change with that index.
     Slots(Vec<(RequestId, usize)>),
 }
@@ -210,25 +218,31 @@ impl Group {
     pub(super) fn know_slots(&mut self, ctx: &mut Context) -> bool {
         if let SlotTable::Unread = self.slots {
             self.slots = SlotTable::Asked;
-            let key = Bytes::from_static(CONTROL_KEY);
             let lsn = self.log.marks().checkpointed();
-            ctx.emit(Effect::ReadControl { group: self.id, key, lsn });
+            ctx.emit(Effect::ReadControl { group: self.id, prefixes: control_prefixes(), lsn });
         }
         self.slots.known().is_some()
     }
 
-    /// The slots as the last checkpoint left them, or a snapshot that is in place now.
-    pub(crate) fn on_control(&mut self, ctx: &mut Context, at: Position, value: Option<Bytes>) {
+    /// The slots, and what is remembered of keyed writes, as the last checkpoint left them, or a
+    /// snapshot that is in place now.
+    pub(crate) fn on_control(&mut self, ctx: &mut Context, at: Position, rows: &[(Bytes, Bytes)]) {
         let asked = matches!(self.slots, SlotTable::Asked);
         assert!(asked, "the shell completes only what it was asked for");
         assert!(at.lsn >= self.log.marks().applied(), "S6: what is asked for is not behind");
-        match Slots::decode(at.lsn, value) {
-            Some(slots) => {
+        let row = rows.iter().find(|(key, _)| key == CONTROL_KEY);
+        let read = Slots::decode(at.lsn, row.map(|(_, value)| value.clone()));
+        let once = read.as_ref().and_then(|slots| Once::decode(rows, slots.time_ms()));
+        match read.zip(once) {
+            Some((slots, once)) => {
                 let base = slots.base_at(at);
-                self.slots = SlotTable::Known(slots);
+                (self.slots, self.once) = (SlotTable::Known(slots), once);
                 self.stand_on(ctx, base);
             }
-            None => self.quarantine(ctx, String::from("the slots in its state can't be read")),
+            None => {
+                let reason = "the slots or the remembered keys in its state can't be read";
+                self.quarantine(ctx, String::from(reason));
+            }
         }
     }
 
@@ -241,6 +255,7 @@ impl Group {
     ) {
         let verdicts: Vec<Option<String>> = entry.changes.iter().map(condemned).collect();
         let outcomes = self.slots.fed().take_entry(lsn, entry);
+        self.once.forget(self.slots.fed().time_ms());
         for (name, outcome) in verdicts.into_iter().zip(&outcomes) {
             if let (Some(name), SlotOutcome::Invalidated { cause }) = (name, outcome)
                 && self.is_leader()
@@ -273,9 +288,17 @@ impl Group {
         Some(slots.view(&ctx.config, counted.unwrap_or_default() / 1000))
     }
 
+    /// What a shell may look at.
+    pub(crate) fn remembered_view(&self) -> Option<RememberedView<'_>> {
+        let slots = self.slots.known().filter(|_| self.quarantined.is_none())?;
+        let (lsn, time_ms) = (slots.lsn(), slots.time_ms());
+        Some(RememberedView { lsn, time_ms, keys: self.once.keys() })
+    }
+
     pub(super) fn check_slots(&self) {
         if let Some(slots) = self.slots.known().filter(|_| self.id != GroupId::SYSTEM) {
             slots.check(self.log.marks().applied());
+            self.once.check(slots.time_ms());
         }
     }
 
@@ -333,6 +356,9 @@ impl Group {
     pub(super) fn supersede(&mut self, ctx: &mut Context, asker: Asker) {
         match asker {
             Asker::One(request) => ctx.reject(request, Reject::Superseded),
+            Asker::Once(requests) => {
+                requests.into_iter().for_each(|id| ctx.reject(id, Reject::Superseded));
+            }
             Asker::Slots(askers) => {
                 for (request, _) in askers {
                     let reply = Reply::Rejected(Reject::Superseded);
@@ -365,9 +391,11 @@ impl Group {
             let soon = ctx.now.mono.plus(ctx.config.heartbeat_us);
             return ctx.set_timer(Reason::Slots(self.id), soon);
         }
-        let knows_the_log = self.log.marks().applied() >= leader.term_start;
-        let Some(slots) = self.slots.known().filter(|_| knows_the_log) else { return };
-        let us = leader.slots.count_time(ctx.now.mono, slots.time_ms(), &ctx.config);
+        if self.log.marks().applied() < leader.term_start {
+            return;
+        }
+        let Some(us) = self.log_time_us(ctx) else { return };
+        let Role::Leader(leader) = &mut self.role else { return };
         if leader.slots.due.is_some_and(|due| ctx.now.mono >= due) {
             self.append_arrived(ctx, us / 1000);
         }
@@ -379,6 +407,15 @@ impl Group {
             Some(at) => ctx.set_timer(Reason::Slots(self.id), at.max(ctx.now.mono.plus(1000))),
             None => ctx.clear_timer(Reason::Slots(self.id)),
         }
+    }
+
+    /// Log time as this leader counts it, in microseconds; `None` where it does not know the slots.
+    /// Means something once it has applied an entry of its term.
+    pub(super) fn log_time_us(&mut self, ctx: &Context) -> Option<u64> {
+        let (Role::Leader(leader), Some(slots)) = (&mut self.role, self.slots.known()) else {
+            return None;
+        };
+        Some(leader.slots.count_time(ctx.now.mono, slots.time_ms(), &ctx.config))
     }
 
     fn append_arrived(&mut self, ctx: &mut Context, now_ms: u64) {
@@ -472,12 +509,12 @@ impl Group {
         let slots = self.slots.known()?;
         // Looks again when that is applied.
         let waits = leader.slots.own > slots.lsn();
-        if waits || (slots.valid().next().is_none() && !slots.retention().ages(&ctx.config)) {
-            return None;
-        }
+        let ticks = slots.valid().next().is_some() || slots.retention().ages(&ctx.config);
+        let for_slots = ticks.then(|| slots.ticks_at(&ctx.config));
+        let for_keys = self.once.ticks_at(slots.time_ms(), &ctx.config);
+        let tick_ms = for_slots.into_iter().chain(for_keys).min().filter(|_| !waits)?;
         let (now, now_ms) = (ctx.now.mono, us / 1000);
         let instant_of = |ms: u64| now.plus(ms.saturating_mul(1000).saturating_sub(us));
-        let tick_ms = slots.ticks_at(&ctx.config);
         let mut next = instant_of(tick_ms);
         let mut at_risk = BTreeMap::new();
         let mut changes = Vec::new();
@@ -519,6 +556,11 @@ impl Group {
             Err(_) => Some(now.plus(ctx.config.heartbeat_us)),
         }
     }
+}
+
+/// How the control rows begin that are read back: each a whole key, or all that begin with it.
+pub(super) fn control_prefixes() -> Vec<Bytes> {
+    [CONTROL_KEY, CONTROL_PREFIX].map(Bytes::from_static).to_vec()
 }
 
 fn verdict(name: &str, slot: &Slot, cause: SlotCause) -> SlotChange {

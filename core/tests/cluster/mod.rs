@@ -6,6 +6,7 @@
 mod disk;
 mod host;
 mod net;
+mod once;
 mod oracle;
 mod rng;
 mod slots;
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use highwater_core::{
-    Config, Effect, GroupId, Input, Instant, Kind, Lsn, Member, Message, Node, NodeId, Peer,
+    Config, Effect, GroupId, Input, Instant, Lsn, Member, Message, Node, NodeId, OnceKey, Peer,
     Position, Request, RequestId, RoleView, control::refused_lsn,
 };
 
@@ -75,7 +76,7 @@ enum Event {
         node: NodeId,
         run: u64,
         group: GroupId,
-        key: Bytes,
+        prefixes: Vec<Bytes>,
     },
     Input {
         node: NodeId,
@@ -241,7 +242,24 @@ impl Cluster {
     pub(crate) fn propose(&mut self, node: NodeId, group: GroupId, op: &str) -> RequestId {
         let payload = Bytes::from(format!("{op} #{}", self.next_request + 1));
         let expires = self.deadline_of(node, 3_600_000 * MS);
-        self.request(node, Request::Propose { group, payload, expires })
+        self.request(node, Request::Propose { group, payload, once: None, expires })
+    }
+
+    /// Proposes an op with a key: the same op with the same key is the same request.
+    pub(crate) fn propose_once(
+        &mut self,
+        node: NodeId,
+        group: GroupId,
+        op: &str,
+        key: &str,
+    ) -> RequestId {
+        let payload = Bytes::from(format!("{op} #{key}"));
+        let mut digest = [0; 16];
+        let end = op.len().min(16);
+        digest[..end].copy_from_slice(&op.as_bytes()[..end]);
+        let once = Some(OnceKey { key: Bytes::copy_from_slice(key.as_bytes()), digest });
+        let expires = self.deadline_of(node, 3_600_000 * MS);
+        self.request(node, Request::Propose { group, payload, once, expires })
     }
 
     /// An instant of a node's own clock, so far from now.
@@ -342,15 +360,16 @@ impl Cluster {
                     self.push(at, Event::Input { node, run, input });
                 }
             }
-            Event::Installed { node, run, group, key } => {
+            Event::Installed { node, run, group, prefixes } => {
                 if self.hosts[&node].run == run {
                     let host = self.host_mut(node);
                     let (state, rows) = host.disk.snapshots.remove(&group).expect("it was ready");
-                    let (at, value) = (state.at(), rows.get(&key).cloned());
+                    let at = state.at();
+                    let asked = rows_of(&rows, &prefixes);
                     host.states.insert(group, state.clone());
                     host.disk.states.insert(group, state);
                     host.disk.control.insert(group, rows);
-                    let input = Input::Control { group, at, value };
+                    let input = Input::Control { group, at, rows: asked };
                     let after = self.time + self.delay(self.delays.checkpoint);
                     self.push(after, Event::Input { node, run, input });
                 }
@@ -483,18 +502,19 @@ impl Cluster {
             Effect::Reopen { group, .. } => {
                 self.lost_states.remove(&(id, group));
             }
-            Effect::ReadControl { group, key, lsn } => {
+            Effect::ReadControl { group, prefixes, lsn } => {
                 let disk = &self.hosts[&id].disk;
                 let stands_at = disk.states.get(&group).map(State::at).unwrap_or_default();
                 if stands_at.lsn < lsn {
                     return self.lose_state(id, group);
                 }
-                let value = disk.control.get(&group).and_then(|rows| rows.get(&key)).cloned();
+                let rows = disk.control.get(&group).map(|rows| rows_of(rows, &prefixes));
+                let rows = rows.unwrap_or_default();
                 // Stories take no chance at what is always the same.
                 let quick = self.delays.apply.0;
                 let after = if self.chaotic { self.delay(self.delays.load) } else { quick };
                 let at = self.time + after;
-                let input = Input::Control { group, at: stands_at, value };
+                let input = Input::Control { group, at: stands_at, rows };
                 self.push(at, Event::Input { node: id, run, input });
             }
             Effect::Apply { group, entries } => self.apply(id, group, entries),
@@ -511,11 +531,11 @@ impl Cluster {
                 self.push(at, Event::Frozen { node: id, run, group, lsn, pruned, state, control });
             }
             Effect::Bootstrap { group, from, above } => self.bootstrap(id, group, from, above),
-            Effect::Install { group, at, key } => {
+            Effect::Install { group, at, prefixes } => {
                 let ready = self.hosts[&id].disk.snapshots.get(&group).map(|(state, _)| state.at());
                 assert_eq!(ready, Some(at), "E6: what is installed is ready");
                 let at = self.time + self.delay(self.delays.checkpoint);
-                self.push(at, Event::Installed { node: id, run, group, key });
+                self.push(at, Event::Installed { node: id, run, group, prefixes });
             }
             Effect::Send { to, message } => self.send(id, to, message),
             Effect::Reply { request, reply } => {
@@ -594,9 +614,13 @@ impl Cluster {
             let outcomes: Vec<_> = entries.iter().filter_map(|e| state.apply(e)).collect();
             if self.trusting {
                 self.oracle.applied(group, state);
-                let ops = entries.iter().filter(|e| e.kind == Kind::Op).zip(&outcomes);
-                let new = ops.filter(|(e, outcome)| e.lsn > held && !outcome.refused);
-                self.oracle.slots.effective(group, new.map(|(e, _)| e));
+                let ops = entries.iter().filter(|e| e.kind.is_op()).zip(&outcomes);
+                let new: Vec<_> = ops.filter(|(e, _)| e.lsn > held).collect();
+                for (entry, outcome) in &new {
+                    self.oracle.once.applied(group, entry.lsn, outcome);
+                }
+                let effective = new.iter().filter(|(_, outcome)| !outcome.refused);
+                self.oracle.slots.effective(group, effective.map(|(e, _)| *e));
             }
             Input::Applied { group, upto, outcomes }
         };
@@ -718,4 +742,11 @@ impl Cluster {
 /// What a transcript shows of a node's groups: role and committed.
 fn views(node: &Node) -> BTreeMap<GroupId, (String, Lsn)> {
     node.groups().map(|v| (v.group, (text::role(&v), v.watermarks.committed()))).collect()
+}
+
+/// The rows whose keys have one of these prefixes.
+fn rows_of(rows: &disk::Rows, prefixes: &[Bytes]) -> Control {
+    let asked = |key: &Bytes| prefixes.iter().any(|prefix| key.starts_with(prefix));
+    let rows = rows.iter().filter(|(key, _)| asked(key));
+    rows.map(|(key, value)| (key.clone(), value.clone())).collect()
 }

@@ -11,6 +11,7 @@ use highwater_core::{
 
 use super::{
     disk::{Disk, GroupLog},
+    once::OnceOracle,
     slots::SlotOracle,
     state::State,
 };
@@ -48,6 +49,7 @@ pub(crate) struct Oracle {
     pub(crate) rejected: BTreeMap<&'static str, u64>,
     pub(crate) reads: u64,
     pub(crate) slots: SlotOracle,
+    pub(crate) once: OnceOracle,
 }
 
 impl Oracle {
@@ -65,6 +67,7 @@ impl Oracle {
         self.asked.retain(|_, asked| asked.node != node);
         self.seen.retain(|(n, _), _| *n != node);
         self.slots.restarted(node);
+        self.once.restarted(node);
     }
 
     /// A node's state of a group is gone.
@@ -165,10 +168,18 @@ impl Oracle {
             *known = lsn.max(*known);
         };
         match (&asked.request, reply) {
-            (Request::Propose { group, payload, .. }, Reply::Applied { lsn, term, .. }) => {
+            (
+                Request::Propose { group, payload, once, .. },
+                Reply::Applied { lsn, term, outcome, replayed },
+            ) => {
                 let entry = self.entries.get(&(*group, *lsn, *term));
-                assert_eq!(entry.map(|e| &e.payload), Some(payload), "Q2: an ack is honest");
+                let op = entry.and_then(Entry::op);
+                assert_eq!(op.as_ref(), Some(payload), "Q2: an ack is honest");
                 assert_eq!(self.term_of(*group, *lsn), Some(*term), "Q2: an ack is committed");
+                assert!(once.is_some() || !replayed, "K2: only keyed writes are replayed");
+                if let Some(once) = once {
+                    self.once.answered((*group, payload), once, *lsn, (outcome, *replayed));
+                }
                 raise(&mut self.known, *group, *lsn);
                 self.acknowledged += 1;
             }
@@ -181,7 +192,8 @@ impl Oracle {
                 raise(&mut self.known, *group, *lsn);
                 self.reads += 1;
             }
-            (Request::Propose { group, payload, .. }, Reply::Rejected(reject)) => {
+            // Of a keyed one, another attempt may be under way.
+            (Request::Propose { group, payload, once: None, .. }, Reply::Rejected(reject)) => {
                 let op = (*group, payload.clone());
                 assert!(!self.alive.contains(&op), "Q3: {id:?} is committed, and was rejected");
                 if let Some((lsn, term)) = self.proposed.get(&op) {
@@ -217,6 +229,9 @@ impl Oracle {
             Reject::Transferring => "Transferring",
             Reject::TransferFailed => "TransferFailed",
             Reject::NotReady => "NotReady",
+            Reject::KeyMismatch => "KeyMismatch",
+            Reject::KeysFull => "KeysFull",
+            Reject::KeysUnknown => "KeysUnknown",
         };
         *self.rejected.entry(name).or_default() += 1;
     }
@@ -274,15 +289,18 @@ impl Oracle {
                 }
                 let copies = durable_at(group, Lsn(n + 1), term);
                 assert!(copies >= quorum, "R6: {} of {group:?} is on {copies} disks", n + 1);
-                if let Some(entry) = self.entries.get(&(group, Lsn(n + 1), term))
-                    && entry.kind == Kind::Op
-                {
-                    let op = (group, entry.payload.clone());
-                    assert!(!self.dead.contains(&op), "Q3: {} was rejected", n + 1);
-                    self.alive.insert(op);
+                if let Some(entry) = self.entries.get(&(group, Lsn(n + 1), term)) {
+                    if entry.kind == Kind::Op {
+                        let op = (group, entry.payload.clone());
+                        assert!(!self.dead.contains(&op), "Q3: {} was rejected", n + 1);
+                        self.alive.insert(op);
+                    } else if entry.kind == Kind::Once {
+                        self.once.committed(group, entry);
+                    }
                 }
                 known.push(term);
             }
+            self.once.observe(id, node, group);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use highwater_core::{Entry, Kind, Lsn, Outcome, Position, Term};
+use highwater_core::{Entry, Lsn, Outcome, Position, Term};
 
 /// One group's materialized state.
 #[derive(Clone, Debug, Default)]
@@ -29,13 +29,13 @@ impl State {
 
     /// Applies an entry, unless the state holds it already; the outcome of an op.
     pub(crate) fn apply(&mut self, entry: &Entry) -> Option<Outcome> {
-        let op = entry.kind == Kind::Op;
+        let op = entry.op();
         if entry.lsn <= self.applied {
-            return op.then(Outcome::default);
+            return op.map(|_| Outcome::default());
         }
         assert_eq!(entry.lsn, self.applied.next(), "a run has no hole");
         (self.applied, self.term) = (entry.lsn, entry.term);
-        let outcome = op.then(|| self.op(&entry.payload));
+        let outcome = op.map(|op| self.op(&op));
         let mut hasher = DefaultHasher::new();
         let refused = outcome.as_ref().map(|o| o.refused);
         (self.root, entry.lsn, entry.term, &entry.payload, refused).hash(&mut hasher);

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use bytes::Bytes;
 use highwater_core::{
     Base, Effect, Entry, GroupId, GroupMessage, GroupView, Input, Kind, Lsn, Message, Notice,
-    Position, Record, Reject, Reply, RoleView, SlotChange, SlotEntry, SlotView, Term,
+    OnceEntry, Position, Record, Reject, Reply, RoleView, SlotChange, SlotEntry, SlotView, Term,
 };
 
 /// A message's name.
@@ -77,8 +77,17 @@ pub(crate) fn entry(entry: &Entry) -> String {
             Some(base) => format!("prune up to {}", position(base.position)),
             None => "prune?".to_owned(),
         },
+        Kind::Once => once_entry(&entry.payload),
     };
     format!("{} {what}", at(entry.lsn, entry.term))
+}
+
+/// What a keyed write is.
+fn once_entry(payload: &Bytes) -> String {
+    let Some(entry) = OnceEntry::decode(payload.clone()) else { return "once?".to_owned() };
+    let OnceEntry { time_ms, expires_ms, once, op: what } = entry;
+    let key = once.key.escape_ascii();
+    format!("(once {key} at {time_ms} ms until {expires_ms} ms: {})", op(&what))
 }
 
 /// What a slot entry says.
@@ -217,9 +226,10 @@ pub(crate) fn record(name: Name<'_>, record: &Record) -> String {
 
 pub(crate) fn reply(name: Name<'_>, reply: &Reply) -> String {
     match reply {
-        Reply::Applied { lsn, term, outcome } => {
+        Reply::Applied { lsn, term, outcome, replayed } => {
             let refused = if outcome.refused { ", refused" } else { "" };
-            format!("applied at {}{refused}", at(*lsn, *term))
+            let replayed = if *replayed { ", replayed" } else { "" };
+            format!("applied at {}{refused}{replayed}", at(*lsn, *term))
         }
         Reply::Created { group, existed } => {
             let existed = if *existed { "; it existed" } else { "" };
@@ -294,9 +304,11 @@ pub(crate) fn effect(name: Name<'_>, effect: &Effect) -> Option<(&'static str, S
         Effect::Reopen { group, upto } => {
             ("apply", format!("begins {} anew, whole from {upto} on", name(*group)))
         }
-        Effect::ReadControl { group, key, lsn } => {
-            let key = key.escape_ascii();
-            ("apply", format!("reads {key} of {}, checkpointed at {lsn}", name(*group)))
+        Effect::ReadControl { group, prefixes, lsn } => {
+            let prefixes: Vec<String> =
+                prefixes.iter().map(|prefix| prefix.escape_ascii().to_string()).collect();
+            let what = prefixes.join(", ");
+            ("apply", format!("reads {what} of {}, checkpointed at {lsn}", name(*group)))
         }
         Effect::Apply { group, entries: run } => {
             ("apply", format!("applies {} {}", name(*group), entries(run)))

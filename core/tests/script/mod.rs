@@ -11,6 +11,7 @@
 //! | `watch GROUP` | trace that group alone |
 //! | `run SPAN` | lets time pass |
 //! | `put nX DB K V`, `cas nX DB K OLD NEW`, `fill nX DB BYTES` | proposes an op on a node |
+//! | `once KEY nX DB put\|cas …` | ... with a key |
 //! | `read nX GROUP`, `create nX DB`, `transfer nX GROUP nY`, `drain nX`, `cancel nX rN` | other requests |
 //! | `slot nX DB NAME [START] [ops=N] [bytes=N] [idle=SPAN]` | creates a slot: START is `earliest`, `latest` or an LSN |
 //! | `ack nX DB NAME LSN`, `unslot nX DB NAME` | acknowledges, deletes a slot |
@@ -27,16 +28,16 @@
 //! | `stick nX`, `unstick nX` | fsyncs of a node do not come back, and do |
 //! | `fail nX disk`, `fail nX DB`, `room nX BYTES` | the oplog fails; the next run fails to apply; its room |
 //! | `forge nX>nY WHAT` | a message that no correct node sends |
-//! | `status [GROUP]`, `logs DB`, `state nX DB`, `stamps nX DB`, `slots DB` | what there is now |
+//! | `status [GROUP]`, `logs DB`, `state nX DB`, `stamps nX DB`, `slots DB`, `keys DB` | what there is now |
 
 mod forge;
 
 use highwater_core::{
-    Config, Entry, GroupId, Input, Lsn, NodeId, Request, RequestId, RoleView, SlotSettings,
-    SlotStart, SlotsView,
+    Config, Entry, GroupId, Input, Lsn, NodeId, RememberedView, Request, RequestId, RoleView,
+    SlotSettings, SlotStart, SlotsView,
 };
 
-use crate::cluster::{Cluster, MS, text};
+use crate::cluster::{Cluster, Host, MS, text};
 
 /// Runs a story; the story with its trace as it is now.
 pub(crate) fn tell(story: &str) -> String {
@@ -193,6 +194,8 @@ impl Script {
             "slot_ack_us" => config.slot_ack_us = value,
             "slot_tick_us" => config.slot_tick_us = value,
             "slot_grace_us" => config.slot_grace_us = value,
+            "once_max" => config.once_max = size,
+            "once_window_ms" => config.once_window_ms = value,
             _ => panic!("{bound:?} is not settable here"),
         }
     }
@@ -212,6 +215,7 @@ fn act(cluster: &mut Cluster, words: &[&str]) -> Vec<String> {
         ["status", name] => return status(cluster, Some(group(cluster, name))),
         ["logs", name] => return logs(cluster, group(cluster, name)),
         ["stamps", id, name] => return stamps(cluster, node(id), group(cluster, name)),
+        ["keys", name] => return keys(cluster, group(cluster, name)),
         ["slots", name] => return slots(cluster, group(cluster, name)),
         ["state", id, name] => return state(cluster, node(id), group(cluster, name)),
         ["forge", link, what @ ..] => forge::forge(cluster, links(&[link])[0], what),
@@ -225,14 +229,17 @@ fn act(cluster: &mut Cluster, words: &[&str]) -> Vec<String> {
     Vec::new()
 }
 
-const REQUESTS: [&str; 10] =
-    ["put", "cas", "fill", "read", "create", "transfer", "drain", "slot", "ack", "unslot"];
+const REQUESTS: [&str; 11] =
+    ["once", "put", "cas", "fill", "read", "create", "transfer", "drain", "slot", "ack", "unslot"];
 
 fn group(cluster: &Cluster, name: &str) -> GroupId {
     cluster.group_named(name).unwrap_or_else(|| panic!("{name:?} is no group"))
 }
 
 fn request(cluster: &mut Cluster, words: &[&str]) -> RequestId {
+    if let ["once", key, id, db, op @ ..] = words {
+        return cluster.propose_once(node(id), group(cluster, db), &op.join(" "), key);
+    }
     let id = node(words[1]);
     match words {
         ["put", _, db, key, value] => {
@@ -449,6 +456,22 @@ fn slots(cluster: &Cluster, group: GroupId) -> Vec<String> {
         }
     }
     out
+}
+
+/// The keys that each node remembers of a group, with the LSNs of their entries.
+fn keys(cluster: &Cluster, group: GroupId) -> Vec<String> {
+    let line = |(id, host): (&NodeId, &Host)| match host.node.as_ref() {
+        None => format!("  {id:?} is down"),
+        Some(node) => match node.remembered(group) {
+            None => format!("  {id:?} does not know them"),
+            Some(RememberedView { lsn, time_ms, keys }) => {
+                let key = |(key, lsn): &(&[u8], Lsn)| format!("{} of {lsn}", key.escape_ascii());
+                let keys: Vec<String> = keys.iter().map(key).collect();
+                format!("  {id:?} at {lsn}, {time_ms} ms: {}", keys.join(", "))
+            }
+        },
+    };
+    cluster.hosts.iter().map(line).collect()
 }
 
 /// Every node's log of a group as it is on its disk, by terms; `|` stands after what is committed.

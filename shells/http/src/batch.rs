@@ -15,9 +15,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
-    App, Limits, bookmark,
-    extract::{Call, JSON, Spec, json},
-    names,
+    App, Limits,
+    extract::{Call, JSON, Spec, from_json, json},
+    names, once,
     problem::{Code, Problem},
     records,
 };
@@ -80,13 +80,17 @@ pub(crate) async fn batch(State(app): State<App>, request: Request) -> Result<Re
     let (mut call, body) = Call::new(app, request, SPEC)?;
     let database = call.database()?;
     records::check_write(&call)?;
+    let key = once::key(&call)?;
     let limit = call.app.options.limits.batch_bytes;
-    let batch: Batch = call.json(body, limit).await?;
-    let op = op(batch, &call.app.options.limits)?;
+    let text = call.json_text(body, limit).await?;
+    let op = op(from_json(&text)?, &call.app.options.limits)?;
+    let once = key.map(|key| once::of(&call, key, &[&database], &text));
     let keys: Vec<Bytes> = op.writes.iter().map(|write| write.key.clone()).collect();
-    let written = call.node()?.write(&database, op, call.left()).await;
+    let written = call.node()?.write(&database, op, once, call.left()).await;
     let receipt = written.map_err(|error| match error {
-        Error::Refused { index, version, lsn } => refused(&keys, index, version).lsn(lsn),
+        Error::Refused { index, version, lsn, replayed } => {
+            refused(&keys, index, version).lsn(lsn).replayed(replayed)
+        }
         error => Problem::of_write(error),
     })?;
     let mut response = json(&Written {
@@ -95,7 +99,7 @@ pub(crate) async fn batch(State(app): State<App>, request: Request) -> Result<Re
         term: receipt.term.0,
         durability: "quorum",
     })?;
-    response.headers_mut().insert(bookmark::HEADER, records::receipt_mark(&call, &receipt));
+    records::mark(&mut response, &call, &receipt);
     Ok(response)
 }
 

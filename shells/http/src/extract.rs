@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::{
     App, bookmark,
     conditions::Preconditions,
-    names,
+    names, once,
     problem::{Code, Problem},
 };
 
@@ -42,6 +42,13 @@ pub(crate) struct Spec {
     pub(crate) answers: Option<(&'static str, &'static str)>,
     /// Whether it takes `If-Match` and `If-None-Match`.
     pub(crate) preconditions: bool,
+}
+
+impl Spec {
+    /// Whether it writes records: what may be asked how durably takes a key as well.
+    fn writes(&self) -> bool {
+        self.params.contains(&"ack")
+    }
 }
 
 /// The media type of most answers.
@@ -78,6 +85,9 @@ impl Call {
                 }
             }
         }
+        if !spec.writes() && head.headers.contains_key(once::HEADER) {
+            return Err(Problem::bad_request("this route does not take Idempotency-Key"));
+        }
         if let Some(media) = spec.answers {
             accepts(&head.headers, media)?;
         }
@@ -103,6 +113,10 @@ impl Call {
     /// Refuses a client that does not take this media type.
     pub(crate) fn must_accept(&self, media: (&str, &str)) -> Result<(), Problem> {
         accepts(&self.head.headers, media)
+    }
+
+    pub(crate) fn method(&self) -> &str {
+        self.head.method.as_str()
     }
 
     pub(crate) fn is_head(&self) -> bool {
@@ -171,8 +185,13 @@ impl Call {
         body: Body,
         limit: usize,
     ) -> Result<T, Problem> {
+        from_json(&self.json_text(body, limit).await?)
+    }
+
+    /// Reads the body, which is to be a JSON document.
+    pub(crate) async fn json_text(&mut self, body: Body, limit: usize) -> Result<Bytes, Problem> {
         is_json(&self.head.headers)?;
-        from_json(&self.bytes(body, limit).await?)
+        self.bytes(body, limit).await
     }
 
     /// Reads the body of a call that takes nothing: it is empty, or an empty object.

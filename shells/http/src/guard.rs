@@ -52,7 +52,7 @@ fn admit(app: &App, uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     for name in headers.keys() {
         let name = name.as_str();
         let ours = name.starts_with("highwater-") && name != bookmark::HEADER.as_str();
-        if ours || name == "idempotency-key" || name == "last-event-id" && !streams {
+        if ours || name == "last-event-id" && !streams {
             return Err(Problem::bad_request(format!(
                 "header {name} is not supported by this version"
             )));

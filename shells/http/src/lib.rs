@@ -11,6 +11,7 @@ mod databases;
 mod extract;
 mod guard;
 mod names;
+mod once;
 mod operations;
 mod problem;
 mod records;

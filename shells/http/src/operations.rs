@@ -91,6 +91,12 @@ fn render(metrics: &Metrics) -> String {
         vec![("{durability=\"quorum\"}".to_owned(), metrics.writes_acked)],
     );
     family(
+        "highwater_replayed_total",
+        "counter",
+        "Writes answered with the outcome of an earlier request with the same Idempotency-Key.",
+        one(metrics.writes_replayed),
+    );
+    family(
         "highwater_elections_total",
         "counter",
         "Elections that this node started.",
@@ -132,6 +138,7 @@ mod tests {
         let text = render(&Metrics {
             oplog_syncs: 3,
             writes_acked: 2,
+            writes_replayed: 4,
             elections: 1,
             apply_errors: 0,
             groups: vec![GroupMetrics {
@@ -151,6 +158,7 @@ mod tests {
             "# TYPE highwater_oplog_syncs_total counter",
             "highwater_oplog_syncs_total 3",
             "highwater_writes_acked_total{durability=\"quorum\"} 2",
+            "highwater_replayed_total 4",
             "highwater_elections_total 1",
             "highwater_apply_errors_total 0",
             "highwater_is_leader{database=\"db\"} 1",

@@ -13,7 +13,7 @@ use highwater_core::{Lsn, NodeId};
 use highwater_node::api::Error;
 use serde::Serialize;
 
-use crate::slots::cause_text;
+use crate::{once, slots::cause_text};
 
 /// After how long a refused request may be tried again.
 const RETRY_MS: u64 = 100;
@@ -57,6 +57,8 @@ codes! {
     SlotInvalidated, "slot_invalidated", GONE, "The slot is invalidated";
     DatabaseRecreated, "database_recreated", GONE, "The database was made anew";
     LsnOutOfRange, "lsn_out_of_range", UNPROCESSABLE_ENTITY, "The LSN is not there yet";
+    IdempotencyMismatch, "idempotency_mismatch", UNPROCESSABLE_ENTITY,
+        "The key was used for another request";
     PayloadTooLarge, "payload_too_large", PAYLOAD_TOO_LARGE, "The request is too large";
     UnsupportedMediaType, "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE,
         "The media type is not supported";
@@ -200,6 +202,11 @@ impl Problem {
         self
     }
 
+    /// It is the answer to an earlier request with the same key.
+    pub(crate) fn replayed(self, replayed: bool) -> Problem {
+        if replayed { self.header(once::REPLAYED, HeaderValue::from_static("true")) } else { self }
+    }
+
     /// Sends a header along.
     pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Problem {
         self.0.headers.push((name, value));
@@ -220,12 +227,15 @@ impl Problem {
     /// What a failed write means. A code that is not known here is not claimed to be definite.
     pub(crate) fn of_write(error: Error) -> Problem {
         match error {
-            Error::Refused { version, lsn, .. } => Problem::precondition_failed(version).lsn(lsn),
+            Error::Refused { version, lsn, replayed, .. } => {
+                Problem::precondition_failed(version).lsn(lsn).replayed(replayed)
+            }
             error => definite(error).unwrap_or_else(|| {
                 Problem::new(
                     Code::OutcomeUnknown,
                     "it was under way when the deadline passed or when the node that held it \
-                     failed: it may or may not take effect; read before you try again",
+                     failed: it may or may not take effect; with an Idempotency-Key, send the same \
+                     request again, else read before you try again",
                 )
             }),
         }
@@ -291,6 +301,15 @@ fn definite(error: Error) -> Option<Problem> {
             "nothing was changed; free space on the leader's disk or hand leadership over",
         ),
         Error::Busy => Problem::new(Code::TooManyRequests, "nothing was changed; retry later"),
+        Error::KeyMismatch => Problem::new(
+            Code::IdempotencyMismatch,
+            "another request was sent with this Idempotency-Key; nothing was changed; use a new key",
+        ),
+        Error::KeysFull => Problem::new(
+            Code::TooManyRequests,
+            "the database remembers as many keys as it may, and forgets none early; nothing was \
+             changed; retry later, or without a key",
+        ),
         Error::TooLarge => {
             Problem::new(Code::PayloadTooLarge, "the operation is larger than the log takes")
         }

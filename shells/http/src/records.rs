@@ -20,6 +20,7 @@ use crate::{
     App, bookmark,
     conditions::{self, Preconditions, Verdict},
     extract::{Call, JSON, Spec, json},
+    once,
     problem::{Code, Problem},
 };
 
@@ -54,14 +55,16 @@ pub(crate) async fn put(State(app): State<App>, request: Request) -> Result<Resp
     let (mut call, body) = Call::new(app, request, WRITE)?;
     let (database, key) = (call.database()?, call.key()?);
     let preconditions = writes(&call)?;
+    let once = once::key(&call)?;
     let content_type = content_type(&call)?;
     let limit = call.app.options.limits.value_bytes;
     let value = call.bytes(body, limit).await?;
+    let once = once.map(|name| once::of(&call, name, &[&database, &key], &value));
     let condition = condition(&call, &database, &preconditions).await?;
     let action = Action::Put { value, content_type };
     let op = op(&key, action, condition);
-    let receipt =
-        call.node()?.write(&database, op, call.left()).await.map_err(Problem::of_write)?;
+    let outcome = call.node()?.write(&database, op, once, call.left()).await;
+    let receipt = outcome.map_err(Problem::of_write)?;
     let mut response = written(&call, &database, &key, &receipt)?;
     if !receipt.existed {
         *response.status_mut() = StatusCode::CREATED;
@@ -75,7 +78,9 @@ pub(crate) async fn delete(State(app): State<App>, request: Request) -> Result<R
     let (mut call, body) = Call::new(app, request, WRITE)?;
     let (database, key) = (call.database()?, call.key()?);
     let preconditions = writes(&call)?;
+    let once = once::key(&call)?;
     call.nothing(body).await?;
+    let once = once.map(|name| once::of(&call, name, &[&database, &key], b""));
     let mut condition = condition(&call, &database, &preconditions).await?;
     // Preconditions are judged before existence, and a delete needs something to delete. With
     // `If-Match` that is implied; without it, a refusal at version 0 is about existence.
@@ -83,10 +88,12 @@ pub(crate) async fn delete(State(app): State<App>, request: Request) -> Result<R
         condition.matches = Some(Versions::Any);
     }
     let op = op(&key, Action::Delete, condition);
-    match call.node()?.write(&database, op, call.left()).await {
+    match call.node()?.write(&database, op, once, call.left()).await {
         Ok(receipt) => written(&call, &database, &key, &receipt),
-        Err(Error::Refused { version: Lsn(0), lsn, .. }) if !preconditions.has_if_match() => {
-            Err(Problem::no_such_record().lsn(lsn))
+        Err(Error::Refused { version: Lsn(0), lsn, replayed, .. })
+            if !preconditions.has_if_match() =>
+        {
+            Err(Problem::no_such_record().lsn(lsn).replayed(replayed))
         }
         Err(error) => Err(Problem::of_write(error)),
     }
@@ -294,14 +301,19 @@ fn written(call: &Call, database: &str, key: &str, receipt: &Receipt) -> Result<
         term: receipt.term.0,
         durability: "quorum",
     })?;
-    response.headers_mut().insert(bookmark::HEADER, receipt_mark(call, receipt));
+    mark(&mut response, call, receipt);
     Ok(response)
 }
 
-/// The bookmark of a write.
-pub(crate) fn receipt_mark(call: &Call, receipt: &Receipt) -> HeaderValue {
-    let Receipt { group, lsn, term, .. } = *receipt;
-    bookmark::encode(call.app.options.cluster, &Bookmark { group, term, lsn })
+/// The headers of every write's answer.
+pub(crate) fn mark(response: &mut Response, call: &Call, receipt: &Receipt) {
+    let Receipt { group, lsn, term, replayed, .. } = *receipt;
+    let mark = bookmark::encode(call.app.options.cluster, &Bookmark { group, term, lsn });
+    let headers = response.headers_mut();
+    headers.insert(bookmark::HEADER, mark);
+    if replayed {
+        headers.insert(once::REPLAYED, HeaderValue::from_static("true"));
+    }
 }
 
 /// The bookmark of a read.

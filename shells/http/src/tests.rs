@@ -141,7 +141,6 @@ async fn what_is_not_known_or_not_built_is_refused() {
         assert_eq!(code("DELETE", &uri, &[], "").await, "400 bad_request", "{ack}");
     }
     for header in [
-        ("idempotency-key", "a"),
         ("highwater-replayed", "true"),
         ("highwater-bookmark", "nonsense"),
         ("if-match", "5-1"),
@@ -150,6 +149,19 @@ async fn what_is_not_known_or_not_built_is_refused() {
         for method in ["PUT", "GET", "DELETE"] {
             assert_eq!(code(method, RECORD, &[header], "").await, "400 bad_request", "{header:?}");
         }
+    }
+    let long = "k".repeat(129);
+    for key in ["", long.as_str()] {
+        for method in ["PUT", "DELETE"] {
+            let header = ("idempotency-key", key);
+            assert_eq!(code(method, RECORD, &[header], "").await, "400 bad_request", "{key}");
+        }
+    }
+    let two = [("idempotency-key", "a"), ("idempotency-key", "a")];
+    assert_eq!(code("PUT", RECORD, &two, "").await, "400 bad_request");
+    for uri in [RECORD, "/v1/databases/db/records", "/v1/databases/db/changes", "/v1/cluster"] {
+        let header = ("idempotency-key", "a");
+        assert_eq!(code("GET", uri, &[header], "").await, "400 bad_request", "{uri}");
     }
     let batch = "/v1/databases/db/batch";
     for header in [("if-match", "*"), ("if-none-match", "\"5-1\"")] {

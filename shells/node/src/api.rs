@@ -18,6 +18,8 @@ pub struct Receipt {
     pub term: Term,
     /// Whether the first key of the op existed before.
     pub existed: bool,
+    /// Whether it is that of an earlier request with the same key.
+    pub replayed: bool,
 }
 
 /// A position that a client hands over to read its own writes.
@@ -144,7 +146,15 @@ pub enum Error {
         version: Lsn,
         /// The refused op's own LSN.
         lsn: Lsn,
+        /// Whether that is of an earlier request with the same key.
+        replayed: bool,
     },
+    /// Another request had the same key.
+    #[error("the key was used for another request")]
+    KeyMismatch,
+    /// As many keys are remembered as may be.
+    #[error("too many keys are remembered")]
+    KeysFull,
     /// The bookmark names a group that is not the database's.
     #[error("the bookmark is of a database that was made anew")]
     Recreated,
@@ -254,6 +264,8 @@ pub struct Metrics {
     pub oplog_syncs: u64,
     /// Writes acknowledged to clients of this node with quorum durability.
     pub writes_acked: u64,
+    /// Writes answered with the outcome of an earlier request with the same key.
+    pub writes_replayed: u64,
     /// Elections that this node started.
     pub elections: u64,
     /// Failed applies.

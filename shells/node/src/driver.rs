@@ -398,8 +398,8 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             Effect::Load { load, group, from, to, max_bytes } => {
                 drop(self.hands.loads.send(ReadJob::Load { load, group, from, to, max_bytes }));
             }
-            Effect::ReadControl { group, key, lsn } => {
-                drop(self.hands.state.send(StateJob::ReadControl { group, key, lsn }));
+            Effect::ReadControl { group, prefixes, lsn } => {
+                drop(self.hands.state.send(StateJob::ReadControl { group, prefixes, lsn }));
             }
             Effect::Apply { group, entries } => {
                 drop(self.hands.state.send(StateJob::Apply { group, entries }));
@@ -659,6 +659,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 let mut metrics = status::metrics(&self.hands.node);
                 metrics.oplog_syncs = self.hands.shared.syncs.load(Ordering::Relaxed);
                 metrics.writes_acked = self.hands.shared.acked.load(Ordering::Relaxed);
+                metrics.writes_replayed = self.hands.shared.replayed.load(Ordering::Relaxed);
                 metrics.apply_errors = self.hands.shared.apply_errors.load(Ordering::Relaxed);
                 drop(reply.send(metrics));
             }
@@ -748,8 +749,8 @@ fn micros(duration: Duration) -> u64 {
 
 fn request_of(ask: Ask, expires: Instant) -> Request {
     match ask {
-        Ask::Forwardable(ForwardRequest::Propose { group, payload }) => {
-            Request::Propose { group, payload, expires }
+        Ask::Forwardable(ForwardRequest::Propose { group, payload, once }) => {
+            Request::Propose { group, payload, once, expires }
         }
         Ask::Forwardable(ForwardRequest::CreateDatabase { name }) => {
             Request::CreateDatabase { name, expires }
@@ -769,7 +770,9 @@ fn request_of(ask: Ask, expires: Instant) -> Request {
 #[must_use]
 pub fn forward_reply_of(reply: Option<Reply>) -> ForwardReply {
     match reply {
-        Some(Reply::Applied { lsn, term, outcome }) => ForwardReply::Applied { lsn, term, outcome },
+        Some(Reply::Applied { lsn, term, outcome, replayed }) => {
+            ForwardReply::Applied { lsn, term, outcome, replayed }
+        }
         Some(Reply::Created { group, existed }) => ForwardReply::Created { group, existed },
         Some(Reply::Transferred { term }) => ForwardReply::Transferred { term },
         Some(Reply::Slot { first, outcome, .. }) => ForwardReply::Slot { first, outcome },

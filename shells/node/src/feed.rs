@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use highwater_core::{Entry, GroupId, Kind, Lsn, Outcome};
+use highwater_core::{Entry, GroupId, Lsn, Outcome};
 
 use crate::shared::{Changes, Pulse};
 
@@ -86,7 +86,7 @@ impl Recent {
     fn take_in(&mut self, entries: &[Entry], outcomes: &[Outcome]) {
         let mut outcomes = outcomes.iter();
         for entry in entries {
-            let outcome = if entry.kind == Kind::Op { outcomes.next() } else { None };
+            let outcome = if entry.kind.is_op() { outcomes.next() } else { None };
             // What the state held already was applied by an earlier process: it has no outcome now.
             let is_known = outcome.is_none_or(|outcome| *outcome != Outcome::default());
             if entry.lsn != self.next || !is_known {
@@ -128,7 +128,7 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use highwater_core::{Hlc, Term};
+    use highwater_core::{Hlc, Kind, Term};
 
     use super::*;
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use highwater_core::{GroupId, Lsn, NodeId, Outcome, Reject, Reply, Term, planted};
+use highwater_core::{GroupId, Lsn, NodeId, OnceKey, Outcome, Reject, Reply, Term, planted};
 use highwater_store::state::{StateError, States, StoredListed, StoredRecord};
 use highwater_wire::{
     op::{Answer, Op},
@@ -64,18 +64,27 @@ impl Handle {
         Handle { me, nodes, cluster: cluster.into(), commands, shared, states, history }
     }
 
-    /// Writes: on the leader, wherever this node is.
+    /// Writes: on the leader, wherever this node is. With a key it takes effect once at most: the same
+    /// request is answered with what came of the first one, and may be made again after
+    /// [`Error::Unknown`].
     ///
     /// # Errors
     /// Each but [`Error::Unknown`] is definite. A caller that drops the future gives up its answer,
     /// not the write.
-    pub async fn write(&self, database: &str, op: Op, timeout: Duration) -> Result<Receipt, Error> {
+    pub async fn write(
+        &self,
+        database: &str,
+        op: Op,
+        once: Option<OnceKey>,
+        timeout: Duration,
+    ) -> Result<Receipt, Error> {
         let deadline = Deadline::after(timeout);
         let group = self.resolve(database, deadline).await?;
-        let request = ForwardRequest::Propose { group, payload: op.encode() };
+        let request = ForwardRequest::Propose { group, payload: op.encode(), once };
         match self.on_leader(group, request, deadline).await? {
-            ForwardReply::Applied { lsn, term, outcome } => {
-                let receipt = receipt_of(group, lsn, term, &outcome)?;
+            ForwardReply::Applied { lsn, term, outcome, replayed } => {
+                self.shared.replayed.fetch_add(u64::from(replayed), Ordering::Relaxed);
+                let receipt = receipt_of(group, (lsn, term), &outcome, replayed)?;
                 self.shared.acked.fetch_add(1, Ordering::Relaxed);
                 Ok(receipt)
             }
@@ -479,7 +488,12 @@ impl Handle {
 #[must_use]
 pub fn next_after(reject: Reject, leader: Option<NodeId>) -> Next {
     match reject {
-        Reject::NotLeader { .. } | Reject::NoSuchGroup | Reject::Transferring => Next::TryAgain,
+        Reject::NotLeader { .. }
+        | Reject::NoSuchGroup
+        | Reject::Transferring
+        | Reject::KeysUnknown => Next::TryAgain,
+        Reject::KeyMismatch => Next::Fail(Error::KeyMismatch),
+        Reject::KeysFull => Next::Fail(Error::KeysFull),
         Reject::Busy => Next::Fail(Error::Busy),
         Reject::StorageFull => Next::Fail(Error::StorageFull),
         Reject::TooLarge => Next::Fail(Error::TooLarge),
@@ -499,16 +513,18 @@ pub fn next_after(reject: Reject, leader: Option<NodeId>) -> Next {
 /// [`Error::Refused`], or [`Error::Unknown`] where the outcome can't be read.
 pub fn receipt_of(
     group: GroupId,
-    lsn: Lsn,
-    term: Term,
+    (lsn, term): (Lsn, Term),
     outcome: &Outcome,
+    replayed: bool,
 ) -> Result<Receipt, Error> {
     match Answer::decode(&outcome.answer) {
-        Ok(Answer::Done { existed }) => Ok(Receipt { group, lsn, term, existed }),
+        Ok(Answer::Done { existed }) => Ok(Receipt { group, lsn, term, existed, replayed }),
         Ok(Answer::Refused { .. }) if planted::is(planted::Planted::RefusalAsAck) => {
-            Ok(Receipt { group, lsn, term, existed: true })
+            Ok(Receipt { group, lsn, term, existed: true, replayed })
         }
-        Ok(Answer::Refused { index, version }) => Err(Error::Refused { index, version, lsn }),
+        Ok(Answer::Refused { index, version }) => {
+            Err(Error::Refused { index, version, lsn, replayed })
+        }
         // It took effect, but how cannot be told: never a definite failure.
         Err(_) => Err(Error::Unknown),
     }

@@ -29,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) syncs: AtomicU64,
     /// Writes acknowledged through this node's handles.
     pub(crate) acked: AtomicU64,
+    /// Of those and of refused ones: with the outcome of an earlier request.
+    pub(crate) replayed: AtomicU64,
     /// Applies that failed.
     pub(crate) apply_errors: AtomicU64,
 }
@@ -96,6 +98,7 @@ impl Shared {
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             syncs: AtomicU64::new(0),
             acked: AtomicU64::new(0),
+            replayed: AtomicU64::new(0),
             apply_errors: AtomicU64::new(0),
         }
     }

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use highwater_core::{
-    Entry, GroupId, Hlc, Kind, Lsn, Term,
+    Entry, GroupId, Hlc, Lsn, Term,
     planted::{self, Planted},
 };
 use highwater_wire::op::Op;
@@ -157,8 +157,7 @@ impl Handle {
                 continue;
             }
             let refused = self.refused(group, from, to)?;
-            let effective =
-                |entry: &&Entry| entry.kind == Kind::Op && !refused.contains(&entry.lsn);
+            let effective = |entry: &&Entry| entry.kind.is_op() && !refused.contains(&entry.lsn);
             if let Some(entry) = entries.iter().rev().find(effective) {
                 return Ok(entry.lsn);
             }
@@ -263,7 +262,7 @@ impl ChangeStream {
         if planted::is(Planted::StreamShowsRefused) {
             refused.clear();
         }
-        entries.retain(|entry| entry.kind == Kind::Op && !refused.contains(&entry.lsn));
+        entries.retain(|entry| entry.kind.is_op() && !refused.contains(&entry.lsn));
         Ok((entries, upto))
     }
 
@@ -271,7 +270,8 @@ impl ChangeStream {
         let mut changes = Vec::with_capacity(ops.len());
         let mut prev_lsn = self.prev;
         for entry in ops {
-            let Entry { lsn, term, hlc, origin, payload, .. } = entry;
+            let payload = entry.op().unwrap_or_default();
+            let Entry { lsn, term, hlc, origin, .. } = entry;
             let op = Op::decode(payload).map_err(|error| {
                 Error::NotReady(format!("the op at LSN {lsn} can't be read: {error}"))
             })?;

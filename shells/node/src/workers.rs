@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use highwater_core::{
-    Entry, GroupId, Input, Kind, LoadId, Lsn, Outcome, Record, WriteId,
+    Entry, GroupId, Input, LoadId, Lsn, Outcome, Record, WriteId,
     planted::{self, Planted},
 };
 use highwater_store::{
@@ -205,7 +205,7 @@ pub(crate) enum StateJob {
     /// A [`highwater_core::Effect::ReadControl`].
     ReadControl {
         group: GroupId,
-        key: Bytes,
+        prefixes: Vec<Bytes>,
         lsn: Lsn,
     },
     Apply {
@@ -270,7 +270,9 @@ impl Applier {
             | StateJob::Apply { group, .. }
             | StateJob::Checkpoint { group, .. }
                 if self.lost.contains(&group) => {}
-            StateJob::ReadControl { group, key, lsn } => self.read_control(group, &key, lsn),
+            StateJob::ReadControl { group, prefixes, lsn } => {
+                self.read_control(group, &prefixes, lsn);
+            }
             StateJob::Apply { group, entries } => self.apply(group, &entries),
             StateJob::Checkpoint { group, lsn, control } => self.checkpoint(group, lsn, control),
             StateJob::Lost { group, reason } => self.lose(group, reason),
@@ -281,14 +283,14 @@ impl Applier {
         }
     }
 
-    fn read_control(&mut self, group: GroupId, key: &[u8], expected: Lsn) {
-        match guarded(|| self.worker.states.control(group, key)) {
+    fn read_control(&mut self, group: GroupId, prefixes: &[Bytes], expected: Lsn) {
+        match guarded(|| self.worker.states.control(group, prefixes)) {
             Ok((lsn, _)) if lsn < expected => {
                 let reason = format!("it stands at {lsn}, and was checkpointed at {expected}");
                 self.lose(group, reason);
             }
-            Ok((lsn, value)) => {
-                let _ = self.worker.done.send(Input::Control { group, lsn, value });
+            Ok((lsn, rows)) => {
+                let _ = self.worker.done.send(Input::Control { group, lsn, rows });
             }
             Err(failure) => self.fail(group, failure),
         }
@@ -307,7 +309,7 @@ impl Applier {
                 let _ = self.worker.done.send(Input::Applied { group, upto, outcomes });
             }
             Err(_) if planted::is(Planted::ApplyFailureSkipped) => {
-                let ops = entries.iter().filter(|entry| entry.kind == Kind::Op);
+                let ops = entries.iter().filter(|entry| entry.kind.is_op());
                 let outcomes = ops.map(|_| Outcome::default()).collect();
                 let _ = self.worker.done.send(Input::Applied { group, upto, outcomes });
             }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use highwater_core::{ClusterId, NodeId};
+use highwater_core::{ClusterId, Config as CoreConfig, NodeId};
 use highwater_http::Limits;
 use serde::Deserialize;
 use toml::Spanned;
@@ -20,6 +20,8 @@ use crate::{address::Address, failure::Failure};
 pub const ENV_PREFIX: &str = "HIGHWATER_";
 /// The name of the file in a node's directory.
 pub const FILE_NAME: &str = "highwater.toml";
+/// The longest window of an idempotency key.
+const DAYS_30_MS: u64 = 30 * 24 * 3_600_000;
 
 /// A node's configuration, checked.
 #[derive(Clone, Debug)]
@@ -44,6 +46,10 @@ pub struct Config {
     pub peers: BTreeMap<NodeId, String>,
     /// The bounds of the gateway.
     pub limits: Limits,
+    /// Keyed writes that one database remembers at a time.
+    pub idempotency_keys: usize,
+    /// For how long it does at least, in milliseconds.
+    pub idempotency_window_ms: u64,
     /// Variables that look like ours and are none.
     pub unknown_variables: Vec<String>,
 }
@@ -97,6 +103,8 @@ struct LimitsTable {
     timeout_ms: Option<Spanned<u64>>,
     timeout_max_ms: Option<Spanned<u64>>,
     connections: Option<Spanned<u64>>,
+    idempotency_keys: Option<Spanned<u64>>,
+    idempotency_window_ms: Option<Spanned<u64>>,
 }
 
 /// A value and where it came from, for errors.
@@ -175,7 +183,7 @@ fn variable(name: &str) -> String {
 }
 
 /// Every key that a variable can set.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 19] = [
     "node",
     "cluster",
     "address",
@@ -193,6 +201,8 @@ const KEYS: [&str; 17] = [
     "limits.timeout_ms",
     "limits.timeout_max_ms",
     "limits.connections",
+    "limits.idempotency_keys",
+    "limits.idempotency_window_ms",
 ];
 /// Variables of other commands.
 pub(crate) const OTHER_VARIABLES: [&str; 3] =
@@ -266,6 +276,9 @@ impl Config {
                 http.value
             )));
         }
+        let (mut table, of) = (file.limits, CoreConfig::default());
+        let keys = (table.idempotency_keys.take(), 1_000_000, of.once_max as u64);
+        let window = (table.idempotency_window_ms.take(), DAYS_30_MS, of.once_window_ms);
         let base = path.parent().unwrap_or(Path::new(""));
         let file_data_dir = source.path("data_dir", file.data_dir);
         let node = NodeId(node.value);
@@ -281,7 +294,9 @@ impl Config {
             cert: source.path("cert", file.cert).unwrap_or_else(|| base.join("cert.pem")),
             key: source.path("key", file.key).unwrap_or_else(|| base.join("key.pem")),
             peers: peers(&source, node, file.peers)?,
-            limits: limits(&source, file.limits)?,
+            limits: limits(&source, table)?,
+            idempotency_keys: limit(&source, "idempotency_keys", keys)? as usize,
+            idempotency_window_ms: limit(&source, "idempotency_window_ms", window)?,
             unknown_variables: unknown(env),
         })
     }
@@ -332,15 +347,24 @@ fn peers(
     Ok(peers)
 }
 
-fn limits(source: &Source<'_>, table: LimitsTable) -> Result<Limits, Failure> {
-    /// The log's entries are bounded; a value or batch must fit into one.
-    const BYTES: u64 = 16 << 20;
-    let read = |name: &str, file: Option<Spanned<u64>>, most: u64, default: u64| match source
-        .parsed(&format!("limits.{name}"), file)?
-    {
+/// One limit: as given, at most so much, or else the default.
+fn limit(
+    source: &Source<'_>,
+    name: &str,
+    (file, most, default): (Option<Spanned<u64>>, u64, u64),
+) -> Result<u64, Failure> {
+    match source.parsed(&format!("limits.{name}"), file)? {
         None => Ok(default),
         Some(given) if (1..=most).contains(&given.value) => Ok(given.value),
         Some(given) => Err(given.bad(format!("must be a number from 1 to {most}"))),
+    }
+}
+
+fn limits(source: &Source<'_>, table: LimitsTable) -> Result<Limits, Failure> {
+    /// The log's entries are bounded; a value or batch must fit into one.
+    const BYTES: u64 = 16 << 20;
+    let read = |name: &str, file: Option<Spanned<u64>>, most: u64, default: u64| {
+        limit(source, name, (file, most, default))
     };
     let of = Limits::default();
     let millis = |duration: Duration| duration.as_millis() as u64;
@@ -410,12 +434,12 @@ pub(crate) fn render(
         // Writing to a string can't fail.
         let _ = write!(text, "\n[[peers]]\nnode = {peer}\naddress = \"{address}\"\n");
     }
-    let of = Limits::default();
+    let (of, core) = (Limits::default(), CoreConfig::default());
     let _ = write!(
         text,
         "\n# The defaults.\n[limits]\nvalue_bytes = {}\nbatch_ops = {}\nbatch_bytes = {}\n\
          list_default = {}\nlist_max = {}\ntimeout_ms = {}\ntimeout_max_ms = {}\n\
-         connections = {}\n",
+         connections = {}\nidempotency_keys = {}\nidempotency_window_ms = {}\n",
         of.value_bytes,
         of.batch_ops,
         of.batch_bytes,
@@ -424,6 +448,8 @@ pub(crate) fn render(
         of.timeout.as_millis(),
         of.timeout_max.as_millis(),
         of.connections,
+        core.once_max,
+        core.once_window_ms,
     );
     text
 }
@@ -456,6 +482,9 @@ mod tests {
         assert_eq!(config.key, Path::new("dir/key.pem"));
         assert_eq!(config.peers, [(NodeId(2), "127.0.0.1:7002".to_owned())].into());
         assert_eq!(config.limits, Limits::default());
+        let core = CoreConfig::default();
+        assert_eq!(config.idempotency_keys, core.once_max);
+        assert_eq!(config.idempotency_window_ms, core.once_window_ms);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use highwater_core::{Doubt, Entry, Kind, Record};
+use highwater_core::{Doubt, Entry, Record};
 use highwater_store::{
     disk::RealDisk,
     oplog::{self, Found, Loss, Summary},
@@ -176,10 +176,8 @@ fn describe_record(record: &Record) -> String {
 
 /// What an entry does; values themselves are not printed.
 fn describe_payload(entry: &Entry) -> String {
-    if entry.kind != Kind::Op {
-        return String::new();
-    }
-    let op = match Op::decode(entry.payload.clone()) {
+    let Some(op) = entry.op() else { return String::new() };
+    let op = match Op::decode(op) {
         Ok(op) => op,
         Err(error) => return format!(": {} bytes: {error}", entry.payload.len()),
     };

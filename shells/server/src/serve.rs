@@ -284,7 +284,11 @@ async fn recover(config: &Config, disk: RealDisk) -> Result<(Options, NodeParts,
     addresses.insert(config.node, config.address.clone());
     let nodes: Vec<NodeId> = addresses.keys().copied().collect();
     let options = Options {
-        core: CoreConfig::default(),
+        core: CoreConfig {
+            once_max: config.idempotency_keys,
+            once_window_ms: config.idempotency_window_ms,
+            ..CoreConfig::default()
+        },
         identity: Identity { cluster: config.cluster, member, boot, starts: start.starts, nodes },
         seed: random as u64 ^ boot.nonce,
         addresses,

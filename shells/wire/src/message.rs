@@ -1,7 +1,7 @@
 //! Messages between nodes as frames.
 
 use bytes::{Bytes, BytesMut};
-use highwater_core::{Entry, GroupId, GroupMessage, Lsn, Message, NodeId, Position, Term};
+use highwater_core::{Entry, GroupId, GroupMessage, Lsn, Message, NodeId, OnceKey, Position, Term};
 
 use crate::{
     entry::{ENTRY_HEADER, decode_entry, encode_entry},
@@ -28,9 +28,16 @@ pub fn encode(message: &PeerMessage, out: &mut BytesMut) {
         PeerMessage::Forward { id, budget_us, request } => {
             let mut tail: &[u8] = &[];
             let request = match request {
-                ForwardRequest::Propose { group, payload } => {
+                ForwardRequest::Propose { group, payload, once } => {
                     tail = payload;
-                    ForwardRequestV1::Propose { group: group.0 }
+                    match once {
+                        None => ForwardRequestV1::Propose { group: group.0 },
+                        Some(OnceKey { key, digest }) => ForwardRequestV1::ProposeOnce {
+                            group: group.0,
+                            key: key.to_vec(),
+                            digest: u128::from_be_bytes(*digest),
+                        },
+                    }
                 }
                 ForwardRequest::CreateDatabase { name } => {
                     ForwardRequestV1::CreateDatabase { name: name.clone() }
@@ -84,12 +91,22 @@ pub fn decode(frame: Bytes) -> Result<PeerMessage, DecodeError> {
         FrameType::Recalled => PeerMessage::Core(frame.control::<RecalledV1>()?.into()),
         FrameType::Forward => {
             let ForwardV1 { id, budget_us, request } = frame.control()?;
-            if !matches!(request, ForwardRequestV1::Propose { .. }) {
+            let has_tail = matches!(
+                request,
+                ForwardRequestV1::Propose { .. } | ForwardRequestV1::ProposeOnce { .. }
+            );
+            if !has_tail {
                 frame.no_tail()?;
             }
             let request = match request {
                 ForwardRequestV1::Propose { group } => {
-                    ForwardRequest::Propose { group: GroupId(group), payload: frame.tail }
+                    let group = GroupId(group);
+                    ForwardRequest::Propose { group, payload: frame.tail, once: None }
+                }
+                ForwardRequestV1::ProposeOnce { group, key, digest } => {
+                    let once = OnceKey { key: key.into(), digest: digest.to_be_bytes() };
+                    let group = GroupId(group);
+                    ForwardRequest::Propose { group, payload: frame.tail, once: Some(once) }
                 }
                 ForwardRequestV1::CreateDatabase { name } => {
                     ForwardRequest::CreateDatabase { name }
@@ -217,11 +234,9 @@ fn encode_group(group: GroupId, term: Term, message: &GroupMessage, out: &mut By
         }
         GroupMessage::TimeoutNow => GroupBodyV1::TimeoutNow,
         GroupMessage::Fetch { from, to } => GroupBodyV1::Fetch { from: from.0, to: to.0 },
-        GroupMessage::Pruned { base, committed, round } => GroupBodyV1::Pruned {
-            base: (*base).into(),
-            committed: committed.0,
-            round: *round,
-        },
+        GroupMessage::Pruned { base, committed, round } => {
+            GroupBodyV1::Pruned { base: (*base).into(), committed: committed.0, round: *round }
+        }
     };
     put(FrameType::Group, &GroupV1 { group: group.0, term: term.0, body }, out, no_tail);
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use highwater_core::{
-    GroupId, Lsn, Message, NodeId, Outcome, Reject, SlotOutcome, SlotSettings, Term,
+    GroupId, Lsn, Message, NodeId, OnceKey, Outcome, Reject, SlotOutcome, SlotSettings, Term,
 };
 
 /// One message between two nodes.
@@ -49,6 +49,8 @@ pub enum ForwardRequest {
         group: GroupId,
         /// The op.
         payload: Bytes,
+        /// Has it take effect once at most.
+        once: Option<OnceKey>,
     },
     /// Create a database.
     CreateDatabase {
@@ -95,6 +97,8 @@ pub enum ForwardReply {
         term: Term,
         /// With which result.
         outcome: Outcome,
+        /// It is the result of an earlier request with the same key.
+        replayed: bool,
     },
     /// The database is there.
     Created {

@@ -290,6 +290,12 @@ pub(crate) enum ForwardRequestV1 {
         name: String,
         ask: SlotAskV1,
     },
+    /// The payload is the frame's tail.
+    ProposeOnce {
+        group: u64,
+        key: Vec<u8>,
+        digest: u128,
+    },
 }
 
 /// The answer to it.
@@ -307,17 +313,20 @@ pub(crate) enum ReplyV1 {
     Rejected(RejectV1),
     Unknown,
     Slot { first: u64, outcome: SlotOutcomeV1 },
+    Replayed { lsn: u64, term: u64, refused: bool, answer: Vec<u8> },
 }
 
 impl From<&ForwardReply> for ReplyV1 {
     fn from(reply: &ForwardReply) -> ReplyV1 {
         match reply {
-            ForwardReply::Applied { lsn, term, outcome } => ReplyV1::Applied {
-                lsn: lsn.0,
-                term: term.0,
-                refused: outcome.refused,
-                answer: outcome.answer.to_vec(),
-            },
+            ForwardReply::Applied { lsn, term, outcome, replayed } => {
+                let (lsn, term, refused) = (lsn.0, term.0, outcome.refused);
+                let answer = outcome.answer.to_vec();
+                match replayed {
+                    false => ReplyV1::Applied { lsn, term, refused, answer },
+                    true => ReplyV1::Replayed { lsn, term, refused, answer },
+                }
+            }
             ForwardReply::Created { group, existed } => {
                 ReplyV1::Created { group: group.0, existed: *existed }
             }
@@ -331,14 +340,25 @@ impl From<&ForwardReply> for ReplyV1 {
     }
 }
 
+fn applied(
+    (lsn, term): (u64, u64),
+    refused: bool,
+    answer: Vec<u8>,
+    replayed: bool,
+) -> ForwardReply {
+    let outcome = Outcome { refused, answer: answer.into() };
+    ForwardReply::Applied { lsn: Lsn(lsn), term: Term(term), outcome, replayed }
+}
+
 impl From<ReplyV1> for ForwardReply {
     fn from(v: ReplyV1) -> ForwardReply {
         match v {
-            ReplyV1::Applied { lsn, term, refused, answer } => ForwardReply::Applied {
-                lsn: Lsn(lsn),
-                term: Term(term),
-                outcome: Outcome { refused, answer: answer.into() },
-            },
+            ReplyV1::Applied { lsn, term, refused, answer } => {
+                applied((lsn, term), refused, answer, false)
+            }
+            ReplyV1::Replayed { lsn, term, refused, answer } => {
+                applied((lsn, term), refused, answer, true)
+            }
             ReplyV1::Created { group, existed } => {
                 ForwardReply::Created { group: GroupId(group), existed }
             }
@@ -365,6 +385,9 @@ pub(crate) enum RejectV1 {
     Transferring,
     TransferFailed,
     NotReady,
+    KeyMismatch,
+    KeysFull,
+    KeysUnknown,
 }
 
 impl From<Reject> for RejectV1 {
@@ -381,6 +404,9 @@ impl From<Reject> for RejectV1 {
             Reject::Transferring => RejectV1::Transferring,
             Reject::TransferFailed => RejectV1::TransferFailed,
             Reject::NotReady => RejectV1::NotReady,
+            Reject::KeyMismatch => RejectV1::KeyMismatch,
+            Reject::KeysFull => RejectV1::KeysFull,
+            Reject::KeysUnknown => RejectV1::KeysUnknown,
         }
     }
 }
@@ -399,6 +425,9 @@ impl From<RejectV1> for Reject {
             RejectV1::Transferring => Reject::Transferring,
             RejectV1::TransferFailed => Reject::TransferFailed,
             RejectV1::NotReady => Reject::NotReady,
+            RejectV1::KeyMismatch => Reject::KeyMismatch,
+            RejectV1::KeysFull => Reject::KeysFull,
+            RejectV1::KeysUnknown => Reject::KeysUnknown,
         }
     }
 }

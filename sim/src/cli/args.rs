@@ -27,7 +27,7 @@ planted  switches each planted fault on and counts the seeds (of 0..300) until a
          and holds the page of that seed to show where the fault acted; several rounds take the
          ranges that follow, and print the median; --shrink shrinks each and keeps the scripts
 
-profiles: default, swarm, oplog (as swarm, with slots)";
+profiles: default, swarm, oplog (as swarm, with slots and retries)";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Command {

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     page::explains::explains,
-    plan::Plan,
+    plan::{Plan, Profile},
     report::Report,
     run::{Settings, run_plan, run_seed},
     script,
@@ -57,6 +57,17 @@ struct Shrunk {
     faults: (usize, usize),
     /// Whether the script fails by itself, in the same way.
     replays: bool,
+}
+
+/// The profile whose seeds show a fault: what only clients with slots and keys bring about needs these.
+fn profile_of(fault: Planted, args: &Args) -> Profile {
+    match fault {
+        Planted::OnceNotCheckpointed
+        | Planted::OnceForgottenEarly
+        | Planted::OnceBeforeTermStart
+        | Planted::RefusalNotRemembered => Profile::Oplog,
+        _ => args.profile,
+    }
 }
 
 /// Runs each planted fault. Whether all were caught, and explained.
@@ -154,7 +165,7 @@ fn nth(seeds: &Range<u64>, n: u64) -> Range<u64> {
 
 /// Runs seeds in order until an oracle sees the fault.
 fn hunt(fault: Planted, seeds: Range<u64>, args: &Args) -> Caught {
-    let settings = Settings { profile: args.profile, ..Settings::default() };
+    let settings = Settings { profile: profile_of(fault, args), ..Settings::default() };
     for seed in seeds.clone() {
         planted::set(Some(fault));
         let found = run_seed(seed, settings).finding;
@@ -177,7 +188,7 @@ fn hunt(fault: Planted, seeds: Range<u64>, args: &Args) -> Caught {
 
 /// Shrinks a seed that shows the fault, and runs the script that is left.
 fn shrink(fault: Planted, seed: u64, settings: Settings, args: &Args) -> Option<Shrunk> {
-    let plan = Plan::draw(args.profile, seed);
+    let plan = Plan::draw(settings.profile, seed);
     let before = plan.faults.len();
     let mut shrinker = Shrinker::new(seed, plan, settings, args.runs, false)?;
     shrinker.shrink();
@@ -190,9 +201,8 @@ fn shrink(fault: Planted, seed: u64, settings: Settings, args: &Args) -> Option<
     if args.out.is_none() {
         let _ = std::fs::remove_file(&path);
     }
-    let finding = again.ok().and_then(|script| {
-        run_plan(script.seed, script.plan, Settings { profile: args.profile, ..settings }).finding
-    });
+    let finding =
+        again.ok().and_then(|script| run_plan(script.seed, script.plan, settings).finding);
     let replays = finding.is_some_and(|finding| finding.oracle == oracle);
     Some(Shrunk { faults: (before, after), replays })
 }

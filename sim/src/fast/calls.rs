@@ -303,8 +303,9 @@ impl Look<'_> {
     /// The database's group is known.
     fn resolved(&self, call: &mut Pending, group: GroupId) -> Flow {
         call.work = match &call.call.ask {
-            Ask::Write(op) => {
-                Work::Leads(group, ForwardRequest::Propose { group, payload: op.encode() })
+            Ask::Write(op) | Ask::Once(op, _) => {
+                let (payload, once) = (op.encode(), call.call.ask.once().cloned());
+                Work::Leads(group, ForwardRequest::Propose { group, payload, once })
             }
             Ask::Transfer(to) if !self.nodes.contains(to) => return Flow::fails(Error::NoSuchNode),
             Ask::Transfer(to) => Work::Leads(group, ForwardRequest::Transfer { group, to: *to }),
@@ -375,8 +376,11 @@ impl Look<'_> {
         }
         let Work::Leads(group, _) = call.work else { return Flow::fails(Error::Unknown) };
         match (&call.call.ask, reply) {
-            (Ask::Write(_), Some(ForwardReply::Applied { lsn, term, outcome })) => {
-                let receipt = receipt_of(group, lsn, term, &outcome);
+            (
+                Ask::Write(_) | Ask::Once(..),
+                Some(ForwardReply::Applied { lsn, term, outcome, replayed }),
+            ) => {
+                let receipt = receipt_of(group, (lsn, term), &outcome, replayed);
                 Flow::Ends(receipt.map_or_else(Told::Failed, Told::Written))
             }
             (Ask::Create, Some(ForwardReply::Created { group, existed })) => {

@@ -482,11 +482,11 @@ impl Cluster {
                 self.world.saw(Seen::Mended);
                 self.machine_mut(node).oplog.mend(group, &entries);
             }
-            Effect::ReadControl { group, key, .. } => {
+            Effect::ReadControl { group, prefixes, .. } => {
                 let at_ns = self.state_job_ns(node, process);
                 let state = self.machine_mut(node).states.get(&group);
-                let (lsn, value) = state.map(|s| s.control_row(&key)).unwrap_or_default();
-                let input = Box::new(Input::Control { group, lsn, value });
+                let (lsn, rows) = state.map(|s| s.control_rows(&prefixes)).unwrap_or_default();
+                let input = Box::new(Input::Control { group, lsn, rows });
                 self.agenda.at(at_ns, Event::Done { node, process, input });
             }
             Effect::Apply { group, entries } => {

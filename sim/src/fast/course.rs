@@ -174,7 +174,7 @@ impl Cluster {
             let databases = self.judge.databases();
             let names: Vec<String> = databases.into_iter().map(|(name, _)| name).collect();
             let Caller::Client(workload) = &mut self.course.callers[client] else { return };
-            if let Some((database, ask, timeout)) = workload.call(&names) {
+            if let Some((database, ask, timeout)) = workload.call(&names, now_ns()) {
                 return self.call(client, node, &database, ask, timeout);
             }
         }

@@ -211,8 +211,8 @@ impl Driver {
         self.waiting.insert(id, (expires, waiter));
         self.due.insert((expires, Due::Request(id)));
         let request = match ask {
-            Ask::Forwardable(ForwardRequest::Propose { group, payload }) => {
-                Request::Propose { group, payload, expires }
+            Ask::Forwardable(ForwardRequest::Propose { group, payload, once }) => {
+                Request::Propose { group, payload, once, expires }
             }
             Ask::Forwardable(ForwardRequest::CreateDatabase { name }) => {
                 Request::CreateDatabase { name, expires }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use highwater_core::{Entry, Kind, Lsn, Outcome};
+use highwater_core::{Entry, Lsn, Outcome};
 use highwater_node::api::{ListQuery, Listed, Record};
 use highwater_wire::op::{Answer, Op};
 
@@ -31,15 +31,15 @@ impl State {
         let ops = entries.iter().filter_map(|entry| {
             let fresh = entry.lsn > self.applied;
             self.applied = self.applied.max(entry.lsn);
-            (entry.kind == Kind::Op)
-                .then(|| if fresh { self.op(entry) } else { Outcome::default() })
+            let op = entry.op()?;
+            Some(if fresh { self.op(entry.lsn, op) } else { Outcome::default() })
         });
         ops.collect()
     }
 
-    fn op(&mut self, entry: &Entry) -> Outcome {
-        let op = Op::decode(entry.payload.clone()).expect("clients propose ops");
-        let answer = self.content.apply(entry.lsn, &op);
+    fn op(&mut self, lsn: Lsn, op: Bytes) -> Outcome {
+        let op = Op::decode(op).expect("clients propose ops");
+        let answer = self.content.apply(lsn, &op);
         Outcome { refused: matches!(answer, Answer::Refused { .. }), answer: answer.encode() }
     }
 
@@ -62,9 +62,11 @@ impl State {
         (self.checkpointed, control.collect())
     }
 
-    /// One control write of the last checkpoint, and where that stands.
-    pub(super) fn control_row(&self, key: &[u8]) -> (Lsn, Option<Bytes>) {
-        (self.checkpointed, self.control.get(key).cloned())
+    /// Those whose keys have one of these prefixes.
+    pub(super) fn control_rows(&self, prefixes: &[Bytes]) -> (Lsn, Vec<(Bytes, Bytes)>) {
+        let (lsn, mut rows) = self.control();
+        rows.retain(|(key, _)| prefixes.iter().any(|prefix| key.starts_with(prefix)));
+        (lsn, rows)
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<Record> {

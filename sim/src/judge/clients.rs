@@ -1,6 +1,6 @@
 //! What clients ask and are told.
 
-use highwater_core::{GroupId, Lsn, NodeId};
+use highwater_core::{GroupId, Lsn, NodeId, OnceKey};
 use highwater_node::api::{Consistency, Error, Got, ListQuery, Page};
 use highwater_wire::{
     op::{Op, Versions},
@@ -38,14 +38,21 @@ impl Judge {
         if let Ask::Slot(name, SlotAsk::Delete) = &call.ask {
             state.slots.leaves(&call.database, name);
         }
-        state.open.insert(call.id, Open { group, floor, process, shown, slot });
+        let op = call.ask.op().map(|op| op_id(&op.encode()));
+        let applied = op.is_some_and(|id| state.outcomes.group_of(id).is_some());
+        state.open.insert(call.id, Open { group, floor, process, shown, slot, applied });
         state.answers.calls(call.id);
         state.histories.calls(call);
         let mut digest_of = digest(call.database.as_bytes());
-        if let Ask::Write(op) = &call.ask {
-            let id = op_id(&op.encode());
+        if let (Some(op), Some(id)) = (call.ask.op(), op) {
             digest_of ^= id.0;
-            state.asked.insert(id, (op.clone(), floor));
+            // A retry is the same operation, which began with the first attempt.
+            state.asked.entry(id).or_insert((op.clone(), floor));
+            if let Some(once) = call.ask.once() {
+                state.once.asks(&call.database, once);
+                let leader = group.and_then(|group| state.elections.latest(group));
+                state.attempts.entry(id).or_insert((0, leader)).0 += 1;
+            }
             if let Some(group) = group {
                 *state.writing.entry(group).or_default() += 1;
             }
@@ -69,7 +76,7 @@ impl Judge {
         let Some(open) = state.open.remove(&call.id) else { return };
         state.histories.told(call, told);
         if let Some(group) = open.group
-            && matches!(call.ask, Ask::Write(_))
+            && call.ask.op().is_some()
         {
             *state.writing.entry(group).or_default() -= 1;
         }
@@ -82,6 +89,10 @@ impl Judge {
         let led_here = open.group.is_some_and(|g| state.elections.latest(g) == Some(call.node));
         match (&call.ask, told) {
             (Ask::Write(op), told) => self.write_told(state, op, told, led_here),
+            (Ask::Once(op, once), told) => {
+                self.once_told(state, (call, op, once), &open, told);
+                self.write_told(state, op, told, led_here);
+            }
             (Ask::Get(key, consistency), Told::Got(got)) => {
                 self.got(state, key, *consistency, &open, got, led_here);
             }
@@ -174,6 +185,39 @@ impl Judge {
         }
     }
 
+    /// What became of a keyed write.
+    fn once_told(
+        &self,
+        state: &mut State,
+        (call, op, once): (&Call, &Op, &OnceKey),
+        open: &Open,
+        told: &Told,
+    ) {
+        let (world, id) = (&self.world, op_id(&op.encode()));
+        let (group, lsn, replayed) = match told {
+            Told::Written(receipt) => (Some(receipt.group), receipt.lsn, receipt.replayed),
+            Told::Failed(Error::Refused { lsn, replayed, .. }) => {
+                (state.outcomes.group_of(id), *lsn, *replayed)
+            }
+            Told::Failed(Error::KeyMismatch) => {
+                world.saw(Seen::OnceMismatch);
+                let denied = state.once.denied(&call.database, once);
+                return world.check("once", denied.map_err(|broken| broken.on(call.node)));
+            }
+            _ => return,
+        };
+        let group = group.unwrap_or_default();
+        let answered = state.once.answered(group, once, lsn);
+        world.check("once", answered.map_err(|broken| broken.on(call.node)));
+        world.saw(Seen::OnceAnswered);
+        if replayed {
+            world.saw(if open.applied { Seen::OnceReplayed } else { Seen::OnceJoined });
+            let first = state.attempts.get(&id).and_then(|(_, leader)| *leader);
+            let other = first.is_some() && first != state.elections.latest(group);
+            world.saw_times(Seen::OnceOutlived, u64::from(other));
+        }
+    }
+
     fn write_told(&self, state: &mut State, op: &Op, told: &Told, led_here: bool) {
         let id = op_id(&op.encode());
         let world = &self.world;
@@ -189,7 +233,7 @@ impl Judge {
                 };
                 world.saw_times(Seen::Swapped, u64::from(op.writes.iter().any(swap)));
             }
-            Told::Failed(Error::Refused { index, version, lsn }) => {
+            Told::Failed(Error::Refused { index, version, lsn, .. }) => {
                 world.saw(Seen::Refused);
                 let group = state.outcomes.group_of(id).unwrap_or_default();
                 let verdict = state.outcomes.refused(id, group, *lsn, (*index, *version));
@@ -200,6 +244,8 @@ impl Judge {
                 world.saw(Seen::WriteUnknown);
                 state.unknown.insert(id);
             }
+            // Another attempt may have reached a log.
+            Told::Failed(_) if state.attempts.get(&id).is_some_and(|(n, _)| *n > 1) => {}
             Told::Failed(error) => {
                 world.saw(Seen::WriteFailed);
                 world.saw_times(Seen::RefusedFull, u64::from(*error == Error::StorageFull));

@@ -17,7 +17,8 @@ impl Judge {
 
     /// The last checks, once these nodes have settled and nobody calls any more.
     pub(crate) fn finish(&self, nodes: &[NodeId]) {
-        let (state, world) = (self.lock(), &self.world);
+        let (mut state, world) = (self.lock(), &self.world);
+        state.histories.end();
         let took_effect = state.unknown.iter().filter(|op| state.outcomes.took_effect(**op));
         world.saw_times(Seen::UnknownTookEffect, took_effect.count() as u64);
         for (node, log) in state.logs.iter().filter(|(node, _)| nodes.contains(node)) {

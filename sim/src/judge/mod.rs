@@ -29,6 +29,7 @@ use crate::{
         linearizability::RealTime,
         liveness::Standing,
         log_matching::LogMatching,
+        once::Once,
         outcomes::{OpId, Outcomes},
         quarantine::Quarantine,
         reference::Reference,
@@ -61,6 +62,8 @@ struct Open {
     shown: Lsn,
     /// What was known of the slot that it is about.
     slot: slots::Before,
+    /// The op that it asks for was applied somewhere.
+    applied: bool,
 }
 
 #[derive(Default)]
@@ -99,6 +102,9 @@ struct State {
     answers: Answers,
     catalog: Catalog,
     slots: Slots,
+    once: Once,
+    /// Of a keyed op: how often it was asked for, and who led when it first was.
+    attempts: BTreeMap<OpId, (u64, Option<NodeId>)>,
     /// Who led when a slot's consumer was last told of it.
     slot_leaders: BTreeMap<String, NodeId>,
     roots: Roots,

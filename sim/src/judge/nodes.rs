@@ -2,7 +2,7 @@
 
 use highwater_core::{
     Config, Effect, Entry, GroupId, GroupMessage, GroupView, Kind as EntryKind, Lsn, Message, Node,
-    NodeId, Notice, Outcome, Record, RoleView, Term, WriteId,
+    NodeId, Notice, OnceEntry, Outcome, Record, RoleView, Term, WriteId,
 };
 use highwater_wire::op::Answer;
 
@@ -203,9 +203,8 @@ impl Judge {
                 Record::Append { group, entry } => {
                     let has = state.matching.has(*group, entry.lsn, Mark::of(entry));
                     self.world.check("log matching", has.map_err(|broken| broken.on(node)));
-                    if entry.kind == EntryKind::Op {
-                        let op = op_id(&entry.payload);
-                        state.outcomes.logged(op, *group, entry.lsn, entry.term);
+                    if let Some(op) = entry.op() {
+                        state.outcomes.logged(op_id(&op), *group, entry.lsn, entry.term);
                     }
                 }
                 Record::Formation(formation) => {
@@ -366,10 +365,7 @@ impl Judge {
         }
         let mut outcomes = outcomes.iter();
         for entry in entries {
-            let outcome = match entry.kind {
-                EntryKind::Op => outcomes.next(),
-                _ => None,
-            };
+            let outcome = if entry.kind.is_op() { outcomes.next() } else { None };
             self.entry_applied(state, process, group, entry, outcome);
         }
     }
@@ -391,10 +387,13 @@ impl Judge {
             Ok(false) => return,
             Ok(true) => {}
         }
-        if entry.kind != EntryKind::Op {
-            return;
+        let Some(op) = entry.op() else { return };
+        let id = op_id(&op);
+        if entry.kind == EntryKind::Once
+            && let Some(once) = OnceEntry::decode(entry.payload.clone())
+        {
+            self.world.check("once", state.once.applied(group, lsn, &once));
         }
-        let id = op_id(&entry.payload);
         // As its client asked for it, not as the node reads it.
         let Some((op, floor)) = state.asked.get(&id) else {
             let what = format!("nobody asked for the op at {lsn:?} of {group:?}");

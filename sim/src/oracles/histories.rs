@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use highwater_core::Lsn;
+use highwater_core::{Lsn, OnceKey};
 use highwater_node::api::{Consistency, Error};
 use highwater_wire::op::{Action, Condition, Op, Versions, Write};
 
@@ -64,11 +64,29 @@ struct Key {
 pub(crate) struct Histories {
     clock: u64,
     open: BTreeMap<u64, u64>,
+    /// Keyed writes: however often one is asked for, it is one operation.
+    tries: BTreeMap<(String, Bytes), Tries>,
     keys: BTreeMap<(String, Bytes), Key>,
+}
+
+/// The attempts at a keyed write.
+#[derive(Clone, Debug)]
+struct Tries {
+    /// The first one.
+    call: Call,
+    called: u64,
+    /// Some attempt has no answer.
+    unknown: bool,
+    /// What the first answer says of it is known.
+    answered: bool,
 }
 
 fn value_of(value: &Bytes, content_type: &Bytes) -> Value {
     spread(digest(value) ^ spread(digest(content_type)))
+}
+
+fn name_of(call: &Call, once: &OnceKey) -> (String, Bytes) {
+    (call.database.clone(), once.key.clone())
 }
 
 impl Histories {
@@ -76,6 +94,11 @@ impl Histories {
     pub(crate) fn calls(&mut self, call: &Call) {
         self.clock += 1;
         self.open.insert(call.id, self.clock);
+        if let Some(once) = call.ask.once() {
+            let (call, called) = (call.clone(), self.clock);
+            let first = Tries { call, called, unknown: false, answered: false };
+            self.tries.entry(name_of(&first.call, once)).or_insert(first);
+        }
     }
 
     /// A client has its answer.
@@ -84,6 +107,7 @@ impl Histories {
         let Some(called) = self.open.remove(&call.id) else { return };
         match (&call.ask, told) {
             (Ask::Write(op), told) => self.written(call, called, op, told),
+            (Ask::Once(op, once), told) => self.tried(call, called, (op, once), told),
             (Ask::Get(key, consistency), Told::Got(got)) => {
                 let record = got.record.as_ref();
                 let saw = record.map(|r| (r.version, value_of(&r.value, &r.content_type)));
@@ -97,6 +121,36 @@ impl Histories {
                 history.events.push(Event { call, called, returned, did, place: (got.applied, 1) });
             }
             _ => {}
+        }
+    }
+
+    /// An attempt at a keyed write has ended. The first one that tells what came of it ends the
+    /// operation, which began with the first one of all.
+    fn tried(&mut self, call: &Call, called: u64, (op, once): (&Op, &OnceKey), told: &Told) {
+        let Some(tries) = self.tries.get_mut(&name_of(call, once)) else { return };
+        if tries.call.ask != call.ask {
+            // Another request with the same key: it is refused, or is one of its own.
+            return self.written(call, called, op, told);
+        }
+        match told {
+            Told::Written(_) | Told::Failed(Error::Refused { .. }) if !tries.answered => {
+                tries.answered = true;
+                let called = tries.called;
+                self.written(call, called, op, told);
+            }
+            Told::Failed(Error::Unknown) | Told::Silence => tries.unknown = true,
+            _ => {}
+        }
+    }
+
+    /// Nobody calls any more: keyed writes without an answer take effect at any time, or never.
+    pub(crate) fn end(&mut self) {
+        for Tries { call, called, unknown, answered } in
+            std::mem::take(&mut self.tries).into_values()
+        {
+            if let Some(op) = call.ask.op().filter(|_| unknown && !answered) {
+                self.written(&call, called, op, &Told::Silence);
+            }
         }
     }
 
@@ -116,7 +170,7 @@ impl Histories {
                     let existed = (index == 0).then_some(receipt.existed);
                     event(returned, write(existed), (receipt.lsn, 0))
                 }
-                Told::Failed(Error::Refused { index: at, version, lsn }) => {
+                Told::Failed(Error::Refused { index: at, version, lsn, .. }) => {
                     if *at as usize != index {
                         continue;
                     }
@@ -320,6 +374,10 @@ mod tests {
         lsn: u64,
     }
 
+    fn refused(version: u64, lsn: u64) -> Error {
+        Error::Refused { index: 0, version: Lsn(version), lsn: Lsn(lsn), replayed: false }
+    }
+
     fn condition(matches: Option<Versions>) -> Condition {
         Condition { matches, matches_none: None }
     }
@@ -345,7 +403,8 @@ mod tests {
         fn written(&mut self, call: &Call, existed: bool) -> Lsn {
             self.lsn += 1;
             let lsn = Lsn(self.lsn);
-            let receipt = Receipt { group: GroupId(2), lsn, term: Term(1), existed };
+            let (group, term) = (GroupId(2), Term(1));
+            let receipt = Receipt { group, lsn, term, existed, replayed: false };
             self.histories.told(call, &Told::Written(receipt));
             lsn
         }
@@ -365,6 +424,42 @@ mod tests {
             assert!(undecided.as_ref().is_ok_and(|n| *n == 0) || undecided.is_err());
             undecided.is_ok()
         }
+    }
+
+    #[test]
+    fn a_keyed_write_is_one_operation_however_often_it_is_asked_for() {
+        let put = |story: &mut Story| {
+            let Ask::Write(op) = story.put("x", condition(None)).ask else { unreachable!() };
+            let once = OnceKey { key: Bytes::from_static(b"key"), digest: [1; 16] };
+            story.call(Ask::Once(op, once))
+        };
+        let read_between = |answered: bool| {
+            let mut story = Story::default();
+            let first = put(&mut story);
+            story.histories.told(&first, &Told::Silence);
+            let get = story.get();
+            story.saw(&get, Some((1, "x")));
+            let again = put(&mut story);
+            if answered {
+                // As the first attempt found it; and once more.
+                story.written(&again, false);
+                let third = put(&mut story);
+                story.lsn = 0;
+                story.written(&third, false);
+            } else {
+                story.histories.told(&again, &Told::Failed(Error::Unknown));
+            }
+            story.histories.end();
+            story.is_explained()
+        };
+        assert!(read_between(true) && read_between(false));
+        let mut never = Story::default();
+        let put = put(&mut never);
+        never.histories.told(&put, &Told::Failed(Error::Busy));
+        let get = never.get();
+        never.saw(&get, Some((1, "x")));
+        never.histories.end();
+        assert!(!never.is_explained(), "it failed for certain");
     }
 
     #[test]
@@ -409,7 +504,7 @@ mod tests {
             if both {
                 story.written(&z, true);
             } else {
-                let refused = Error::Refused { index: 0, version: Lsn(2), lsn: Lsn(3) };
+                let refused = refused(2, 3);
                 story.histories.told(&z, &Told::Failed(refused));
             }
             story.is_explained()
@@ -441,10 +536,7 @@ mod tests {
 
     #[test]
     fn fires_on_what_was_refused_or_failed_and_seen_all_the_same() {
-        for told in [
-            Error::Refused { index: 0, version: Lsn(1), lsn: Lsn(2) },
-            Error::NoLeader { leader: None },
-        ] {
+        for told in [refused(1, 2), Error::NoLeader { leader: None }] {
             let mut story = Story::default();
             let x = story.put("x", condition(None));
             story.written(&x, false);

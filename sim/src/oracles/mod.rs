@@ -19,6 +19,7 @@ pub(crate) mod linearizability;
 pub(crate) mod liveness;
 pub(crate) mod log;
 pub(crate) mod log_matching;
+pub(crate) mod once;
 pub(crate) mod outcomes;
 pub(crate) mod persist_first;
 pub(crate) mod quarantine;

@@ -149,7 +149,7 @@ mod tests {
     const DONE: Answer = Answer::Done { existed: false };
 
     fn receipt(lsn: u64, term: u64, existed: bool) -> Receipt {
-        Receipt { group: G, lsn: Lsn(lsn), term: Term(term), existed }
+        Receipt { group: G, lsn: Lsn(lsn), term: Term(term), existed, replayed: false }
     }
 
     fn applied() -> Outcomes {

@@ -32,8 +32,9 @@ pub(crate) fn brief(message: &PeerMessage) -> Brief {
         PeerMessage::Core(message) => brief_core(message),
         PeerMessage::Forward { request, budget_us, .. } => {
             let (group, what) = match request {
-                ForwardRequest::Propose { group, payload } => {
-                    (*group, format!("propose {} bytes to {group:?}", payload.len()))
+                ForwardRequest::Propose { group, payload, once } => {
+                    let once = if once.is_some() { " once" } else { "" };
+                    (*group, format!("propose {} bytes{once} to {group:?}", payload.len()))
                 }
                 ForwardRequest::CreateDatabase { name } => {
                     (GroupId::SYSTEM, format!("create {name}"))
@@ -50,9 +51,10 @@ pub(crate) fn brief(message: &PeerMessage) -> Brief {
         }
         PeerMessage::ForwardReply { reply, .. } => {
             let what = match reply {
-                ForwardReply::Applied { lsn, term, outcome } => {
+                ForwardReply::Applied { lsn, term, outcome, replayed } => {
                     let refused = if outcome.refused { ", refused" } else { "" };
-                    format!("applied at {lsn:?} of {term:?}{refused}")
+                    let replayed = if *replayed { ", replayed" } else { "" };
+                    format!("applied at {lsn:?} of {term:?}{refused}{replayed}")
                 }
                 other => format!("{other:?}"),
             };

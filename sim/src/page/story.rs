@@ -498,7 +498,9 @@ impl Story {
         let Some(id) = self.records.len().checked_sub(1) else { return };
         self.calls.insert(call.id, id);
         match &call.ask {
-            Ask::Write(op) => drop(self.asks.insert(digest(&op.encode()), id)),
+            Ask::Write(op) | Ask::Once(op, _) => {
+                self.asks.insert(digest(&op.encode()), id);
+            }
             Ask::Create => drop(self.asks.insert(digest(call.database.as_bytes()), id)),
             Ask::Slot(name, ask) => {
                 self.asks.insert(digest(slot_words(name, ask).as_bytes()), id);

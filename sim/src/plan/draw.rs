@@ -127,9 +127,17 @@ impl Plan {
         let nodes: Vec<NodeId> = (1..=size).map(NodeId).collect();
         let faults_ms = rng.range(60_000, 62_000);
         let pace = draw_pace(&mut rng, swarm);
-        let first = draw_limits(&mut rng, &pace);
+        let mut first = draw_limits(&mut rng, &pace);
         let others = if swarm { rng.below(3) } else { 0 };
-        let limits: Vec<Limits> = (0..others).map(|_| draw_limits(&mut rng, &pace)).collect();
+        let mut limits: Vec<Limits> = (0..others).map(|_| draw_limits(&mut rng, &pace)).collect();
+        let once = profile == Profile::Oplog;
+        if once {
+            let mut rng = Rng::stream(seed, "once", 0);
+            for Limits { core, .. } in limits.iter_mut().chain([&mut first]) {
+                core.once_max = *rng.pick(&[10_000, 10_000, 40]);
+                core.once_window_ms = *rng.pick(&[10_000, 60_000, 24 * 3_600_000]);
+            }
+        }
         let mut faults = Rng::stream(seed, "faults", 0);
         let cast = Cast { nodes: &nodes, limits: limits.len() };
         Plan {
@@ -147,6 +155,7 @@ impl Plan {
             think_ms: if swarm { rng.heavy(80, 320) } else { rng.range(60, 160) },
             burst: *rng.pick(if swarm { &[1, 1, 8, 24] } else { &[1, 1, 8, 8] }),
             slots: profile == Profile::Oplog,
+            once,
             keys: rng.range(6, 30),
             faults_ms,
             calls_min: CALLS_MIN,

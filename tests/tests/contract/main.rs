@@ -12,6 +12,7 @@ mod dev;
 mod documents;
 mod errors;
 mod general;
+mod idempotency;
 mod lists;
 mod oplog;
 mod peers;

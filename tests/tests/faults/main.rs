@@ -2,6 +2,7 @@
 
 mod crashes;
 mod damage;
+mod once;
 mod partitions;
 mod pauses;
 mod slots;

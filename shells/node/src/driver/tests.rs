@@ -62,7 +62,7 @@ impl Workers {
         {
             done.push(match job {
                 StateJob::ReadControl { group, lsn, .. } => {
-                    Input::Control { group, lsn, value: None }
+                    Input::Control { group, lsn, rows: Vec::new() }
                 }
                 StateJob::Apply { group, entries } => {
                     let ops = entries.iter().filter(|entry| entry.kind == Kind::Op);
@@ -209,7 +209,7 @@ fn create(name: &str) -> Ask {
 
 fn propose(group: GroupId) -> Ask {
     let payload = Bytes::from_static(b"op");
-    Ask::Forwardable(ForwardRequest::Propose { group, payload })
+    Ask::Forwardable(ForwardRequest::Propose { group, payload, once: None })
 }
 
 fn minute() -> Deadline {

@@ -58,7 +58,7 @@ fn put() -> Op {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_that_passes_is_tried_again_without_news_of_routes() {
     let (handle, mut queue) = handle(Some(ME));
-    let write = tokio::spawn(async move { handle.write("db", put(), TIMEOUT).await });
+    let write = tokio::spawn(async move { handle.write("db", put(), None, TIMEOUT).await });
     let began = Instant::now();
     for reply in [Reply::Rejected(Reject::Transferring), Reply::Rejected(Reject::Busy)] {
         let Some(Command::Request { reply: answer, .. }) = queue.recv().await else {
@@ -74,7 +74,7 @@ async fn a_refusal_that_passes_is_tried_again_without_news_of_routes() {
 async fn who_waits_learns_that_the_node_drains() {
     let (handle, _queue) = handle(None);
     let writing = handle.clone();
-    let write = tokio::spawn(async move { writing.write("db", put(), TIMEOUT).await });
+    let write = tokio::spawn(async move { writing.write("db", put(), None, TIMEOUT).await });
     let reading = handle.clone();
     let bookmark = Bookmark { group: DB, term: Term(1), lsn: Lsn(9) };
     let local = Consistency::Local(Some(bookmark));

@@ -105,8 +105,8 @@ async fn what_is_lost_takes_no_job_until_it_is_reopened() {
 async fn a_state_below_its_checkpoint_is_lost() {
     let (jobs, mut completions) = worker();
     let read = |lsn| {
-        let key = Bytes::from_static(b"key");
-        StateJob::ReadControl { group: GroupId(8), key, lsn: Lsn(lsn) }
+        let prefixes = vec![Bytes::from_static(b"key")];
+        StateJob::ReadControl { group: GroupId(8), prefixes, lsn: Lsn(lsn) }
     };
     assert!(jobs.send(read(0)).is_ok());
     assert_eq!(told(&mut completions).await, "g8 stands at l0");

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use highwater_core::{
-    Entry, Kind, Lsn, Outcome,
+    Entry, Lsn, Outcome,
     planted::{self, Planted},
 };
 use highwater_wire::op::{Action, Answer, Condition, Op, OpError, Versions, Write};
@@ -40,16 +40,14 @@ impl Run {
             }
             before = entry.lsn;
             let is_new = entry.lsn > applied;
-            match entry.kind {
-                Kind::Op if is_new => match Op::decode(entry.payload.clone()) {
-                    Ok(op) => run.ops.push((entry.lsn, op)),
-                    Err(error) => {
-                        run.undecodable = Some((entry.lsn, error));
-                        return Ok(run);
-                    }
-                },
-                Kind::Op => run.skipped += 1,
-                Kind::TermStart | Kind::CreateDatabase | Kind::Slot => {}
+            match entry.op().map(|op| is_new.then(|| Op::decode(op))) {
+                Some(Some(Ok(op))) => run.ops.push((entry.lsn, op)),
+                Some(Some(Err(error))) => {
+                    run.undecodable = Some((entry.lsn, error));
+                    return Ok(run);
+                }
+                Some(None) => run.skipped += 1,
+                None => {}
             }
             run.upto = run.upto.max(entry.lsn);
         }

@@ -123,6 +123,9 @@ impl Default for StateOptions {
     }
 }
 
+/// Control writes, and the LSN they stand at.
+pub type Control = (Lsn, Vec<(Bytes, Bytes)>);
+
 /// What counts of a file, beside what memory knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Below {
@@ -211,7 +214,7 @@ impl States {
     ///
     /// # Errors
     /// When the file cannot be opened or read, which is never taken for absence.
-    pub fn system_control(&self) -> Result<(Lsn, Vec<(Bytes, Bytes)>), StateError> {
+    pub fn system_control(&self) -> Result<Control, StateError> {
         let slot = self.slot(GroupId::SYSTEM);
         let Some(table) = self.open(&slot)? else { return Ok((Lsn(0), Vec::new())) };
         guarded(&slot, "reading", || {
@@ -220,16 +223,21 @@ impl States {
         })
     }
 
-    /// One of a group's control writes as its last flush left them, and the LSN they stand at.
+    /// Those of a group's control writes whose keys have one of these prefixes, as its last flush
+    /// left them, and the LSN they stand at.
     ///
     /// # Errors
     /// When the file cannot be opened or read, which is never taken for absence.
-    pub fn control(&self, group: GroupId, key: &[u8]) -> Result<(Lsn, Option<Bytes>), StateError> {
+    pub fn control(&self, group: GroupId, prefixes: &[Bytes]) -> Result<Control, StateError> {
         let slot = self.slot(group);
-        let Some(table) = self.open(&slot)? else { return Ok((Lsn(0), None)) };
+        let Some(table) = self.open(&slot)? else { return Ok((Lsn(0), Vec::new())) };
         guarded(&slot, "reading", || {
             let reader = table.begin_read()?.read()?;
-            Ok((reader.mark()?.applied, reader.control_row(key)?))
+            let mut rows = Vec::new();
+            for prefix in prefixes {
+                reader.control_rows(prefix, &mut rows)?;
+            }
+            Ok((reader.mark()?.applied, rows))
         })
     }
 

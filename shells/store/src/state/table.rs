@@ -192,10 +192,17 @@ impl Reader {
         Ok(refused)
     }
 
-    /// One control row.
-    pub(super) fn control_row(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        let row = self.transaction.open_table(CONTROL)?.get(key)?;
-        Ok(row.map(|value| Bytes::copy_from_slice(value.value())))
+    /// The control rows whose keys have a prefix, in order of keys.
+    pub(super) fn control_rows(&self, prefix: &[u8], rows: &mut Vec<(Bytes, Bytes)>) -> Result<()> {
+        for row in self.transaction.open_table(CONTROL)?.range::<&[u8]>(prefix..)? {
+            let (key, value) = row?;
+            if !key.value().starts_with(prefix) {
+                break;
+            }
+            let copy = Bytes::copy_from_slice;
+            rows.push((copy(key.value()), copy(value.value())));
+        }
+        Ok(())
     }
 
     /// One record.

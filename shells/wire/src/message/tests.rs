@@ -99,10 +99,18 @@ fn outcome(outcome: SlotOutcome) -> ForwardReply {
     ForwardReply::Slot { first: Lsn(2), outcome }
 }
 
+fn propose(payload: &'static [u8], key: Option<&'static [u8]>) -> ForwardRequest {
+    let once =
+        key.map(|key| OnceKey { key: Bytes::from_static(key), digest: *b"0123456789abcdef" });
+    ForwardRequest::Propose { group: GroupId(9), payload: Bytes::from_static(payload), once }
+}
+
 fn forwards() -> Vec<PeerMessage> {
     let requests = vec![
-        ForwardRequest::Propose { group: GroupId(9), payload: Bytes::from_static(b"payload") },
-        ForwardRequest::Propose { group: GroupId(9), payload: Bytes::new() },
+        propose(b"payload", None),
+        propose(b"", None),
+        propose(b"payload", Some(b"key")),
+        propose(b"", Some(b"a-key-that-does-not-fit-inline")),
         ForwardRequest::CreateDatabase { name: "orders".into() },
         ForwardRequest::CreateDatabase { name: "a-name-that-does-not-fit-inline".into() },
         ForwardRequest::Transfer { group: GroupId(9), to: NodeId(3) },
@@ -119,6 +127,13 @@ fn forwards() -> Vec<PeerMessage> {
             lsn: Lsn(41),
             term: Term(7),
             outcome: Outcome { refused: true, answer: Bytes::from_static(b"answer") },
+            replayed: false,
+        },
+        ForwardReply::Applied {
+            lsn: Lsn(42),
+            term: Term(7),
+            outcome: Outcome { refused: false, answer: Bytes::from_static(b"answer") },
+            replayed: true,
         },
         ForwardReply::Created { group: GroupId(9), existed: true },
         ForwardReply::Transferred { term: Term(8) },
@@ -148,6 +163,9 @@ fn forwards() -> Vec<PeerMessage> {
             Reject::Transferring,
             Reject::TransferFailed,
             Reject::NotReady,
+            Reject::KeyMismatch,
+            Reject::KeysFull,
+            Reject::KeysUnknown,
         ]
         .map(ForwardReply::Rejected),
     );
@@ -239,8 +257,7 @@ fn payloads_are_not_copied() {
     };
     assert!(entries.iter().all(|e| memory.contains(&e.payload.as_ptr())));
 
-    let request =
-        ForwardRequest::Propose { group: GroupId(9), payload: Bytes::from_static(b"payload") };
+    let request = propose(b"payload", None);
     let bytes = encoded(&PeerMessage::Forward { id: 1, budget_us: 2, request });
     let Ok(PeerMessage::Forward { request: ForwardRequest::Propose { payload, .. }, .. }) =
         decode(bytes.clone())

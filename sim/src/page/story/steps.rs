@@ -244,7 +244,8 @@ impl Story {
     /// An entry was made of what a call asked for: the call, and the messages that carried it here,
     /// are about that entry.
     fn entry_of_call(&mut self, step: Id, entry: &Entry, fact: Fact) {
-        let Some(call) = self.asks.get(&digest(&entry.payload)).copied() else { return };
+        let asked = entry.op().unwrap_or_else(|| entry.payload.clone());
+        let Some(call) = self.asks.get(&digest(&asked)).copied() else { return };
         let node = self.records[step].node;
         let (mut chain, mut handed_on) = (Vec::new(), Vec::<Id>::new());
         for cause in self.records[step].causes.clone() {
