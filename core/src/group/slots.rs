@@ -4,8 +4,8 @@
 //! The one exception is a sign of life that is worth no entry.
 //!
 //! The leader counts **log time**: from where the log left it on, the time that passes on its own
-//! monotonic clock. What it has counted becomes log time with the next slot entry. Time in which
-//! nobody leads does not count, nor does time in which the leader stood still.
+//! monotonic clock. What it has counted becomes log time with the next entry of slots, or of a keyed
+//! write. Time in which nobody leads does not count, nor does time in which the leader stood still.
 
 use alloc::{
     borrow::ToOwned,

@@ -87,6 +87,8 @@ struct Slice<'a> {
     broken: Option<Id>,
     /// Whether it is time that breaks it.
     of_time: bool,
+    /// Whether it is what a leader remembered of keys, which it has from its state's checkpoints.
+    of_keys: bool,
 }
 
 /// Explains what was found.
@@ -103,7 +105,7 @@ pub(crate) fn explain(story: &Story, finding: &Finding) -> Chain {
         narrow(&mut subject, &story.records[found.at]);
     }
     let roots = roots(story, found, (finding, &subject));
-    let mut slice = Slice::new(story, &subject, found.record);
+    let mut slice = Slice::new(story, &subject, found.record, finding.oracle);
     slice.of_time = roots.of_time;
     for root in &roots.ids {
         slice.follow(*root);
@@ -196,7 +198,7 @@ fn roots(story: &Story, found: &Found, (finding, subject): (&Finding, &Subject))
 }
 
 impl<'a> Slice<'a> {
-    fn new(story: &'a Story, subject: &Subject, end: Id) -> Slice<'a> {
+    fn new(story: &'a Story, subject: &Subject, end: Id, oracle: &str) -> Slice<'a> {
         let lsns = match subject.lsns {
             Some((from, to)) if to.0.saturating_sub(from.0) < LSNS_MAX => {
                 (from.0..=to.0).map(Lsn).collect()
@@ -205,6 +207,7 @@ impl<'a> Slice<'a> {
             None => Vec::new(),
         };
         let mut slice = Slice {
+            of_keys: oracle == "once",
             story,
             group: subject.group,
             lsns,
@@ -258,13 +261,23 @@ impl<'a> Slice<'a> {
             What::Step => {
                 let own = record.facts.iter().filter_map(|fact| match fact.about {
                     About::Met | About::Recalled => Some(Variable::Fact(fact.about, 0, fact.who)),
-                    About::Checkpoint if self.group == Some(fact.group) => {
+                    About::Checkpoint if self.group == Some(fact.group) && !self.of_keys => {
+                        Some(Variable::Checkpoint)
+                    }
+                    About::Freeze if self.group == Some(fact.group) && self.of_keys => {
                         Some(Variable::Checkpoint)
                     }
                     _ => None,
                 });
                 let is_own = |about| {
-                    matches!(about, About::Met | About::Recalled | About::Checkpoint | About::Told)
+                    matches!(
+                        about,
+                        About::Met
+                            | About::Recalled
+                            | About::Checkpoint
+                            | About::Freeze
+                            | About::Told
+                    )
                 };
                 own.chain(of(&|about| !is_own(about), None)).collect()
             }
@@ -360,6 +373,7 @@ impl<'a> Slice<'a> {
         let of_state = matches!(what, What::Traced(Kind::Applied | Kind::Return));
         // What others have counts where it is counted, and a state where it is used.
         let counts = |variable: &Variable| match variable {
+            Variable::Checkpoint if self.of_keys => does(About::Entry),
             Variable::State | Variable::Checkpoint => is_root || of_state,
             Variable::Log(_) | Variable::SyncFailed => false,
             _ if of_state => false,
@@ -513,6 +527,7 @@ fn phrase(fact: &Fact, node: NodeId) -> String {
     let lsns = run(from.0, to.0);
     match about {
         About::Checkpoint => format!("has {group:?} checkpointed up to {to:?}"),
+        About::Freeze => format!("begins to checkpoint {group:?} at {to:?}"),
         About::Met => format!("meets a new start of {who:?}"),
         About::Recalled => format!("hears what {who:?} remembers of it"),
         About::Asks => format!("hands on what becomes {group:?} {lsns} of {term:?}"),

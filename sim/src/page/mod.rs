@@ -54,6 +54,8 @@ pub(crate) enum About {
     Recalled,
     /// The node is told what its disk holds of a state.
     Checkpoint,
+    /// The node sets a state aside for its disk.
+    Freeze,
     /// The node hands on what becomes entries.
     Asks,
     /// Entries are asked for, sent, or written.

@@ -200,6 +200,8 @@ impl Story {
                     }
                 }
                 Effect::Checkpoint { group, lsn, .. } => {
+                    let fact = Fact::new(About::Freeze, *group, Term(0), lsn.0, lsn.0);
+                    self.records[step].say(fact);
                     done.add(format!("checkpoints {group:?} at {lsn:?}"));
                 }
                 Effect::Load { group, from, to, .. } => {
