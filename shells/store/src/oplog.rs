@@ -334,6 +334,14 @@ pub enum LoadError {
         /// The group's last LSN; 0 for an empty or unknown group.
         last: Lsn,
     },
+    /// The group's log begins later: what precedes was pruned, or came as a snapshot.
+    #[error("the oplog begins at LSN {first} for this group, after LSN {from}")]
+    Pruned {
+        /// What was asked for.
+        from: Lsn,
+        /// The first LSN that the log may hold.
+        first: Lsn,
+    },
     /// What was written can't be read as it was written. It can be had from other nodes, and put in
     /// place with [`LogReader::mend`].
     #[error(

@@ -9,7 +9,7 @@
 //! | --- | --- | --- |
 //! | 0 | 8 | `HWOPLOG1` |
 //! | 8 | 4 | checksum of everything from 12 to the end |
-//! | 12 | 4 | version: 2 |
+//! | 12 | 4 | version: 3 |
 //! | 16 | 4 | length, without the padding |
 //! | 20 | 4 | flags: 1 the table lists every group, 2 there is a formation, 4 the log is in doubt, 8 up to a bound, 16 entries that were fsynced were lost and cut right before this segment, 32 perhaps votes as well |
 //! | 24 | 8 | segment sequence: 1, 2, 3 … |
@@ -30,12 +30,13 @@
 //! A row: group (8), term (8), voted-for node (8), its incarnation (16), checkpointed LSN (8), first
 //! LSN (8; 0 for none) and last LSN (8) that the segment before holds of the group (the group's last
 //! LSN where it holds none), flags (4; 1 there is a vote, 2 the group is sound), number of terms (4),
-//! the last entry's stamp (8), number of acknowledgements (4), zero (4), then where terms start
-//! within that range: LSN (8), term (8), and what members have acknowledged: node (8), incarnation
-//! (16), term (8), LSN (8).
+//! the last entry's stamp (8), number of acknowledgements (4), zero (4), the base: term (8) and LSN
+//! (8), then where terms start within that range: LSN (8), term (8), and what members have
+//! acknowledged: node (8), incarnation (16), term (8), LSN (8).
 //!
-//! Version 1 has neither bound nor boots (members follow at 88), and rows without stamp and
-//! acknowledgements. It is read, and written no more.
+//! Version 2 has rows without a base, which is zero then. Version 1 has neither bound nor boots
+//! (members follow at 88), and rows without stamp and acknowledgements either. They are read, and
+//! written no more.
 //!
 //! **Block header**, 64 bytes, followed by the body and zeros up to the next sector:
 //!
@@ -91,7 +92,9 @@ const MEMBER: usize = 24;
 /// Length of one boot.
 pub(crate) const BOOT_LEN: usize = MEMBER + 16;
 /// Length of a row without its terms and acknowledgements.
-pub(crate) const ROW: usize = 88;
+pub(crate) const ROW: usize = 104;
+/// The same in versions 2 and 1.
+const ROW_2: usize = 88;
 const ROW_1: usize = 72;
 /// Length of one term of a row.
 pub(crate) const ROW_TERM: usize = 16;
@@ -104,7 +107,7 @@ const BLOCK_MAGIC: [u8; 4] = *b"HWBK";
 /// Of blocks and frames.
 const VERSION: u8 = 1;
 /// Of segment headers.
-const SEGMENT_VERSION: u32 = 2;
+const SEGMENT_VERSION: u32 = 3;
 const COMPLETE: u32 = 1;
 const FORMED: u32 = 2;
 const DOUBT: u32 = 4;
@@ -146,6 +149,8 @@ pub(crate) struct Row {
     /// The last entry's stamp; 0 where it is not known.
     pub(crate) hlc: Hlc,
     pub(crate) acked: Vec<(Member, Term, Lsn)>,
+    /// The group's log begins after this, which may be above what older segments hold.
+    pub(crate) base: Position,
 }
 
 /// What was lost for good with the end of a log.
@@ -345,6 +350,8 @@ impl Row {
         out.put_u64_le(self.hlc.0);
         out.put_u32_le(self.acked.len() as u32);
         out.put_u32_le(0);
+        out.put_u64_le(self.base.term.0);
+        out.put_u64_le(self.base.lsn.0);
         for (lsn, term) in &self.terms {
             out.put_u64_le(lsn.0);
             out.put_u64_le(term.0);
@@ -358,7 +365,11 @@ impl Row {
 }
 
 fn get_rows(mut at: &[u8], rows: u32, version: u32) -> Option<Vec<Row>> {
-    let len = if version == 1 { ROW_1 } else { ROW };
+    let len = match version {
+        1 => ROW_1,
+        2 => ROW_2,
+        _ => ROW,
+    };
     if at.len() / len < rows as usize {
         return None;
     }
@@ -377,6 +388,10 @@ fn get_rows(mut at: &[u8], rows: u32, version: u32) -> Option<Vec<Row>> {
             (hlc, acked) = (Hlc(at.get_u64_le()), at.get_u32_le() as usize);
             at.advance(4);
         }
+        let mut base = Position::default();
+        if version > 2 {
+            base = Position { term: Term(at.get_u64_le()), lsn: Lsn(at.get_u64_le()) };
+        }
         if at.len() / ROW_TERM < terms {
             return None;
         }
@@ -389,7 +404,19 @@ fn get_rows(mut at: &[u8], rows: u32, version: u32) -> Option<Vec<Row>> {
             .collect();
         let vote = (flags & ROW_VOTE != 0).then_some(vote);
         let sound = flags & ROW_SOUND != 0;
-        table.push(Row { group, term, vote, checkpointed, first, last, terms, sound, hlc, acked });
+        table.push(Row {
+            group,
+            term,
+            vote,
+            checkpointed,
+            first,
+            last,
+            terms,
+            sound,
+            hlc,
+            acked,
+            base,
+        });
     }
     at.is_empty().then_some(table)
 }

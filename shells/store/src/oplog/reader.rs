@@ -134,6 +134,10 @@ impl<D: Disk> LogReader<D> {
         let state = &mut *state;
         let known = state.table.group(group);
         let last = known.map_or(Lsn(0), |known| known.last);
+        let first = known.map_or(Lsn(1), |known| known.base.lsn.next());
+        if from < first {
+            return Err(LoadError::Pruned { from, first });
+        }
         let span = known.and_then(|known| Some((known, known.span(from)?)));
         let bounds = span.and_then(|(_, span)| state.segments.get(&span.segment));
         let (Some((known, span)), Some(bounds), true) = (span, bounds, from <= to) else {

@@ -62,13 +62,23 @@ impl Group {
         if base.lsn <= self.base.lsn {
             return;
         }
-        let term = if base.lsn <= self.last { self.term_at(base.lsn) } else { None };
-        if term != Some(base.term) {
-            self.truncations += 1;
-            (self.last, self.hlc) = (base.lsn, Hlc::default());
-            self.terms.clear();
-            self.spans.clear();
+        if self.term_at(base.lsn) != Some(base.term) {
+            self.empty(base.lsn);
+            self.hlc = Hlc::default();
         }
+        self.skip_to(base);
+    }
+
+    /// Forgets everything: the log goes on after `last`.
+    fn empty(&mut self, last: Lsn) {
+        self.truncations += 1;
+        self.last = last;
+        self.terms.clear();
+        self.spans.clear();
+    }
+
+    /// What is at or below `base` does not count any more; what is above it stays.
+    fn skip_to(&mut self, base: Position) {
         let first = base.lsn.next();
         let next_term = self.term_at(first);
         self.terms.retain(|(lsn, _)| *lsn > first);
@@ -104,16 +114,14 @@ impl Group {
 
     /// Where a term starts: rising in LSN and term.
     fn start_term(&mut self, lsn: Lsn, term: Term) -> Result<(), &'static str> {
-        match self.terms.last() {
-            Some((_, before)) if *before > term => {
-                Err("an entry's term is lower than the one before")
-            }
-            Some((_, before)) if *before == term => Ok(()),
-            _ => {
-                self.terms.push((lsn, term));
-                Ok(())
-            }
+        let before = self.terms.last().map(|(_, term)| *term);
+        if before.unwrap_or(self.base.term) > term {
+            return Err("an entry's term is lower than the one before");
         }
+        if before != Some(term) {
+            self.terms.push((lsn, term));
+        }
+        Ok(())
     }
 
     /// The span that holds `lsn`.
@@ -174,7 +182,11 @@ impl Table {
             Record::Checkpointed { group, lsn } => {
                 self.touch(*group).checkpointed = *lsn;
             }
-            Record::Base { group, position } => self.touch(*group).begin_after(*position),
+            Record::Base { group, position } => {
+                self.touch(*group).begin_after(*position);
+                // The first term that is left starts after the base now.
+                self.dirty_terms += 1;
+            }
             Record::Boot { member, boot } => self.meet(*member, *boot),
             Record::Acked { group, member, term, lsn } => {
                 let new = self.touch(*group).acked.insert(*member, (*term, *lsn)).is_none();
@@ -196,6 +208,9 @@ impl Table {
                 let group = self.touch(*group);
                 if entry.lsn == Lsn(0) || entry.lsn > group.last.next() {
                     return Err("an entry does not follow the last one of its group");
+                }
+                if entry.lsn <= group.base.lsn {
+                    return Err("an entry replaces what its group's log begins after");
                 }
                 group.truncate(entry.lsn);
                 let terms = group.terms.len();
@@ -272,7 +287,7 @@ impl Table {
         // Only members acknowledge.
         let row = ROW + known.max(self.members()) * ROW_ACKED;
         let own = match record {
-            Record::Append { .. } => ROW_TERM,
+            Record::Append { .. } | Record::Base { .. } => ROW_TERM,
             Record::Acked { .. } => ROW_ACKED,
             _ => 0,
         };
@@ -306,6 +321,7 @@ impl Table {
                 sound: group.sound,
                 hlc: group.hlc,
                 acked: acked(group),
+                base: group.base,
             }
         };
         if complete {
@@ -345,8 +361,15 @@ impl Table {
         self.acked = self.acked + row.acked.len() - group.acked.len();
         group.acked =
             row.acked.iter().map(|(member, term, lsn)| (*member, (*term, *lsn))).collect();
+        if row.base.lsn < group.base.lsn || row.last < row.base.lsn {
+            return Err("the group table's base does not match those of the segments before");
+        }
         if row.first > Lsn(0) {
-            if row.first > group.last.next() || row.last < row.first {
+            if row.first == row.base.lsn.next() {
+                group.empty(row.base.lsn);
+            }
+            let follows = row.base.lsn < row.first && row.first <= group.last.next();
+            if !follows || row.last < row.first {
                 return Err("the group table's LSNs do not follow those of the segments before");
             }
             group.truncate(row.first);
@@ -360,8 +383,14 @@ impl Table {
             group.last = row.last;
             group.spans.push(Span { segment, first: row.first, last: row.last });
         }
+        if row.base != group.base {
+            if row.last == row.base.lsn {
+                group.empty(row.last);
+            }
+            group.skip_to(row.base);
+        }
         group.hlc = row.hlc;
-        if group.last != row.last || group.terms.is_empty() != (group.last == Lsn(0)) {
+        if group.last != row.last || group.terms.is_empty() != (group.last == group.base.lsn) {
             return Err("the group table does not match those of the segments before");
         }
         Ok(())

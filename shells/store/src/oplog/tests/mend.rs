@@ -17,7 +17,7 @@ type Missing = Vec<(GroupId, Lsn, Lsn)>;
 async fn read_all(reader: &LogReader<MemDisk>, model: &Model, max_bytes: usize) -> Missing {
     let mut all = Missing::new();
     for group in model.groups() {
-        let (mut from, last) = (Lsn(1), model.last(group));
+        let (mut from, last) = (model.first(group), model.last(group));
         while from <= last {
             match reader.load(group, from, last, max_bytes).await {
                 Ok(entries) => {
@@ -189,7 +189,7 @@ async fn copies_are_bounded() {
     let log = start(&disk).await;
     let kept = || log.reader.shared.lock().patches.bytes();
     for group in model.groups() {
-        let all = model.entries(group, Lsn(1), model.last(group));
+        let all = model.entries(group, model.first(group), model.last(group));
         log.reader.mend(group, all).await.expect("the disk is fine");
     }
     assert_eq!(kept(), 0, "nothing was known to be damaged");
