@@ -23,7 +23,8 @@
 //! | 88 | 8 | up to which group the log is in doubt; 0 without a bound |
 //! | 96 | 4 | boots met |
 //! | 100 | 4 | zero |
-//! | 104 | … | members: node (8), incarnation (16) |
+//! | 104 | 8 | the first segment in use |
+//! | 112 | … | members: node (8), incarnation (16) |
 //! | … | … | boots: node (8), incarnation (16), boot counter (8), nonce (8) |
 //! | … | … | rows, in order of group |
 //!
@@ -31,12 +32,13 @@
 //! LSN (8; 0 for none) and last LSN (8) that the segment before holds of the group (the group's last
 //! LSN where it holds none), flags (4; 1 there is a vote, 2 the group is sound), number of terms (4),
 //! the last entry's stamp (8), number of acknowledgements (4), zero (4), the base: term (8) and LSN
-//! (8), then where terms start within that range: LSN (8), term (8), and what members have
-//! acknowledged: node (8), incarnation (16), term (8), LSN (8).
+//! (8), then the terms within that range: the first LSN of each that is in it (8), term (8), and what
+//! members have acknowledged: node (8), incarnation (16), term (8), LSN (8).
 //!
-//! Version 2 has rows without a base, which is zero then. Version 1 has neither bound nor boots
-//! (members follow at 88), and rows without stamp and acknowledgements either. They are read, and
-//! written no more.
+//! Version 2 has no first segment (all are in use; members follow at 104), and rows without a base,
+//! which is zero then, and without a term that had started before. Version 1 has neither bound nor
+//! boots (members follow at 88), and rows without stamp and acknowledgements either. They are read,
+//! and written no more.
 //!
 //! **Block header**, 64 bytes, followed by the body and zeros up to the next sector:
 //!
@@ -85,8 +87,9 @@ pub(crate) const SECTOR: u64 = 4096;
 /// Length of a block's header.
 pub(crate) const BLOCK_HEADER: usize = 64;
 /// Length of a segment header without what follows in lists.
-const SEGMENT_HEADER: usize = 104;
-/// The same in version 1.
+const SEGMENT_HEADER: usize = 112;
+/// The same in versions 2 and 1.
+const SEGMENT_HEADER_2: usize = 104;
 const SEGMENT_HEADER_1: usize = 88;
 const MEMBER: usize = 24;
 /// Length of one boot.
@@ -107,7 +110,7 @@ const BLOCK_MAGIC: [u8; 4] = *b"HWBK";
 /// Of blocks and frames.
 const VERSION: u8 = 1;
 /// Of segment headers.
-const SEGMENT_VERSION: u32 = 3;
+pub(crate) const SEGMENT_VERSION: u32 = 3;
 const COMPLETE: u32 = 1;
 const FORMED: u32 = 2;
 const DOUBT: u32 = 4;
@@ -143,7 +146,7 @@ pub(crate) struct Row {
     /// What the segment before holds of the group; 0 where it holds nothing.
     pub(crate) first: Lsn,
     pub(crate) last: Lsn,
-    /// Terms that start in `first..=last`.
+    /// The terms of `first..=last`: the first LSN of each in that range.
     pub(crate) terms: Vec<(Lsn, Term)>,
     pub(crate) sound: bool,
     /// The last entry's stamp; 0 where it is not known.
@@ -164,7 +167,11 @@ pub enum Loss {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
+    /// The version it was read in. It is written in the latest.
+    pub(crate) version: u32,
     pub(crate) segment: u64,
+    /// The first segment in use: those before it hold nothing that counts, and may be gone.
+    pub(crate) oldest: u64,
     pub(crate) epoch: u64,
     pub(crate) first_block: u64,
     pub(crate) prev_end: u64,
@@ -242,6 +249,7 @@ impl SegmentHeader {
         out.put_u64_le(self.doubt.and_then(|doubt| doubt.bound).unwrap_or_default().0);
         out.put_u32_le(self.boots.len() as u32);
         out.put_u32_le(0);
+        out.put_u64_le(self.oldest);
         for member in members {
             put_member(&mut out, *member);
         }
@@ -259,6 +267,19 @@ impl SegmentHeader {
         out[8..12].copy_from_slice(&sum.to_le_bytes());
         out.resize(padded(len as u64) as usize, 0);
         out.freeze()
+    }
+
+    /// How many bytes it takes in its file, with the padding.
+    pub(crate) fn len(&self) -> u64 {
+        let (fixed, row) = match self.version {
+            1 => (SEGMENT_HEADER_1, ROW_1),
+            2 => (SEGMENT_HEADER_2, ROW_2),
+            _ => (SEGMENT_HEADER, ROW),
+        };
+        let members = self.formation.as_ref().map_or(0, |formation| formation.members.len());
+        let lists = |of: &Row| row + of.terms.len() * ROW_TERM + of.acked.len() * ROW_ACKED;
+        let rows: usize = self.rows.iter().map(lists).sum();
+        padded((fixed + members * MEMBER + self.boots.len() * BOOT_LEN + rows) as u64)
     }
 
     fn flags(&self) -> u32 {
@@ -298,22 +319,27 @@ impl SegmentHeader {
         let (incarnation, length) = (Incarnation(at.get_u128_le()), at.get_u64_le());
         let (members, rows) = (at.get_u32_le(), at.get_u32_le());
         let unsound = HeaderFault::Invalid("the segment header's table does not add up");
-        let (bound, boots) = match version {
-            1 => (0, 0),
-            _ if at.len() < SEGMENT_HEADER - SEGMENT_HEADER_1 => return Err(unsound),
-            _ => {
-                let (bound, boots) = (at.get_u64_le(), at.get_u32_le());
-                at.advance(4);
-                (bound, boots)
-            }
-        };
+        let fixed = [SEGMENT_HEADER_1, SEGMENT_HEADER_2, SEGMENT_HEADER][version as usize - 1];
+        if bytes.len() < fixed {
+            return Err(unsound);
+        }
+        let (mut bound, mut boots, mut oldest) = (0, 0, 1);
+        if version > 1 {
+            (bound, boots) = (at.get_u64_le(), at.get_u32_le());
+            at.advance(4);
+        }
+        if version > 2 {
+            oldest = at.get_u64_le();
+        }
         let members = get_members(&mut at, u64::from(members)).ok_or(unsound)?;
         let boots = get_boots(&mut at, boots).ok_or(unsound)?;
         let rows = get_rows(at, rows, version).ok_or(unsound)?;
         let lost = if flags & LOST_VOTES != 0 { Loss::Votes } else { Loss::Entries };
         let bound = (flags & BOUND != 0).then_some(Lsn(bound));
         Ok(SegmentHeader {
+            version,
             segment,
+            oldest,
             epoch,
             first_block,
             prev_end,

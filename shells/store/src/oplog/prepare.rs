@@ -8,13 +8,14 @@ use highwater_core::planted::{self, Planted};
 
 use super::{
     DIR, TEMP, file_name,
+    keep::Keeper,
     scan::CHUNK,
     shared::{Preparing, Shared, Spare},
 };
 use crate::disk::Disk;
 
 /// How long to wait after a failure, such as a full disk.
-const RETRY: Duration = Duration::from_secs(1);
+pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
 /// Keeps spare segments ready. Meanwhile a writer that runs out of them waits, unless the last try
 /// failed.
@@ -25,7 +26,13 @@ pub struct Preparer<D: Disk> {
 impl<D: Disk> Preparer<D> {
     /// Keeps spares ready for as long as the writer lives. On failure (no space, say) tries again
     /// each second; [`LogWriter::room`](super::LogWriter::room) stays small until then.
+    ///
+    /// Beside that, removes the segments that hold nothing that counts any more.
     pub async fn run(self) {
+        tokio::join!(self.prepare(), Keeper { shared: self.shared.clone() }.run());
+    }
+
+    async fn prepare(&self) {
         let _off = Off(&self.shared);
         loop {
             self.set(Preparing::On);
@@ -63,6 +70,14 @@ impl<D: Disk> Preparer<D> {
             self.shared.lock().spares.push_back(spare);
             self.shared.made.notify_one();
         }
+    }
+
+    /// Removes what can go now.
+    ///
+    /// # Errors
+    /// Where the disk refuses; it can be tried again.
+    pub async fn tidy(&self) -> io::Result<()> {
+        Keeper { shared: self.shared.clone() }.tidy().await
     }
 
     fn set(&self, preparing: Preparing) {

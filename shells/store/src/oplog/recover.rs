@@ -2,7 +2,7 @@
 //! rules are in the [module above](super).
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     sync::Arc,
 };
@@ -19,13 +19,14 @@ use super::{
     cut::{Behind, Cut, Place},
     file_name,
     format::{
-        BlockFault, BlockKind, HeaderFault, SECTOR, Salt, SegmentHeader, decode_record, frame_len,
+        BlockFault, BlockKind, HeaderFault, SECTOR, SEGMENT_VERSION, Salt, SegmentHeader,
+        decode_record, frame_len,
     },
     index::{Cache, Point, SegmentIndex},
     mend::Patches,
     parse_name, prepare,
     scan::{CHUNK, Cursor, Expect, first_block, is_blank, read_header, rest},
-    shared::{Active, Preparing, Segment, Shared, Spare, State},
+    shared::{Active, Preparing, Retired, Segment, Shared, Spare, State},
     table::Table,
     writer::Resume,
 };
@@ -130,9 +131,15 @@ async fn survey<D: Disk>(
     incarnation: Incarnation,
 ) -> Result<Surveyed<D::File>, OpenError> {
     let logged = identity::logged(disk).await?;
-    let mut survey = Survey::new(incarnation);
-    for segment in segments(disk).await? {
-        survey.look(disk, segment).await?;
+    let segments = segments(disk).await?;
+    let oldest = first_in_use(disk, &segments).await?;
+    let mut survey = Survey::new(incarnation, oldest);
+    for segment in segments {
+        if segment < oldest {
+            survey.retired.files.insert(segment);
+        } else {
+            survey.look(disk, segment).await?;
+        }
     }
     let Some(newest) = survey.newest.take() else {
         return match survey.orphan(disk, 1).await? {
@@ -145,8 +152,12 @@ async fn survey<D: Disk>(
     };
     let tail = Tail::scan(disk, &newest, &mut survey).await?;
     let orphan = survey.orphan(disk, newest.segment + 1).await?;
-    let damaged = tail.expect.sequence <= tail.synced_upto && !planted::is(Planted::CutBelowSynced);
-    if damaged || orphan.is_some() {
+    if let Some((group, from, to)) = survey.table.hole() {
+        let what = format!("LSN {from} to {to} of group {group} are missing");
+        return Err(damaged(newest.segment, 0, what));
+    }
+    let lost = tail.expect.sequence <= tail.synced_upto && !planted::is(Planted::CutBelowSynced);
+    if lost || orphan.is_some() {
         return survey.lost(disk, Some((newest, tail)), orphan).await;
     }
     Ok(Surveyed::Intact(Box::new((survey, newest, tail))))
@@ -208,6 +219,27 @@ async fn segments<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
     Ok(segments)
 }
 
+/// Where the log begins, as the newest header says: only from there on are segments looked at.
+async fn first_in_use<D: Disk>(disk: &D, segments: &[u64]) -> Result<u64, OpenError> {
+    let failed = || io_failed("reading a segment's header");
+    for segment in segments.iter().rev() {
+        let file = disk.open(&file_name(*segment), false).await.map_err(failed())?;
+        let bytes = disk.len(&file).await.map_err(failed())?;
+        match read_header(disk, &file, bytes).await.map_err(failed())? {
+            Ok(header) if header.oldest <= *segment => return Ok(header.oldest),
+            Ok(_) => return Err(damaged(*segment, 0, "the log begins after the segment")),
+            Err(HeaderFault::Invalid(_)) => {}
+            Err(HeaderFault::Version(version)) => return Err(later(*segment, version)),
+        }
+    }
+    Ok(1)
+}
+
+fn later(segment: u64, version: u32) -> OpenError {
+    let (file, what) = (file_name(segment), HeaderFault::Version(version).to_string());
+    OpenError::Later { file, offset: 0, what }
+}
+
 /// Makes a log where there never was one.
 async fn create<D: Disk>(
     disk: D,
@@ -223,6 +255,8 @@ async fn create<D: Disk>(
     let spare =
         prepare::make(&disk, 1, options.segment_bytes, None).await.map_err(io_failed(what))?;
     let header = SegmentHeader {
+        version: SEGMENT_VERSION,
+        oldest: 1,
         segment: 1,
         epoch: 1,
         first_block: 1,
@@ -263,6 +297,7 @@ struct Survey<F> {
     incarnation: Incarnation,
     table: Table,
     segments: BTreeMap<u64, Segment>,
+    retired: Retired,
     newest: Option<Newest<F>>,
     /// Files without a valid header, in order: spares, or damage.
     blank: Vec<BlankFile<F>>,
@@ -292,11 +327,12 @@ impl<F> Newest<F> {
 }
 
 impl<F: Send + Sync + 'static> Survey<F> {
-    fn new(incarnation: Incarnation) -> Survey<F> {
+    fn new(incarnation: Incarnation, oldest: u64) -> Survey<F> {
         Survey {
             incarnation,
             table: Table::default(),
             segments: BTreeMap::new(),
+            retired: Retired { oldest, removable: 1, files: BTreeSet::new() },
             newest: None,
             blank: Vec::new(),
         }
@@ -313,19 +349,14 @@ impl<F: Send + Sync + 'static> Survey<F> {
                 self.blank.push(BlankFile { segment, file, bytes, what });
                 return Ok(());
             }
-            Err(HeaderFault::Version(version)) => {
-                return Err(OpenError::Later {
-                    file: file_name(segment),
-                    offset: 0,
-                    what: HeaderFault::Version(version).to_string(),
-                });
-            }
+            Err(HeaderFault::Version(version)) => return Err(later(segment, version)),
         };
         // A segment is begun only after everything before it is durable.
         if let Some(blank) = self.blank.first() {
             return Err(damaged(blank.segment, 0, blank.what));
         }
-        let expected = self.newest.as_ref().map_or(1, |newest| newest.segment + 1);
+        let expected =
+            self.newest.as_ref().map_or(self.retired.oldest, |newest| newest.segment + 1);
         if segment != expected {
             return Err(damaged(expected, 0, "the file is missing"));
         }
@@ -343,10 +374,11 @@ impl<F: Send + Sync + 'static> Survey<F> {
             return Err(damaged(segment, bytes, "the file's length is not what it was"));
         }
         self.fold(&header).map_err(|what| damaged(segment, 0, what))?;
-        let start = header.encode().len() as u64;
-        let place =
-            Segment { epoch: header.epoch, first_block: header.first_block, start, end: start };
-        self.segments.insert(segment, place);
+        let start = header.len();
+        self.segments.insert(segment, Segment::of(&header, start));
+        if let Some(before) = &self.newest {
+            self.retired.removable = before.header.oldest;
+        }
         self.newest = Some(Newest::of(header, Arc::new(file), start));
         Ok(())
     }
@@ -361,7 +393,7 @@ impl<F: Send + Sync + 'static> Survey<F> {
             }
             place.end = header.prev_end;
         }
-        self.table.fold(header)
+        if self.newest.is_none() { self.table.begin(header) } else { self.table.fold(header) }
     }
 
     /// The first segment without a valid header has blocks, so it had one: its file, and the
@@ -404,7 +436,7 @@ impl<F: Send + Sync + 'static> Survey<F> {
         newest: Option<(Newest<F>, Tail)>,
         orphan: Option<(&BlankFile<F>, u64)>,
     ) -> Result<Surveyed<F>, OpenError> {
-        let mut place = Place::default();
+        let mut place = Place { oldest: 1, ..Place::default() };
         let mut expect =
             Expect { salt: Salt::of(self.incarnation), segment: 0, sequence: 1, epoch: 0 };
         let mut synced_upto = 0;
@@ -417,6 +449,7 @@ impl<F: Send + Sync + 'static> Survey<F> {
                 bytes: tail.cut_bytes,
                 newest: newest.segment,
                 end: tail.at,
+                oldest: self.retired.oldest,
                 sequence: 0,
             };
         }
@@ -488,15 +521,11 @@ impl<F: Send + Sync + 'static> Survey<F> {
         spares: VecDeque<Spare<F>>,
     ) -> Arc<Shared<D>> {
         let Newest { segment, file, start, header, .. } = newest;
-        self.segments.entry(segment).or_insert(Segment {
-            epoch: header.epoch,
-            first_block: header.first_block,
-            start,
-            end: start,
-        });
+        self.segments.entry(segment).or_insert_with(|| Segment::of(&header, start));
         let state = State {
             table: self.table,
             segments: self.segments,
+            retired: self.retired,
             active: Active { segment, file, index, pending: None },
             cache: Cache::new(),
             damaged: BTreeMap::new(),

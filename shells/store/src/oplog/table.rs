@@ -124,6 +124,25 @@ impl Group {
         Ok(())
     }
 
+    /// Takes in what a segment holds: it follows what is known.
+    fn add(&mut self, span: Span, terms: &[(Lsn, Term)]) -> Result<(), &'static str> {
+        for (lsn, term) in terms {
+            let before = self.terms.last();
+            // A term that started in an earlier segment goes on.
+            if before.is_some_and(|before| before.1 == *term) && *lsn == span.first {
+                continue;
+            }
+            let rises = before.is_none_or(|before| before.0 < *lsn && before.1 < *term);
+            if !rises || *lsn < span.first || *lsn > span.last {
+                return Err("the group table's terms do not add up");
+            }
+            self.terms.push((*lsn, *term));
+        }
+        self.last = span.last;
+        self.spans.push(span);
+        Ok(())
+    }
+
     /// The span that holds `lsn`.
     pub(crate) fn span(&self, lsn: Lsn) -> Option<Span> {
         let at = self.spans.partition_point(|span| span.last < lsn);
@@ -142,7 +161,7 @@ pub(crate) struct Table {
     groups: BTreeMap<GroupId, Group>,
     /// Groups touched since the last segment header.
     dirty: BTreeSet<GroupId>,
-    /// At least as many terms started since then.
+    /// At least as many terms started since then, besides the first of each group.
     dirty_terms: usize,
     /// Acknowledgements in all groups, and in those touched.
     acked: usize,
@@ -182,11 +201,7 @@ impl Table {
             Record::Checkpointed { group, lsn } => {
                 self.touch(*group).checkpointed = *lsn;
             }
-            Record::Base { group, position } => {
-                self.touch(*group).begin_after(*position);
-                // The first term that is left starts after the base now.
-                self.dirty_terms += 1;
-            }
+            Record::Base { group, position } => self.touch(*group).begin_after(*position),
             Record::Boot { member, boot } => self.meet(*member, *boot),
             Record::Acked { group, member, term, lsn } => {
                 let new = self.touch(*group).acked.insert(*member, (*term, *lsn)).is_none();
@@ -251,14 +266,14 @@ impl Table {
 
     /// How long the next segment header gets at most, as things stand.
     pub(crate) fn header_bound(&self) -> u64 {
-        let (rows, terms, acked) = (self.dirty.len(), self.dirty_terms, self.dirty_acked);
-        HeaderSize { rows, terms, acked, ..self.base_size() }.bytes()
+        let (rows, acked) = (self.dirty.len(), self.dirty_acked);
+        HeaderSize { rows, terms: rows + self.dirty_terms, acked, ..self.base_size() }.bytes()
     }
 
     /// How long a header gets at most that lists every group.
     pub(crate) fn complete_bound(&self) -> u64 {
-        let (rows, terms, acked) = (self.groups.len(), self.dirty_terms, self.acked);
-        HeaderSize { rows, terms, acked, ..self.base_size() }.bytes()
+        let (rows, acked) = (self.groups.len(), self.acked);
+        HeaderSize { rows, terms: rows + self.dirty_terms, acked, ..self.base_size() }.bytes()
     }
 
     /// How long a header gets that lists no group.
@@ -285,9 +300,9 @@ impl Table {
         };
         let known = self.groups.get(&group).map_or(0, |group| group.acked.len());
         // Only members acknowledge.
-        let row = ROW + known.max(self.members()) * ROW_ACKED;
+        let row = ROW + ROW_TERM + known.max(self.members()) * ROW_ACKED;
         let own = match record {
-            Record::Append { .. } | Record::Base { .. } => ROW_TERM,
+            Record::Append { .. } => ROW_TERM,
             Record::Acked { .. } => ROW_ACKED,
             _ => 0,
         };
@@ -306,10 +321,10 @@ impl Table {
         let row = |id: GroupId, group: &Group| {
             let span = group.spans.last().filter(|span| span.segment == segment);
             let first = span.map_or(Lsn(0), |span| span.first);
-            let from = match span {
-                Some(span) => group.terms.partition_point(|(lsn, _)| *lsn < span.first),
-                None => group.terms.len(),
-            };
+            let terms = span.map_or_else(Vec::new, |span| {
+                let within = group.terms_within(span.first, span.last);
+                within.into_iter().map(|(lsn, term)| (lsn.max(span.first), term)).collect()
+            });
             Row {
                 group: id,
                 term: group.term,
@@ -317,7 +332,7 @@ impl Table {
                 checkpointed: group.checkpointed,
                 first,
                 last: group.last,
-                terms: group.terms[from..].to_vec(),
+                terms,
                 sound: group.sound,
                 hlc: group.hlc,
                 acked: acked(group),
@@ -329,6 +344,22 @@ impl Table {
         } else {
             dirty.iter().filter_map(|id| Some(row(*id, self.groups.get(id)?))).collect()
         }
+    }
+
+    /// Takes in what the header of the first segment in use says: how things stood then. What the
+    /// segments before hold is not known.
+    pub(crate) fn begin(&mut self, header: &SegmentHeader) -> Result<(), &'static str> {
+        if header.segment > 1 && !header.complete {
+            return Err("the group table of the first segment in use is not complete");
+        }
+        for row in &header.rows {
+            let group = self.groups.entry(row.group).or_default();
+            group.truncate(row.last.next());
+            group.last = row.last;
+            group.skip_to(row.base);
+        }
+        let rows = header.rows.iter().map(|row| Row { first: Lsn(0), ..row.clone() }).collect();
+        self.fold(&SegmentHeader { rows, ..header.clone() })
     }
 
     /// Takes in what a segment's header says of everything before it.
@@ -373,15 +404,7 @@ impl Table {
                 return Err("the group table's LSNs do not follow those of the segments before");
             }
             group.truncate(row.first);
-            for (lsn, term) in &row.terms {
-                let rises = group.terms.last().is_none_or(|last| last.0 < *lsn && last.1 < *term);
-                if !rises || *lsn < row.first || *lsn > row.last {
-                    return Err("the group table's terms do not add up");
-                }
-                group.terms.push((*lsn, *term));
-            }
-            group.last = row.last;
-            group.spans.push(Span { segment, first: row.first, last: row.last });
+            group.add(Span { segment, first: row.first, last: row.last }, &row.terms)?;
         }
         if row.base != group.base {
             if row.last == row.base.lsn {
@@ -390,10 +413,30 @@ impl Table {
             group.skip_to(row.base);
         }
         group.hlc = row.hlc;
-        if group.last != row.last || group.terms.is_empty() != (group.last == group.base.lsn) {
+        if group.last != row.last {
             return Err("the group table does not match those of the segments before");
         }
         Ok(())
+    }
+
+    /// The first entries that should be there and that no segment holds: of which group, from LSN to
+    /// LSN.
+    pub(crate) fn hole(&self) -> Option<(GroupId, Lsn, Lsn)> {
+        self.groups().find_map(|(id, group)| {
+            let mut next = group.base.lsn.next();
+            for span in &group.spans {
+                if span.first > next {
+                    return Some((id, next, span.first.prev()));
+                }
+                next = span.last.next();
+            }
+            (next <= group.last).then_some((id, next, group.last))
+        })
+    }
+
+    /// The first segment that holds something that counts.
+    pub(crate) fn first_needed(&self) -> Option<u64> {
+        self.groups.values().filter_map(|group| Some(group.spans.first()?.segment)).min()
     }
 
     /// Whether a group may lack entries that this node has acknowledged.

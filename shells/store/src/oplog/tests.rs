@@ -6,5 +6,6 @@ mod lost;
 pub(crate) mod mem;
 mod mend;
 mod model;
+mod recycle;
 mod roundtrip;
 mod snapshots;

@@ -15,7 +15,8 @@ use crate::{
 };
 
 pub(super) const INCARNATION: Incarnation = Incarnation(0x0199_0000_0000_1234_5678_9abc_def0_1234);
-pub(super) const SMALL: OplogOptions = OplogOptions { segment_bytes: 64 << 10, spare_segments: 2 };
+pub(super) const SMALL: OplogOptions =
+    OplogOptions { segment_bytes: 64 << 10, spare_segments: 2, segments_max: 8 };
 
 /// For a disk without the file `identity`.
 pub(super) const START: Start = Start {
@@ -231,6 +232,15 @@ impl Model {
                 assert_eq!((from, first), (base, base.next()));
             }
         }
+    }
+
+    /// Prunes all groups to their last few entries.
+    pub(super) fn prune(&self, keep: usize) -> Vec<Record> {
+        let one = |(id, group): (&GroupId, &Group)| {
+            let Entry { lsn, term, .. } = *group.entries.iter().rev().nth(keep)?;
+            Some(Record::Base { group: *id, position: Position { term, lsn } })
+        };
+        self.groups.iter().filter_map(one).collect()
     }
 
     /// The next few records of a plausible history.

@@ -76,7 +76,7 @@ async fn one_sync_a_write_and_none_for_the_marker() {
 
 #[tokio::test]
 async fn three_thousand_groups() {
-    let options = OplogOptions { segment_bytes: 1 << 20, spare_segments: 2 };
+    let options = OplogOptions { segment_bytes: 1 << 20, spare_segments: 2, segments_max: 64 };
     let disk = MemDisk::new();
     let mut log = open(disk.clone(), &START, options).await.expect("a blank disk");
     let mut records = Vec::new();

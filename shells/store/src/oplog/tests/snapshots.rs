@@ -34,6 +34,8 @@ fn header() -> SegmentHeader {
         base: Position { term: Term(4), lsn: Lsn(9) },
     };
     SegmentHeader {
+        version: 3,
+        oldest: 2,
         segment: 5,
         epoch: 3,
         first_block: 99,
@@ -60,7 +62,7 @@ fn segment_header() {
     assert_eq!(SegmentHeader::decode(&encoded[..len]), Ok(header()));
     assert!(encoded[len..].iter().all(|byte| *byte == 0) && encoded.len() == 4096);
     let size = HeaderSize { members: 2, boots: 1, rows: 2, terms: 2, acked: 2 };
-    assert_eq!(encoded.len() as u64, size.bytes());
+    assert_eq!((encoded.len() as u64, header().len()), (size.bytes(), size.bytes()));
     for at in 0..len {
         let mut damaged = encoded[..len].to_vec();
         damaged[at] ^= 1;
@@ -98,6 +100,7 @@ fn segment_header_version_1() {
     let bytes = unhex(hex);
     assert_eq!(header_len(&bytes, 1 << 20), Some(bytes.len()));
     let mut expected = header();
+    (expected.version, expected.oldest) = (1, 1);
     (expected.lost, expected.doubt) = (None, None);
     expected.boots.clear();
     for row in &mut expected.rows {
@@ -129,6 +132,7 @@ fn segment_header_version_2() {
     let bytes = unhex(hex);
     assert_eq!(header_len(&bytes, 1 << 20), Some(bytes.len()));
     let mut expected = header();
+    (expected.version, expected.oldest) = (2, 1);
     for row in &mut expected.rows {
         row.base = Position::default();
     }
