@@ -543,6 +543,11 @@ impl Salt {
     pub(crate) fn of(incarnation: Incarnation) -> Salt {
         Salt(crc32c::crc32c(&incarnation.0.to_le_bytes()))
     }
+
+    /// A checksum that begins with it.
+    pub(crate) fn sum(self, bytes: &[u8]) -> u32 {
+        crc32c::crc32c_append(self.0, bytes)
+    }
 }
 
 impl BlockHeader {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use highwater_core::planted::{self, Planted};
 
 use super::{
-    DIR, TEMP, file_name,
+    DIR, LoadError, TEMP, file_name,
     keep::Keeper,
     scan::CHUNK,
     shared::{Preparing, Shared, Spare},
@@ -27,9 +27,10 @@ impl<D: Disk> Preparer<D> {
     /// Keeps spares ready for as long as the writer lives. On failure (no space, say) tries again
     /// each second; [`LogWriter::room`](super::LogWriter::room) stays small until then.
     ///
-    /// Beside that, removes the segments that hold nothing that counts any more.
-    pub async fn run(self) {
-        tokio::join!(self.prepare(), Keeper { shared: self.shared.clone() }.run());
+    /// Beside that, seals the oldest segments where there are too many, and removes what holds
+    /// nothing that counts any more. Where that fails, it is told, and tried again each second.
+    pub async fn run(self, failed: impl Fn(&LoadError)) {
+        tokio::join!(self.prepare(), Keeper { shared: self.shared.clone() }.run(failed));
     }
 
     async fn prepare(&self) {
@@ -72,11 +73,11 @@ impl<D: Disk> Preparer<D> {
         }
     }
 
-    /// Removes what can go now.
+    /// Seals and removes what there is to seal and to remove now.
     ///
     /// # Errors
-    /// Where the disk refuses; it can be tried again.
-    pub async fn tidy(&self) -> io::Result<()> {
+    /// Where the log is damaged, or the disk refuses; it can be tried again.
+    pub async fn tidy(&self) -> Result<(), LoadError> {
         Keeper { shared: self.shared.clone() }.tidy().await
     }
 

@@ -22,6 +22,7 @@ use super::{
         BlockFault, BlockKind, HeaderFault, SECTOR, SEGMENT_VERSION, Salt, SegmentHeader,
         decode_record, frame_len,
     },
+    history::{self, FileId, FooterFault, HISTORY, History, Range},
     index::{Cache, Point, SegmentIndex},
     mend::Patches,
     parse_name, prepare,
@@ -45,6 +46,10 @@ pub(crate) fn io_failed(what: &'static str) -> impl FnOnce(io::Error) -> OpenErr
 
 pub(crate) fn damaged(segment: u64, offset: u64, what: impl Into<String>) -> OpenError {
     OpenError::Damaged { file: file_name(segment), offset, what: what.into() }
+}
+
+fn damaged_file(file: String, what: &str) -> OpenError {
+    OpenError::Damaged { file, offset: 0, what: what.to_owned() }
 }
 
 /// A block whose checksum matches holds something that is no frame.
@@ -88,7 +93,7 @@ pub async fn open<D: Disk>(
         found = survey(&disk, start.log).await?;
     }
     let (shared, writer, cut_bytes) = match found {
-        Surveyed::Blank(survey) => create(disk, start.log, options, survey).await?,
+        Surveyed::Blank(survey) => create(disk, start.log, options, *survey).await?,
         Surveyed::Intact(found) => resume(disk, options, *found).await?,
         // It was cut, and is damaged again.
         Surveyed::Lost(cut) => return Err(cut.refused()),
@@ -118,7 +123,7 @@ pub async fn open<D: Disk>(
 /// A log as it is found.
 enum Surveyed<F> {
     /// There is none yet.
-    Blank(Survey<F>),
+    Blank(Box<Survey<F>>),
     /// All there is, but for a torn tail.
     Intact(Box<(Survey<F>, Newest<F>, Tail)>),
     /// Something at its end was fsynced and can't be read.
@@ -134,8 +139,9 @@ async fn survey<D: Disk>(
     let segments = segments(disk).await?;
     let oldest = first_in_use(disk, &segments).await?;
     let mut survey = Survey::new(incarnation, oldest);
+    survey.look_back(disk).await?;
     for segment in segments {
-        if segment < oldest {
+        if segment < survey.retired.oldest {
             survey.retired.files.insert(segment);
         } else {
             survey.look(disk, segment).await?;
@@ -147,15 +153,12 @@ async fn survey<D: Disk>(
             Some(_) => Err(survey.headless()),
             None if logged && survey.blank.is_empty() => Err(OpenError::Missing),
             None if logged => Err(survey.headless()),
-            None => Ok(Surveyed::Blank(survey)),
+            None => Ok(Surveyed::Blank(Box::new(survey))),
         };
     };
     let tail = Tail::scan(disk, &newest, &mut survey).await?;
     let orphan = survey.orphan(disk, newest.segment + 1).await?;
-    if let Some((group, from, to)) = survey.table.hole() {
-        let what = format!("LSN {from} to {to} of group {group} are missing");
-        return Err(damaged(newest.segment, 0, what));
-    }
+    survey.has_no_hole()?;
     let lost = tail.expect.sequence <= tail.synced_upto && !planted::is(Planted::CutBelowSynced);
     if lost || orphan.is_some() {
         return survey.lost(disk, Some((newest, tail)), orphan).await;
@@ -298,6 +301,11 @@ struct Survey<F> {
     table: Table,
     segments: BTreeMap<u64, Segment>,
     retired: Retired,
+    history: BTreeMap<FileId, Vec<Range>>,
+    /// History files that do not count.
+    stale: Vec<FileId>,
+    /// A history file that can't be read, and why.
+    unread: Option<(String, &'static str)>,
     newest: Option<Newest<F>>,
     /// Files without a valid header, in order: spares, or damage.
     blank: Vec<BlankFile<F>>,
@@ -333,6 +341,9 @@ impl<F: Send + Sync + 'static> Survey<F> {
             table: Table::default(),
             segments: BTreeMap::new(),
             retired: Retired { oldest, removable: 1, files: BTreeSet::new() },
+            history: BTreeMap::new(),
+            stale: Vec::new(),
+            unread: None,
             newest: None,
             blank: Vec::new(),
         }
@@ -381,6 +392,54 @@ impl<F: Send + Sync + 'static> Survey<F> {
         }
         self.newest = Some(Newest::of(header, Arc::new(file), start));
         Ok(())
+    }
+
+    /// Reads which history files there are, and what they hold. Those of segments that are in use do
+    /// not count: not all of them may be there.
+    async fn look_back<D: Disk<File = F>>(&mut self, disk: &D) -> Result<(), OpenError> {
+        let failed = || io_failed("reading the footers of history files");
+        let names = disk.list(HISTORY).await.map_err(failed())?;
+        let mut ids: Vec<FileId> =
+            names.iter().filter_map(|name| history::parse_name(name)).collect();
+        ids.sort_unstable();
+        for id in ids {
+            if id.0 >= self.retired.oldest {
+                self.stale.push(id);
+                continue;
+            }
+            let name = history::file_name(id);
+            let file = disk.open(&name, false).await.map_err(failed())?;
+            let footer = history::read_footer(disk, &file, self.incarnation, id.0);
+            let parts = match footer.await.map_err(failed())? {
+                Ok(parts) => parts,
+                Err(FooterFault::Later) => {
+                    let what = FooterFault::Later.what().to_owned();
+                    return Err(OpenError::Later { file: name, offset: 0, what });
+                }
+                // It may hold nothing that counts.
+                Err(FooterFault::Damage(what)) => {
+                    tracing::warn!(file = name, what, "a history file can't be read");
+                    self.unread.get_or_insert((name, what));
+                    continue;
+                }
+            };
+            for part in &parts {
+                let held = self.table.hold(id.0, part.group, part.last, &part.terms);
+                held.map_err(|what| damaged_file(name.clone(), what))?;
+            }
+            self.history.insert(id, history::ranges(&parts));
+        }
+        Ok(())
+    }
+
+    /// Refuses a log of which something is missing.
+    fn has_no_hole(&self) -> Result<(), OpenError> {
+        let Some((group, from, to)) = self.table.hole() else { return Ok(()) };
+        let missing = format!("LSN {from} to {to} of group {group} are missing");
+        Err(match &self.unread {
+            Some((file, what)) => damaged_file(file.clone(), &format!("{what}; {missing}")),
+            None => damaged_file(HISTORY.to_owned(), &missing),
+        })
     }
 
     /// Takes in what a header says of the segment before.
@@ -522,8 +581,10 @@ impl<F: Send + Sync + 'static> Survey<F> {
     ) -> Arc<Shared<D>> {
         let Newest { segment, file, start, header, .. } = newest;
         self.segments.entry(segment).or_insert_with(|| Segment::of(&header, start));
+        let sealed = self.retired.oldest - 1;
         let state = State {
             table: self.table,
+            history: History::new(self.history, self.stale, sealed),
             segments: self.segments,
             retired: self.retired,
             active: Active { segment, file, index, pending: None },
@@ -534,7 +595,7 @@ impl<F: Send + Sync + 'static> Survey<F> {
             preparing: Preparing::Off,
             closed: false,
         };
-        Arc::new(Shared::new(disk, options, Salt::of(self.incarnation), state))
+        Arc::new(Shared::new(disk, options, self.incarnation, state))
     }
 }
 

@@ -6,12 +6,17 @@ use std::{
 };
 
 use bytes::Bytes;
+use highwater_core::{
+    Incarnation,
+    planted::{self, Planted},
+};
 use tokio::sync::Notify;
 
 use super::{
     OplogOptions,
     damage::Damage,
     format::{SEGMENT_VERSION, Salt, SegmentHeader},
+    history::History,
     index::{Cache, SegmentIndex},
     mend::Patches,
     scan::Expect,
@@ -22,6 +27,7 @@ use crate::disk::Disk;
 pub(crate) struct Shared<D: Disk> {
     pub(crate) disk: D,
     pub(crate) options: OplogOptions,
+    pub(crate) incarnation: Incarnation,
     pub(crate) salt: Salt,
     state: Mutex<State<D::File>>,
     /// A spare was taken, or the writer is gone.
@@ -37,6 +43,7 @@ pub(crate) struct State<F> {
     /// Every segment in use, the active one included.
     pub(crate) segments: BTreeMap<u64, Segment>,
     pub(crate) retired: Retired,
+    pub(crate) history: History<F>,
     pub(crate) active: Active<F>,
     pub(crate) cache: Cache<F>,
     /// What is known to be damaged, by segment.
@@ -122,9 +129,13 @@ pub(crate) enum Preparing {
 
 impl<F> State<F> {
     /// Where the log may begin from the next header on: at the last complete table that is not after
-    /// the first segment that holds something that counts.
-    pub(crate) fn next_oldest(&self) -> u64 {
-        let needed = self.table.first_needed().unwrap_or(self.active.segment);
+    /// the first segment that holds something that counts and is not sealed.
+    pub(crate) fn next_oldest(&self, options: &OplogOptions) -> u64 {
+        let mut sealed = self.history.sealed;
+        if planted::is(Planted::RecycledBeforeSealed) {
+            sealed = sealed.max(self.active.segment.saturating_sub(options.segments_max as u64));
+        }
+        let needed = self.table.first_needed(sealed).unwrap_or(self.active.segment);
         let begins = self.segments.range(..=needed).rev().find(|(_, segment)| segment.begins);
         begins.map_or(self.retired.oldest, |(segment, _)| *segment)
     }
@@ -142,9 +153,16 @@ impl<F> State<F> {
 }
 
 impl<D: Disk> Shared<D> {
-    pub(crate) fn new(disk: D, options: OplogOptions, salt: Salt, state: State<D::File>) -> Self {
+    pub(crate) fn new(
+        disk: D,
+        options: OplogOptions,
+        incarnation: Incarnation,
+        state: State<D::File>,
+    ) -> Self {
+        let salt = Salt::of(incarnation);
         let (taken, rolled, made) = (Notify::new(), Notify::new(), Notify::new());
-        Shared { disk, options, salt, state: Mutex::new(state), taken, rolled, made }
+        let state = Mutex::new(state);
+        Shared { disk, options, incarnation, salt, state, taken, rolled, made }
     }
 
     /// A panic under the lock is a bug that ends the node; readers may still look.

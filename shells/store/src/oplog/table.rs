@@ -434,9 +434,42 @@ impl Table {
         })
     }
 
-    /// The first segment that holds something that counts.
-    pub(crate) fn first_needed(&self) -> Option<u64> {
-        self.groups.values().filter_map(|group| Some(group.spans.first()?.segment)).min()
+    /// The first segment after `sealed` that holds something that counts.
+    pub(crate) fn first_needed(&self, sealed: u64) -> Option<u64> {
+        let first = |group: &Group| {
+            let at = group.spans.partition_point(|span| span.segment <= sealed);
+            Some(group.spans.get(at)?.segment)
+        };
+        self.groups.values().filter_map(first).min()
+    }
+
+    /// Takes in what a history file holds of a group. What follows it in the log may have replaced
+    /// it, and what came before may be gone.
+    pub(crate) fn hold(
+        &mut self,
+        segment: u64,
+        group: GroupId,
+        last: Lsn,
+        terms: &[(Lsn, Term)],
+    ) -> Result<(), &'static str> {
+        let group = self.groups.entry(group).or_default();
+        let (first, term) = terms.first().copied().unwrap_or_default();
+        // Terms never fall along a log: what is of a later one is of another log.
+        let other = group.terms.iter().find(|(_, known)| *known > term);
+        let from = other.map_or(first, |(lsn, _)| first.min(*lsn));
+        group.truncate(from);
+        // What is between may be gone, since it was replaced or pruned later.
+        group.last = group.last.max(first.prev());
+        group.add(Span { segment, first, last }, terms)?;
+        // Several files of one segment.
+        if let [.., before, span] = &mut group.spans[..]
+            && before.segment == span.segment
+            && before.last.next() == span.first
+        {
+            before.last = span.last;
+            group.spans.pop();
+        }
+        Ok(())
     }
 
     /// Whether a group may lack entries that this node has acknowledged.

@@ -8,4 +8,5 @@ mod mend;
 mod model;
 mod recycle;
 mod roundtrip;
+mod sealed;
 mod snapshots;

@@ -417,7 +417,7 @@ impl<D: Disk> LogWriter<D> {
                 version: SEGMENT_VERSION,
                 segment: spare.segment,
                 // All that is known so far is durable.
-                oldest: state.next_oldest(),
+                oldest: state.next_oldest(&self.shared.options),
                 epoch: self.epoch,
                 first_block: self.sequence,
                 prev_end: self.layout.at,

@@ -11,10 +11,14 @@ use super::{
 };
 use crate::oplog::{LoadError, LogReader};
 
-type Missing = Vec<(GroupId, Lsn, Lsn)>;
+pub(super) type Missing = Vec<(GroupId, Lsn, Lsn)>;
 
 /// Reads everything; what comes is right. Returns what is missing.
-async fn read_all(reader: &LogReader<MemDisk>, model: &Model, max_bytes: usize) -> Missing {
+pub(super) async fn read_all(
+    reader: &LogReader<MemDisk>,
+    model: &Model,
+    max_bytes: usize,
+) -> Missing {
     let mut all = Missing::new();
     for group in model.groups() {
         let (mut from, last) = (model.first(group), model.last(group));
@@ -41,7 +45,12 @@ async fn read_all(reader: &LogReader<MemDisk>, model: &Model, max_bytes: usize) 
 }
 
 /// Gives a reader what it misses, in small pieces.
-async fn mend(reader: &LogReader<MemDisk>, model: &Model, missing: &Missing, rng: &mut Rng) {
+pub(super) async fn mend(
+    reader: &LogReader<MemDisk>,
+    model: &Model,
+    missing: &Missing,
+    rng: &mut Rng,
+) {
     for (group, from, to) in missing.iter().copied() {
         let mut from = from;
         while from <= to {

@@ -18,6 +18,9 @@ pub(super) const INCARNATION: Incarnation = Incarnation(0x0199_0000_0000_1234_56
 pub(super) const SMALL: OplogOptions =
     OplogOptions { segment_bytes: 64 << 10, spare_segments: 2, segments_max: 8 };
 
+/// As little as can be: most of the log is history.
+pub(super) const TIGHT: OplogOptions = OplogOptions { segments_max: 2, ..SMALL };
+
 /// For a disk without the file `identity`.
 pub(super) const START: Start = Start {
     starts: Vec::new(),

@@ -1,17 +1,20 @@
 //! Segments go once nothing in them counts, and the log knows where it begins.
 
-use highwater_core::Record;
+use highwater_core::{ClusterId, NodeId, Record};
 
 use super::{
     damage::{flip, look},
     lost::{start, try_start},
     mem::{MemDisk, Rng},
-    model::{Model, SMALL},
+    model::{Model, SMALL, TIGHT},
 };
-use crate::oplog::{DIR, Found, Loss, OpenError, file_name, parse_name};
+use crate::{
+    identity,
+    oplog::{DIR, Found, Loss, OpenError, file_name, history::HISTORY, open, parse_name},
+};
 
 /// The segments that are there, in order.
-fn segments(disk: &MemDisk) -> Vec<u64> {
+pub(super) fn segments(disk: &MemDisk) -> Vec<u64> {
     let names = disk.contents().into_keys();
     names.filter_map(|name| parse_name(name.strip_prefix(DIR)?.strip_prefix('/')?)).collect()
 }
@@ -92,29 +95,52 @@ async fn a_segment_in_use_is_missed_and_another_one_is_not() {
     assert!(matches!(refused, Err(OpenError::Damaged { .. })), "{refused:?}");
 }
 
-/// The newest header may be lost: what the one before it needs is still there.
+/// The newest header may be lost: what the one before it needs is still there, also where the rest is
+/// history.
 #[tokio::test]
 async fn a_lost_header_does_not_need_what_is_gone() {
     for seed in 0..8 {
         let (disk, records) = pruned(seed).await;
-        let newest = look(&disk).await.0.into_iter().rev().find_map(|found| match found {
-            Found::Segment(header) => Some(header.file),
-            _ => None,
-        });
-        flip(&disk, &newest.expect("there are segments"), 20);
-        let log = start(&disk).await;
-        let lost = log.recovered.lost.clone().expect("it is told");
-        assert_eq!(lost.loss, Loss::Entries);
-        let kept = (0..=records.len()).rev().find(|upto| {
-            let mut model = Model::of(&records[..*upto]);
-            model.lose(&records[*upto..]);
-            model.matches(&log.recovered)
-        });
-        let mut model = Model::of(&records[..kept.expect("it is a prefix")]);
-        model.lose(&records[kept.unwrap_or_default()..]);
-        model.check_loads(&log.reader, 5000).await;
-        drop(log);
-        let log = start(&disk).await;
-        assert!(model.matches(&log.recovered));
+        loses_its_newest_header(&disk, &records).await;
     }
+    let mut histories = 0;
+    for seed in 0..8 {
+        let (disk, mut rng, mut records) = (MemDisk::new(), Rng(seed), Vec::new());
+        drop(start(&disk).await);
+        let opened = identity::open(&disk, ClusterId(1), NodeId(1), 0x0199_0000_0000, 99).await;
+        let mut log = open(disk.clone(), &opened.expect("it stands"), TIGHT).await.expect("sound");
+        for _ in 0..60 + rng.below(20) {
+            log.preparer.fill().await.expect("the disk is fine");
+            let batch = Model::of(&records).batch(&mut rng, 3000);
+            log.writer.write(batch.clone()).await.expect("there is room");
+            records.extend(batch);
+            log.preparer.tidy().await.expect("the disk is fine");
+        }
+        log.writer.close_marker().await.expect("the disk is fine");
+        histories += disk.contents().keys().filter(|name| name.starts_with(HISTORY)).count();
+        loses_its_newest_header(&disk, &records).await;
+    }
+    assert!(histories > 8, "{histories} history files are few");
+}
+
+async fn loses_its_newest_header(disk: &MemDisk, records: &[Record]) {
+    let newest = look(disk).await.0.into_iter().rev().find_map(|found| match found {
+        Found::Segment(header) => Some(header.file),
+        _ => None,
+    });
+    flip(disk, &newest.expect("there are segments"), 20);
+    let log = start(disk).await;
+    let lost = log.recovered.lost.clone().expect("it is told");
+    assert_eq!(lost.loss, Loss::Entries);
+    let kept = (0..=records.len()).rev().map(|upto| {
+        let mut model = Model::of(&records[..upto]);
+        model.lose(&records[upto..]);
+        model
+    });
+    let model = kept.into_iter().find(|model| model.matches(&log.recovered)).expect("a prefix");
+    model.check_loads(&log.reader, 5000).await;
+    drop(log);
+    let log = start(disk).await;
+    assert!(model.matches(&log.recovered));
+    model.check_loads(&log.reader, 5000).await;
 }

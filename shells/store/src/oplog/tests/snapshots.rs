@@ -9,7 +9,7 @@ use crate::oplog::format::{
     SegmentHeader, decode_record, encode_filler, encode_record, frame_len, header_len,
 };
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     let line = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     bytes.chunks(16).map(line).collect::<Vec<_>>().join("\n")
 }
