@@ -125,12 +125,16 @@ pub enum Planted {
     HeaderOmitsVotes = 47,
     /// A full disk half-writes, and the writer goes on.
     NoRoomIgnored = 48,
+    /// A history file takes a segment's place before it is fsynced.
+    SealedWithoutSync = 49,
+    /// A segment goes although something in it still counts and is not sealed (failures 10).
+    RecycledBeforeSealed = 50,
 }
 
 impl Planted {
     /// Every planted fault that breaks a promise; beside them is [`Planted::Nondeterminism`], which
     /// breaks the simulator's own.
-    pub const ALL: [Planted; 53] = [
+    pub const ALL: [Planted; 55] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -184,6 +188,8 @@ impl Planted {
         Planted::WrongEpochAccepted,
         Planted::HeaderOmitsVotes,
         Planted::NoRoomIgnored,
+        Planted::SealedWithoutSync,
+        Planted::RecycledBeforeSealed,
     ];
 }
 

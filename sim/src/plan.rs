@@ -279,6 +279,7 @@ pub(crate) enum Broken {
 struct OplogSizes {
     segment_bytes: u64,
     spare_segments: usize,
+    segments_max: usize,
 }
 
 /// [`StateOptions`] in a script.

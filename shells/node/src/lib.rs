@@ -197,7 +197,9 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
     let driver = async move {
         let writing =
             tokio::spawn(workers::write_log(writer, log_jobs, done.clone(), shared, states));
-        let preparing = tokio::spawn(preparer.run());
+        let failed = done.clone();
+        let preparing =
+            tokio::spawn(preparer.run(move |error| workers::tell_damage(error, &failed)));
         tokio::spawn(workers::read_log(reader.clone(), load_jobs, done.clone()));
         let reading = tokio::spawn(workers::read_history(reader, history_jobs, done));
         let sources = driver::Sources { completions, inbound, commands: command_queue };

@@ -167,7 +167,7 @@ pub(crate) async fn read_log<D: Disk>(
 }
 
 /// All of it: the oplog mends a segment once nothing in it is missing.
-fn tell_damage(error: &LoadError, done: &Completions) {
+pub(crate) fn tell_damage(error: &LoadError, done: &Completions) {
     if let LoadError::Damaged { missing, .. } = error {
         for (group, from, to) in missing.iter().copied() {
             let _ = done.send(Input::Damaged { group, from, to });

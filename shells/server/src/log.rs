@@ -105,9 +105,11 @@ fn describe_loss(loss: Option<Loss>) -> &'static str {
 fn describe(found: &Found) -> String {
     match found {
         Found::Segment(header) => format!(
-            "{}: segment {}, epoch {}, incarnation {}, first block {}, {} groups{}, {} boots{}{}",
+            "{}: segment {}, first in use {}, epoch {}, incarnation {}, first block {}, {} groups{}, \
+             {} boots{}{}",
             header.file,
             header.segment,
+            header.oldest,
             header.epoch,
             header.incarnation,
             header.first_block,
@@ -130,6 +132,7 @@ fn describe(found: &Found) -> String {
         Found::Frame { offset, len, record } => {
             format!("    {offset:#010x} {len:>6} {}", describe_record(record))
         }
+        Found::Retired { file } => format!("{file}: not in use any more, about to be removed"),
         Found::Spare { file } => format!("{file}: spare"),
         Found::Torn { file, offset, what, bytes } => format!(
             "{file}: torn tail at {offset:#x}: {what}; it was never acknowledged, and the next \

@@ -17,6 +17,13 @@
 //!   block, without a sync of its own.
 //! - A failed write or sync ends the writer: nothing is ever tried again on the same file.
 //!
+//! # Where the log begins
+//! A segment whose entries were all pruned or replaced is not in use any more. Each header names the
+//! first segment in use: one whose header lists every group, so that nothing before it is needed. All
+//! that the header goes by was fsynced before. Segments are removed once two headers say so, beside
+//! the writer: the newest header may yet be lost, and the one before it must find what it names. A
+//! segment in use that is missing is damage; one that is not in use may be there or not.
+//!
 //! # Start-up
 //! [`open`] looks for the first block of the newest segment that is not as it should be. Above the
 //! highest `synced_upto` seen anywhere, the log ends there: that block and all that follow, intact
@@ -72,13 +79,17 @@ use crate::{disk::Disk, identity::IdentityError};
 mod cut;
 mod damage;
 mod format;
+mod history;
 mod index;
 mod inspect;
+mod keep;
 mod mend;
 mod prepare;
 mod reader;
 mod recover;
 mod scan;
+mod seal;
+mod sealed;
 mod shared;
 mod table;
 mod writer;
@@ -117,11 +128,13 @@ pub struct OplogOptions {
     pub segment_bytes: u64,
     /// How many zero-filled segments to keep ready: at least 1.
     pub spare_segments: usize,
+    /// About how many segments to keep at most: at least 2.
+    pub segments_max: usize,
 }
 
 impl Default for OplogOptions {
     fn default() -> OplogOptions {
-        OplogOptions { segment_bytes: 64 << 20, spare_segments: 2 }
+        OplogOptions { segment_bytes: 64 << 20, spare_segments: 2, segments_max: 16 }
     }
 }
 
@@ -156,6 +169,11 @@ impl OplogOptions {
         self.spare_segments as u64 * self.sure(format::SECTOR, self.segment_bytes)
     }
 
+    /// Every so many segments the header lists all groups, so that the log can begin there.
+    fn complete_every(&self) -> u64 {
+        (self.segments_max as u64 / 4).clamp(1, 16)
+    }
+
     /// The longest segment header, in bytes.
     fn header_max(&self) -> u64 {
         self.segment_bytes / 2
@@ -170,6 +188,9 @@ impl OplogOptions {
         }
         if self.spare_segments == 0 {
             return Err(OpenError::Options("it needs at least one spare segment"));
+        }
+        if self.segments_max < 2 {
+            return Err(OpenError::Options("it needs at least two segments"));
         }
         Ok(())
     }
@@ -333,6 +354,14 @@ pub enum LoadError {
         from: Lsn,
         /// The group's last LSN; 0 for an empty or unknown group.
         last: Lsn,
+    },
+    /// The group's log begins later: what precedes was pruned, or came as a snapshot.
+    #[error("the oplog begins at LSN {first} for this group, after LSN {from}")]
+    Pruned {
+        /// What was asked for.
+        from: Lsn,
+        /// The first LSN that the log may hold.
+        first: Lsn,
     },
     /// What was written can't be read as it was written. It can be had from other nodes, and put in
     /// place with [`LogReader::mend`].

@@ -214,6 +214,7 @@ fn draw_limits(rng: &mut Rng, pace: &Config) -> Limits {
                 512 => 2,
                 _ => rng.range(1, 2) as usize,
             },
+            segments_max: *rng.pick(&[2, 3, 16]),
         },
         state: StateOptions { open_max: *rng.pick(&[1, 3, 8, 8, 8]), cache_bytes: 1 << 20 },
     }

@@ -9,7 +9,10 @@ use highwater_core::{
 
 use super::{
     Loss, OpenError, OplogOptions, file_name,
-    format::{BlockFault, BlockKind, SECTOR, Salt, SegmentHeader, decode_record, is_vote, padded},
+    format::{
+        BlockFault, BlockKind, SECTOR, SEGMENT_VERSION, Salt, SegmentHeader, decode_record,
+        is_vote, padded,
+    },
     prepare,
     recover::{damaged, frame_failed, io_failed},
     scan::{Cursor, Expect},
@@ -142,6 +145,8 @@ pub(crate) struct Place {
     /// The last segment that stays, and where its blocks end; 0 if none does.
     pub(crate) newest: u64,
     pub(crate) end: u64,
+    /// The first segment in use.
+    pub(crate) oldest: u64,
     /// The sequence of the first block that is lost.
     pub(crate) sequence: u64,
 }
@@ -167,6 +172,8 @@ impl Cut {
         table.lose();
         let doubt = if planted::is(Planted::DoubtForgotten) { None } else { table.doubt };
         let header = SegmentHeader {
+            version: SEGMENT_VERSION,
+            oldest: place.oldest,
             segment: place.newest + 1,
             epoch: behind.epoch + 1,
             first_block: place.sequence,
@@ -192,7 +199,7 @@ impl Cut {
         options: OplogOptions,
     ) -> Result<(), OpenError> {
         let what = "cutting what is lost";
-        let len = self.header.encode().len() as u64;
+        let len = self.header.len();
         self.header.bytes = options.segment_bytes.max(2 * len);
         let (segment, bytes) = (self.header.segment, self.header.bytes);
         let made = prepare::make(disk, segment, bytes, Some(self.header.encode())).await;

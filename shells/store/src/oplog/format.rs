@@ -9,7 +9,7 @@
 //! | --- | --- | --- |
 //! | 0 | 8 | `HWOPLOG1` |
 //! | 8 | 4 | checksum of everything from 12 to the end |
-//! | 12 | 4 | version: 2 |
+//! | 12 | 4 | version: 3 |
 //! | 16 | 4 | length, without the padding |
 //! | 20 | 4 | flags: 1 the table lists every group, 2 there is a formation, 4 the log is in doubt, 8 up to a bound, 16 entries that were fsynced were lost and cut right before this segment, 32 perhaps votes as well |
 //! | 24 | 8 | segment sequence: 1, 2, 3 … |
@@ -23,19 +23,22 @@
 //! | 88 | 8 | up to which group the log is in doubt; 0 without a bound |
 //! | 96 | 4 | boots met |
 //! | 100 | 4 | zero |
-//! | 104 | … | members: node (8), incarnation (16) |
+//! | 104 | 8 | the first segment in use |
+//! | 112 | … | members: node (8), incarnation (16) |
 //! | … | … | boots: node (8), incarnation (16), boot counter (8), nonce (8) |
 //! | … | … | rows, in order of group |
 //!
 //! A row: group (8), term (8), voted-for node (8), its incarnation (16), checkpointed LSN (8), first
 //! LSN (8; 0 for none) and last LSN (8) that the segment before holds of the group (the group's last
 //! LSN where it holds none), flags (4; 1 there is a vote, 2 the group is sound), number of terms (4),
-//! the last entry's stamp (8), number of acknowledgements (4), zero (4), then where terms start
-//! within that range: LSN (8), term (8), and what members have acknowledged: node (8), incarnation
-//! (16), term (8), LSN (8).
+//! the last entry's stamp (8), number of acknowledgements (4), zero (4), the base: term (8) and LSN
+//! (8), then the terms within that range: the first LSN of each that is in it (8), term (8), and what
+//! members have acknowledged: node (8), incarnation (16), term (8), LSN (8).
 //!
-//! Version 1 has neither bound nor boots (members follow at 88), and rows without stamp and
-//! acknowledgements. It is read, and written no more.
+//! Version 2 has no first segment (all are in use; members follow at 104), and rows without a base,
+//! which is zero then, and without a term that had started before. Version 1 has neither bound nor
+//! boots (members follow at 88), and rows without stamp and acknowledgements either. They are read,
+//! and written no more.
 //!
 //! **Block header**, 64 bytes, followed by the body and zeros up to the next sector:
 //!
@@ -84,14 +87,17 @@ pub(crate) const SECTOR: u64 = 4096;
 /// Length of a block's header.
 pub(crate) const BLOCK_HEADER: usize = 64;
 /// Length of a segment header without what follows in lists.
-const SEGMENT_HEADER: usize = 104;
-/// The same in version 1.
+const SEGMENT_HEADER: usize = 112;
+/// The same in versions 2 and 1.
+const SEGMENT_HEADER_2: usize = 104;
 const SEGMENT_HEADER_1: usize = 88;
 const MEMBER: usize = 24;
 /// Length of one boot.
 pub(crate) const BOOT_LEN: usize = MEMBER + 16;
 /// Length of a row without its terms and acknowledgements.
-pub(crate) const ROW: usize = 88;
+pub(crate) const ROW: usize = 104;
+/// The same in versions 2 and 1.
+const ROW_2: usize = 88;
 const ROW_1: usize = 72;
 /// Length of one term of a row.
 pub(crate) const ROW_TERM: usize = 16;
@@ -104,7 +110,7 @@ const BLOCK_MAGIC: [u8; 4] = *b"HWBK";
 /// Of blocks and frames.
 const VERSION: u8 = 1;
 /// Of segment headers.
-const SEGMENT_VERSION: u32 = 2;
+pub(crate) const SEGMENT_VERSION: u32 = 3;
 const COMPLETE: u32 = 1;
 const FORMED: u32 = 2;
 const DOUBT: u32 = 4;
@@ -140,12 +146,14 @@ pub(crate) struct Row {
     /// What the segment before holds of the group; 0 where it holds nothing.
     pub(crate) first: Lsn,
     pub(crate) last: Lsn,
-    /// Terms that start in `first..=last`.
+    /// The terms of `first..=last`: the first LSN of each in that range.
     pub(crate) terms: Vec<(Lsn, Term)>,
     pub(crate) sound: bool,
     /// The last entry's stamp; 0 where it is not known.
     pub(crate) hlc: Hlc,
     pub(crate) acked: Vec<(Member, Term, Lsn)>,
+    /// The group's log begins after this, which may be above what older segments hold.
+    pub(crate) base: Position,
 }
 
 /// What was lost for good with the end of a log.
@@ -159,7 +167,11 @@ pub enum Loss {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
+    /// The version it was read in. It is written in the latest.
+    pub(crate) version: u32,
     pub(crate) segment: u64,
+    /// The first segment in use: those before it hold nothing that counts, and may be gone.
+    pub(crate) oldest: u64,
     pub(crate) epoch: u64,
     pub(crate) first_block: u64,
     pub(crate) prev_end: u64,
@@ -237,6 +249,7 @@ impl SegmentHeader {
         out.put_u64_le(self.doubt.and_then(|doubt| doubt.bound).unwrap_or_default().0);
         out.put_u32_le(self.boots.len() as u32);
         out.put_u32_le(0);
+        out.put_u64_le(self.oldest);
         for member in members {
             put_member(&mut out, *member);
         }
@@ -254,6 +267,19 @@ impl SegmentHeader {
         out[8..12].copy_from_slice(&sum.to_le_bytes());
         out.resize(padded(len as u64) as usize, 0);
         out.freeze()
+    }
+
+    /// How many bytes it takes in its file, with the padding.
+    pub(crate) fn len(&self) -> u64 {
+        let (fixed, row) = match self.version {
+            1 => (SEGMENT_HEADER_1, ROW_1),
+            2 => (SEGMENT_HEADER_2, ROW_2),
+            _ => (SEGMENT_HEADER, ROW),
+        };
+        let members = self.formation.as_ref().map_or(0, |formation| formation.members.len());
+        let lists = |of: &Row| row + of.terms.len() * ROW_TERM + of.acked.len() * ROW_ACKED;
+        let rows: usize = self.rows.iter().map(lists).sum();
+        padded((fixed + members * MEMBER + self.boots.len() * BOOT_LEN + rows) as u64)
     }
 
     fn flags(&self) -> u32 {
@@ -293,22 +319,27 @@ impl SegmentHeader {
         let (incarnation, length) = (Incarnation(at.get_u128_le()), at.get_u64_le());
         let (members, rows) = (at.get_u32_le(), at.get_u32_le());
         let unsound = HeaderFault::Invalid("the segment header's table does not add up");
-        let (bound, boots) = match version {
-            1 => (0, 0),
-            _ if at.len() < SEGMENT_HEADER - SEGMENT_HEADER_1 => return Err(unsound),
-            _ => {
-                let (bound, boots) = (at.get_u64_le(), at.get_u32_le());
-                at.advance(4);
-                (bound, boots)
-            }
-        };
+        let fixed = [SEGMENT_HEADER_1, SEGMENT_HEADER_2, SEGMENT_HEADER][version as usize - 1];
+        if bytes.len() < fixed {
+            return Err(unsound);
+        }
+        let (mut bound, mut boots, mut oldest) = (0, 0, 1);
+        if version > 1 {
+            (bound, boots) = (at.get_u64_le(), at.get_u32_le());
+            at.advance(4);
+        }
+        if version > 2 {
+            oldest = at.get_u64_le();
+        }
         let members = get_members(&mut at, u64::from(members)).ok_or(unsound)?;
         let boots = get_boots(&mut at, boots).ok_or(unsound)?;
         let rows = get_rows(at, rows, version).ok_or(unsound)?;
         let lost = if flags & LOST_VOTES != 0 { Loss::Votes } else { Loss::Entries };
         let bound = (flags & BOUND != 0).then_some(Lsn(bound));
         Ok(SegmentHeader {
+            version,
             segment,
+            oldest,
             epoch,
             first_block,
             prev_end,
@@ -345,6 +376,8 @@ impl Row {
         out.put_u64_le(self.hlc.0);
         out.put_u32_le(self.acked.len() as u32);
         out.put_u32_le(0);
+        out.put_u64_le(self.base.term.0);
+        out.put_u64_le(self.base.lsn.0);
         for (lsn, term) in &self.terms {
             out.put_u64_le(lsn.0);
             out.put_u64_le(term.0);
@@ -358,7 +391,11 @@ impl Row {
 }
 
 fn get_rows(mut at: &[u8], rows: u32, version: u32) -> Option<Vec<Row>> {
-    let len = if version == 1 { ROW_1 } else { ROW };
+    let len = match version {
+        1 => ROW_1,
+        2 => ROW_2,
+        _ => ROW,
+    };
     if at.len() / len < rows as usize {
         return None;
     }
@@ -377,6 +414,10 @@ fn get_rows(mut at: &[u8], rows: u32, version: u32) -> Option<Vec<Row>> {
             (hlc, acked) = (Hlc(at.get_u64_le()), at.get_u32_le() as usize);
             at.advance(4);
         }
+        let mut base = Position::default();
+        if version > 2 {
+            base = Position { term: Term(at.get_u64_le()), lsn: Lsn(at.get_u64_le()) };
+        }
         if at.len() / ROW_TERM < terms {
             return None;
         }
@@ -389,7 +430,19 @@ fn get_rows(mut at: &[u8], rows: u32, version: u32) -> Option<Vec<Row>> {
             .collect();
         let vote = (flags & ROW_VOTE != 0).then_some(vote);
         let sound = flags & ROW_SOUND != 0;
-        table.push(Row { group, term, vote, checkpointed, first, last, terms, sound, hlc, acked });
+        table.push(Row {
+            group,
+            term,
+            vote,
+            checkpointed,
+            first,
+            last,
+            terms,
+            sound,
+            hlc,
+            acked,
+            base,
+        });
     }
     at.is_empty().then_some(table)
 }
@@ -489,6 +542,11 @@ pub(crate) struct Salt(u32);
 impl Salt {
     pub(crate) fn of(incarnation: Incarnation) -> Salt {
         Salt(crc32c::crc32c(&incarnation.0.to_le_bytes()))
+    }
+
+    /// A checksum that begins with it.
+    pub(crate) fn sum(self, bytes: &[u8]) -> u32 {
+        crc32c::crc32c_append(self.0, bytes)
     }
 }
 

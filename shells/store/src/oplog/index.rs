@@ -186,6 +186,10 @@ impl<F> Cache<F> {
         Some((cached.file.clone(), cached.index.clone()))
     }
 
+    pub(crate) fn forget(&mut self, segment: u64) {
+        self.segments.remove(&segment);
+    }
+
     pub(crate) fn put(&mut self, segment: u64, file: Arc<F>, index: Arc<SegmentIndex>) {
         self.clock += 1;
         self.segments.insert(segment, Cached { file, index, used: self.clock });

@@ -35,6 +35,11 @@ pub enum Found {
         /// What it says.
         record: Record,
     },
+    /// A segment that holds nothing that counts any more: it is about to be removed.
+    Retired {
+        /// The file, within the data directory.
+        file: String,
+    },
     /// A segment made ahead of need.
     Spare {
         /// The file, within the data directory.
@@ -69,6 +74,8 @@ pub struct HeaderInfo {
     pub file: String,
     /// Its sequence.
     pub segment: u64,
+    /// The first segment in use when it was begun.
+    pub oldest: u64,
     /// The epoch in which it was begun.
     pub epoch: u64,
     /// The sequence of its first block.
@@ -144,21 +151,28 @@ pub async fn inspect<D: Disk>(disk: &D, tell: &mut impl FnMut(Found)) -> io::Res
         files.push((segment, bytes, read_header(disk, &file, bytes).await?));
     }
     let headers = || files.iter().filter_map(|(_, _, header)| header.as_ref().ok());
-    let newest = headers().map(|header| header.segment).max().unwrap_or(0);
+    let newest = headers().max_by_key(|header| header.segment);
+    let (newest, oldest) = newest.map_or((0, 1), |newest| (newest.segment, newest.oldest));
     let incarnation = headers().map(|header| header.incarnation).next();
     let mut inspector = Inspector {
         disk,
         tell,
         summary: Summary::default(),
-        table: Some(Table::default()),
+        table: None,
+        folded: Some(Table::default()),
         salt: Salt::of(incarnation.unwrap_or_default()),
         sequence: 1,
+        oldest,
     };
-    let mut expected = 1;
+    let mut expected = oldest;
     for (at, (segment, bytes, header)) in files.iter().enumerate() {
+        if *segment < oldest {
+            (inspector.tell)(Found::Retired { file: file_name(*segment) });
+            continue;
+        }
         for missing in expected..(*segment).min(newest + 1) {
             inspector.damage(missing, 0, "the file is missing");
-            inspector.table = None;
+            (inspector.table, inspector.folded) = (None, None);
         }
         expected = segment + 1;
         if *segment > newest {
@@ -177,11 +191,15 @@ struct Inspector<'a, D, T> {
     disk: &'a D,
     tell: &'a mut T,
     summary: Summary,
-    /// What the records say so far; `None` once some were unreadable.
+    /// What the records say so far; `None` once some were unreadable, up to the next header.
     table: Option<Table>,
+    /// What the headers say so far; `None` once one was unreadable.
+    folded: Option<Table>,
     salt: Salt,
     /// The next block's.
     sequence: u64,
+    /// The first segment in use.
+    oldest: u64,
 }
 
 impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
@@ -219,20 +237,21 @@ impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
             Ok(header) if header.segment == segment => header,
             Ok(_) => {
                 self.damage(segment, 0, "the file holds the header of another segment");
-                self.table = None;
+                (self.table, self.folded) = (None, None);
                 return Ok(());
             }
             Err(fault) => {
                 self.damage(segment, 0, format!("{fault}; its blocks were not read"));
-                self.table = None;
+                (self.table, self.folded) = (None, None);
                 return Ok(());
             }
         };
         self.summary.segments += 1;
-        let start = header.encode().len() as u64;
+        let start = header.len();
         (self.tell)(Found::Segment(HeaderInfo {
             file: file_name(segment),
             segment,
+            oldest: header.oldest,
             epoch: header.epoch,
             first_block: header.first_block,
             blocks_at: start,
@@ -264,6 +283,22 @@ impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
         if Salt::of(header.incarnation) != self.salt {
             self.damage(segment, 0, "the segment belongs to another data directory");
         }
+        self.check_table(segment, header);
+        let Some(folded) = &mut self.folded else { return };
+        let begins = segment == self.oldest;
+        let fits = if begins { folded.begin(header) } else { folded.fold(header) };
+        if let Err(what) = fits {
+            self.folded = None;
+            if self.table.is_none() {
+                self.damage(segment, 0, what);
+            }
+        } else if self.table.is_none() && folded.hole().is_none() {
+            self.table.clone_from(&self.folded);
+        }
+    }
+
+    /// Whether a header says what the records before it come to.
+    fn check_table(&mut self, segment: u64, header: &SegmentHeader) {
         if let Some(table) = &mut self.table {
             if header.first_block != self.sequence {
                 self.damage(segment, 0, "the segment's first block does not follow the last one");

@@ -104,7 +104,7 @@ impl<D: Disk> LogReader<D> {
             }
             self.mend_segment(segment).await?;
         }
-        Ok(())
+        self.mend_history().await
     }
 
     /// Writes what is missing in a segment that is no longer written to, if all of it is there.
@@ -131,11 +131,14 @@ impl<D: Disk> LogReader<D> {
 fn lacks<F>(state: &State<F>, group: GroupId, entry: &Entry) -> bool {
     let Some(known) = state.table.group(group) else { return false };
     let Some(span) = known.span(entry.lsn) else { return false };
-    let Some(damage) = state.damaged.get(&span.segment) else { return false };
-    let missing = damage
-        .gaps
-        .iter()
-        .any(|gap| gap.group == group && gap.first <= entry.lsn && entry.lsn <= gap.last);
+    let missing = if state.segments.contains_key(&span.segment) {
+        let Some(damage) = state.damaged.get(&span.segment) else { return false };
+        let mut gaps = damage.gaps.iter().filter(|gap| gap.group == group);
+        gaps.any(|gap| gap.first <= entry.lsn && entry.lsn <= gap.last)
+    } else {
+        let file = state.history.find(span.segment, group, entry.lsn);
+        file.is_some_and(|(id, _)| state.history.lacks(id, group, entry.lsn))
+    };
     missing && known.term_at(entry.lsn) == Some(entry.term)
 }
 

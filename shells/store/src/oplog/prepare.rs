@@ -7,14 +7,15 @@ use bytes::Bytes;
 use highwater_core::planted::{self, Planted};
 
 use super::{
-    DIR, TEMP, file_name,
+    DIR, LoadError, TEMP, file_name,
+    keep::Keeper,
     scan::CHUNK,
     shared::{Preparing, Shared, Spare},
 };
 use crate::disk::Disk;
 
 /// How long to wait after a failure, such as a full disk.
-const RETRY: Duration = Duration::from_secs(1);
+pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
 /// Keeps spare segments ready. Meanwhile a writer that runs out of them waits, unless the last try
 /// failed.
@@ -25,7 +26,14 @@ pub struct Preparer<D: Disk> {
 impl<D: Disk> Preparer<D> {
     /// Keeps spares ready for as long as the writer lives. On failure (no space, say) tries again
     /// each second; [`LogWriter::room`](super::LogWriter::room) stays small until then.
-    pub async fn run(self) {
+    ///
+    /// Beside that, seals the oldest segments where there are too many, and removes what holds
+    /// nothing that counts any more. Where that fails, it is told, and tried again each second.
+    pub async fn run(self, failed: impl Fn(&LoadError)) {
+        tokio::join!(self.prepare(), Keeper { shared: self.shared.clone() }.run(failed));
+    }
+
+    async fn prepare(&self) {
         let _off = Off(&self.shared);
         loop {
             self.set(Preparing::On);
@@ -63,6 +71,14 @@ impl<D: Disk> Preparer<D> {
             self.shared.lock().spares.push_back(spare);
             self.shared.made.notify_one();
         }
+    }
+
+    /// Seals and removes what there is to seal and to remove now.
+    ///
+    /// # Errors
+    /// Where the log is damaged, or the disk refuses; it can be tried again.
+    pub async fn tidy(&self) -> Result<(), LoadError> {
+        Keeper { shared: self.shared.clone() }.tidy().await
     }
 
     fn set(&self, preparing: Preparing) {

@@ -9,9 +9,11 @@ use highwater_wire::entry;
 use super::{
     LoadError, file_name,
     format::{BlockFault, BlockKind, Peeked, peek},
+    history::{self, FileId},
     index::Run,
     scan::{Block, CHUNK, Cursor, Expect},
-    shared::{Segment, Shared},
+    sealed::{Unread, Wanted},
+    shared::{Segment, Shared, State},
 };
 use crate::disk::Disk;
 
@@ -32,7 +34,6 @@ impl<D: Disk> Clone for LogReader<D> {
 /// What a load reads, decided in one moment.
 struct Plan<F> {
     segment: u64,
-    bounds: Segment,
     to: Lsn,
     truncations: u64,
     /// Where terms start, from that of the first entry on.
@@ -46,12 +47,15 @@ enum Source<F> {
     /// The file, the part of the index that matters, and what is being written just now. Whether
     /// the index knows of damage.
     Indexed {
+        bounds: Segment,
         file: Arc<F>,
         run: Run,
         pending: Option<(u64, Bytes)>,
         damaged: bool,
     },
     Unindexed,
+    /// A history file.
+    Sealed(FileId),
 }
 
 impl<D: Disk> LogReader<D> {
@@ -71,10 +75,26 @@ impl<D: Disk> LogReader<D> {
         let mut indexed = false;
         loop {
             let plan = self.plan(group, from, to, max_bytes)?;
-            let (segment, bounds) = (plan.segment, plan.bounds);
-            let (file, run, pending, damaged) = match plan.source {
+            let segment = plan.segment;
+            let (bounds, file, run, pending, damaged) = match plan.source {
                 Source::Patched(entries) => return Ok(entries),
-                Source::Indexed { file, run, pending, damaged } => (file, run, pending, damaged),
+                Source::Sealed(id) => {
+                    let (to, terms) = (plan.to, &plan.terms[..]);
+                    let wanted = Wanted { group, from, to, terms, max_bytes };
+                    let read = self.load_sealed(id, &wanted).await;
+                    if self.truncations(group) != plan.truncations {
+                        continue;
+                    }
+                    return read.map_err(|Unread { offset, what, block }| LoadError::Damaged {
+                        file: history::file_name(id),
+                        offset,
+                        what,
+                        missing: self.missing_sealed(segment, block),
+                    });
+                }
+                Source::Indexed { bounds, file, run, pending, damaged } => {
+                    (bounds, file, run, pending, damaged)
+                }
                 Source::Unindexed => {
                     self.look_at(segment).await?;
                     indexed = true;
@@ -134,36 +154,59 @@ impl<D: Disk> LogReader<D> {
         let state = &mut *state;
         let known = state.table.group(group);
         let last = known.map_or(Lsn(0), |known| known.last);
+        let first = known.map_or(Lsn(1), |known| known.base.lsn.next());
+        if from < first {
+            return Err(LoadError::Pruned { from, first });
+        }
         let span = known.and_then(|known| Some((known, known.span(from)?)));
-        let bounds = span.and_then(|(_, span)| state.segments.get(&span.segment));
-        let (Some((known, span)), Some(bounds), true) = (span, bounds, from <= to) else {
+        let (Some((known, span)), true) = (span, from <= to) else {
             return Err(LoadError::OutOfRange { from, last });
         };
-        let to = to.min(span.last);
-        let (segment, active) = (span.segment, &state.active);
+        let mut to = to.min(span.last);
+        let (truncations, terms) = (known.truncations, known.terms_within(from, to));
+        let segment = span.segment;
         let patched = state.patches.run(group, known, from, to, max_bytes);
-        let damaged = state.damaged.contains_key(&segment);
         let source = if !patched.is_empty() {
             Source::Patched(patched)
-        } else if segment == active.segment {
-            let run = active.index.run(group, from, to);
-            let pending = active.pending.clone();
-            Source::Indexed { file: active.file.clone(), run, pending, damaged }
+        } else if let Some(bounds) = state.segments.get(&segment).copied() {
+            state.in_segment(segment, bounds, group, from, to)
+        } else if let Some((id, last)) = state.history.find(segment, group, from) {
+            to = to.min(last);
+            Source::Sealed(id)
         } else {
-            match state.cache.get(segment) {
-                Some((file, index)) => {
-                    let run = index.run(group, from, to);
-                    Source::Indexed { file, run, pending: None, damaged }
-                }
-                None => Source::Unindexed,
-            }
+            return Err(LoadError::OutOfRange { from, last });
         };
-        let (truncations, terms) = (known.truncations, known.terms_within(from, to));
-        Ok(Plan { segment, bounds: *bounds, to, truncations, terms, source })
+        Ok(Plan { segment, to, truncations, terms, source })
     }
 
     fn truncations(&self, group: GroupId) -> u64 {
         self.shared.lock().table.group(group).map_or(0, |known| known.truncations)
+    }
+}
+
+impl<F> State<F> {
+    /// Where to read entries of a segment.
+    fn in_segment(
+        &mut self,
+        segment: u64,
+        bounds: Segment,
+        group: GroupId,
+        from: Lsn,
+        to: Lsn,
+    ) -> Source<F> {
+        let damaged = self.damaged.contains_key(&segment);
+        if segment == self.active.segment {
+            let run = self.active.index.run(group, from, to);
+            let (file, pending) = (self.active.file.clone(), self.active.pending.clone());
+            return Source::Indexed { bounds, file, run, pending, damaged };
+        }
+        match self.cache.get(segment) {
+            Some((file, index)) => {
+                let run = index.run(group, from, to);
+                Source::Indexed { bounds, file, run, pending: None, damaged }
+            }
+            None => Source::Unindexed,
+        }
     }
 }
 

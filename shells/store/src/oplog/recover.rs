@@ -2,7 +2,7 @@
 //! rules are in the [module above](super).
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     sync::Arc,
 };
@@ -19,13 +19,15 @@ use super::{
     cut::{Behind, Cut, Place},
     file_name,
     format::{
-        BlockFault, BlockKind, HeaderFault, SECTOR, Salt, SegmentHeader, decode_record, frame_len,
+        BlockFault, BlockKind, HeaderFault, SECTOR, SEGMENT_VERSION, Salt, SegmentHeader,
+        decode_record, frame_len,
     },
+    history::{self, FileId, FooterFault, HISTORY, History, Range},
     index::{Cache, Point, SegmentIndex},
     mend::Patches,
     parse_name, prepare,
     scan::{CHUNK, Cursor, Expect, first_block, is_blank, read_header, rest},
-    shared::{Active, Preparing, Segment, Shared, Spare, State},
+    shared::{Active, Preparing, Retired, Segment, Shared, Spare, State},
     table::Table,
     writer::Resume,
 };
@@ -44,6 +46,10 @@ pub(crate) fn io_failed(what: &'static str) -> impl FnOnce(io::Error) -> OpenErr
 
 pub(crate) fn damaged(segment: u64, offset: u64, what: impl Into<String>) -> OpenError {
     OpenError::Damaged { file: file_name(segment), offset, what: what.into() }
+}
+
+fn damaged_file(file: String, what: &str) -> OpenError {
+    OpenError::Damaged { file, offset: 0, what: what.to_owned() }
 }
 
 /// A block whose checksum matches holds something that is no frame.
@@ -87,7 +93,7 @@ pub async fn open<D: Disk>(
         found = survey(&disk, start.log).await?;
     }
     let (shared, writer, cut_bytes) = match found {
-        Surveyed::Blank(survey) => create(disk, start.log, options, survey).await?,
+        Surveyed::Blank(survey) => create(disk, start.log, options, *survey).await?,
         Surveyed::Intact(found) => resume(disk, options, *found).await?,
         // It was cut, and is damaged again.
         Surveyed::Lost(cut) => return Err(cut.refused()),
@@ -117,7 +123,7 @@ pub async fn open<D: Disk>(
 /// A log as it is found.
 enum Surveyed<F> {
     /// There is none yet.
-    Blank(Survey<F>),
+    Blank(Box<Survey<F>>),
     /// All there is, but for a torn tail.
     Intact(Box<(Survey<F>, Newest<F>, Tail)>),
     /// Something at its end was fsynced and can't be read.
@@ -130,9 +136,16 @@ async fn survey<D: Disk>(
     incarnation: Incarnation,
 ) -> Result<Surveyed<D::File>, OpenError> {
     let logged = identity::logged(disk).await?;
-    let mut survey = Survey::new(incarnation);
-    for segment in segments(disk).await? {
-        survey.look(disk, segment).await?;
+    let segments = segments(disk).await?;
+    let oldest = first_in_use(disk, &segments).await?;
+    let mut survey = Survey::new(incarnation, oldest);
+    survey.look_back(disk).await?;
+    for segment in segments {
+        if segment < survey.retired.oldest {
+            survey.retired.files.insert(segment);
+        } else {
+            survey.look(disk, segment).await?;
+        }
     }
     let Some(newest) = survey.newest.take() else {
         return match survey.orphan(disk, 1).await? {
@@ -140,13 +153,14 @@ async fn survey<D: Disk>(
             Some(_) => Err(survey.headless()),
             None if logged && survey.blank.is_empty() => Err(OpenError::Missing),
             None if logged => Err(survey.headless()),
-            None => Ok(Surveyed::Blank(survey)),
+            None => Ok(Surveyed::Blank(Box::new(survey))),
         };
     };
     let tail = Tail::scan(disk, &newest, &mut survey).await?;
     let orphan = survey.orphan(disk, newest.segment + 1).await?;
-    let damaged = tail.expect.sequence <= tail.synced_upto && !planted::is(Planted::CutBelowSynced);
-    if damaged || orphan.is_some() {
+    survey.has_no_hole()?;
+    let lost = tail.expect.sequence <= tail.synced_upto && !planted::is(Planted::CutBelowSynced);
+    if lost || orphan.is_some() {
         return survey.lost(disk, Some((newest, tail)), orphan).await;
     }
     Ok(Surveyed::Intact(Box::new((survey, newest, tail))))
@@ -208,6 +222,27 @@ async fn segments<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
     Ok(segments)
 }
 
+/// Where the log begins, as the newest header says: only from there on are segments looked at.
+async fn first_in_use<D: Disk>(disk: &D, segments: &[u64]) -> Result<u64, OpenError> {
+    let failed = || io_failed("reading a segment's header");
+    for segment in segments.iter().rev() {
+        let file = disk.open(&file_name(*segment), false).await.map_err(failed())?;
+        let bytes = disk.len(&file).await.map_err(failed())?;
+        match read_header(disk, &file, bytes).await.map_err(failed())? {
+            Ok(header) if header.oldest <= *segment => return Ok(header.oldest),
+            Ok(_) => return Err(damaged(*segment, 0, "the log begins after the segment")),
+            Err(HeaderFault::Invalid(_)) => {}
+            Err(HeaderFault::Version(version)) => return Err(later(*segment, version)),
+        }
+    }
+    Ok(1)
+}
+
+fn later(segment: u64, version: u32) -> OpenError {
+    let (file, what) = (file_name(segment), HeaderFault::Version(version).to_string());
+    OpenError::Later { file, offset: 0, what }
+}
+
 /// Makes a log where there never was one.
 async fn create<D: Disk>(
     disk: D,
@@ -223,6 +258,8 @@ async fn create<D: Disk>(
     let spare =
         prepare::make(&disk, 1, options.segment_bytes, None).await.map_err(io_failed(what))?;
     let header = SegmentHeader {
+        version: SEGMENT_VERSION,
+        oldest: 1,
         segment: 1,
         epoch: 1,
         first_block: 1,
@@ -263,6 +300,12 @@ struct Survey<F> {
     incarnation: Incarnation,
     table: Table,
     segments: BTreeMap<u64, Segment>,
+    retired: Retired,
+    history: BTreeMap<FileId, Vec<Range>>,
+    /// History files that do not count.
+    stale: Vec<FileId>,
+    /// A history file that can't be read, and why.
+    unread: Option<(String, &'static str)>,
     newest: Option<Newest<F>>,
     /// Files without a valid header, in order: spares, or damage.
     blank: Vec<BlankFile<F>>,
@@ -292,11 +335,15 @@ impl<F> Newest<F> {
 }
 
 impl<F: Send + Sync + 'static> Survey<F> {
-    fn new(incarnation: Incarnation) -> Survey<F> {
+    fn new(incarnation: Incarnation, oldest: u64) -> Survey<F> {
         Survey {
             incarnation,
             table: Table::default(),
             segments: BTreeMap::new(),
+            retired: Retired { oldest, removable: 1, files: BTreeSet::new() },
+            history: BTreeMap::new(),
+            stale: Vec::new(),
+            unread: None,
             newest: None,
             blank: Vec::new(),
         }
@@ -313,19 +360,14 @@ impl<F: Send + Sync + 'static> Survey<F> {
                 self.blank.push(BlankFile { segment, file, bytes, what });
                 return Ok(());
             }
-            Err(HeaderFault::Version(version)) => {
-                return Err(OpenError::Later {
-                    file: file_name(segment),
-                    offset: 0,
-                    what: HeaderFault::Version(version).to_string(),
-                });
-            }
+            Err(HeaderFault::Version(version)) => return Err(later(segment, version)),
         };
         // A segment is begun only after everything before it is durable.
         if let Some(blank) = self.blank.first() {
             return Err(damaged(blank.segment, 0, blank.what));
         }
-        let expected = self.newest.as_ref().map_or(1, |newest| newest.segment + 1);
+        let expected =
+            self.newest.as_ref().map_or(self.retired.oldest, |newest| newest.segment + 1);
         if segment != expected {
             return Err(damaged(expected, 0, "the file is missing"));
         }
@@ -343,12 +385,61 @@ impl<F: Send + Sync + 'static> Survey<F> {
             return Err(damaged(segment, bytes, "the file's length is not what it was"));
         }
         self.fold(&header).map_err(|what| damaged(segment, 0, what))?;
-        let start = header.encode().len() as u64;
-        let place =
-            Segment { epoch: header.epoch, first_block: header.first_block, start, end: start };
-        self.segments.insert(segment, place);
+        let start = header.len();
+        self.segments.insert(segment, Segment::of(&header, start));
+        if let Some(before) = &self.newest {
+            self.retired.removable = before.header.oldest;
+        }
         self.newest = Some(Newest::of(header, Arc::new(file), start));
         Ok(())
+    }
+
+    /// Reads which history files there are, and what they hold. Those of segments that are in use do
+    /// not count: not all of them may be there.
+    async fn look_back<D: Disk<File = F>>(&mut self, disk: &D) -> Result<(), OpenError> {
+        let failed = || io_failed("reading the footers of history files");
+        let names = disk.list(HISTORY).await.map_err(failed())?;
+        let mut ids: Vec<FileId> =
+            names.iter().filter_map(|name| history::parse_name(name)).collect();
+        ids.sort_unstable();
+        for id in ids {
+            if id.0 >= self.retired.oldest {
+                self.stale.push(id);
+                continue;
+            }
+            let name = history::file_name(id);
+            let file = disk.open(&name, false).await.map_err(failed())?;
+            let footer = history::read_footer(disk, &file, self.incarnation, id.0);
+            let parts = match footer.await.map_err(failed())? {
+                Ok(parts) => parts,
+                Err(FooterFault::Later) => {
+                    let what = FooterFault::Later.what().to_owned();
+                    return Err(OpenError::Later { file: name, offset: 0, what });
+                }
+                // It may hold nothing that counts.
+                Err(FooterFault::Damage(what)) => {
+                    tracing::warn!(file = name, what, "a history file can't be read");
+                    self.unread.get_or_insert((name, what));
+                    continue;
+                }
+            };
+            for part in &parts {
+                let held = self.table.hold(id.0, part.group, part.last, &part.terms);
+                held.map_err(|what| damaged_file(name.clone(), what))?;
+            }
+            self.history.insert(id, history::ranges(&parts));
+        }
+        Ok(())
+    }
+
+    /// Refuses a log of which something is missing.
+    fn has_no_hole(&self) -> Result<(), OpenError> {
+        let Some((group, from, to)) = self.table.hole() else { return Ok(()) };
+        let missing = format!("LSN {from} to {to} of group {group} are missing");
+        Err(match &self.unread {
+            Some((file, what)) => damaged_file(file.clone(), &format!("{what}; {missing}")),
+            None => damaged_file(HISTORY.to_owned(), &missing),
+        })
     }
 
     /// Takes in what a header says of the segment before.
@@ -361,7 +452,7 @@ impl<F: Send + Sync + 'static> Survey<F> {
             }
             place.end = header.prev_end;
         }
-        self.table.fold(header)
+        if self.newest.is_none() { self.table.begin(header) } else { self.table.fold(header) }
     }
 
     /// The first segment without a valid header has blocks, so it had one: its file, and the
@@ -404,7 +495,7 @@ impl<F: Send + Sync + 'static> Survey<F> {
         newest: Option<(Newest<F>, Tail)>,
         orphan: Option<(&BlankFile<F>, u64)>,
     ) -> Result<Surveyed<F>, OpenError> {
-        let mut place = Place::default();
+        let mut place = Place { oldest: 1, ..Place::default() };
         let mut expect =
             Expect { salt: Salt::of(self.incarnation), segment: 0, sequence: 1, epoch: 0 };
         let mut synced_upto = 0;
@@ -417,6 +508,7 @@ impl<F: Send + Sync + 'static> Survey<F> {
                 bytes: tail.cut_bytes,
                 newest: newest.segment,
                 end: tail.at,
+                oldest: self.retired.oldest,
                 sequence: 0,
             };
         }
@@ -488,15 +580,13 @@ impl<F: Send + Sync + 'static> Survey<F> {
         spares: VecDeque<Spare<F>>,
     ) -> Arc<Shared<D>> {
         let Newest { segment, file, start, header, .. } = newest;
-        self.segments.entry(segment).or_insert(Segment {
-            epoch: header.epoch,
-            first_block: header.first_block,
-            start,
-            end: start,
-        });
+        self.segments.entry(segment).or_insert_with(|| Segment::of(&header, start));
+        let sealed = self.retired.oldest - 1;
         let state = State {
             table: self.table,
+            history: History::new(self.history, self.stale, sealed),
             segments: self.segments,
+            retired: self.retired,
             active: Active { segment, file, index, pending: None },
             cache: Cache::new(),
             damaged: BTreeMap::new(),
@@ -505,7 +595,7 @@ impl<F: Send + Sync + 'static> Survey<F> {
             preparing: Preparing::Off,
             closed: false,
         };
-        Arc::new(Shared::new(disk, options, Salt::of(self.incarnation), state))
+        Arc::new(Shared::new(disk, options, self.incarnation, state))
     }
 }
 

@@ -1,17 +1,22 @@
 //! What writer, readers and preparer of one log share. No IO happens under its lock.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
+use highwater_core::{
+    Incarnation,
+    planted::{self, Planted},
+};
 use tokio::sync::Notify;
 
 use super::{
     OplogOptions,
     damage::Damage,
-    format::Salt,
+    format::{SEGMENT_VERSION, Salt, SegmentHeader},
+    history::History,
     index::{Cache, SegmentIndex},
     mend::Patches,
     scan::Expect,
@@ -22,10 +27,13 @@ use crate::disk::Disk;
 pub(crate) struct Shared<D: Disk> {
     pub(crate) disk: D,
     pub(crate) options: OplogOptions,
+    pub(crate) incarnation: Incarnation,
     pub(crate) salt: Salt,
     state: Mutex<State<D::File>>,
     /// A spare was taken, or the writer is gone.
     pub(crate) taken: Notify,
+    /// A segment was begun, or the writer is gone.
+    pub(crate) rolled: Notify,
     /// A spare is ready, or there will be none for now.
     pub(crate) made: Notify,
 }
@@ -34,6 +42,8 @@ pub(crate) struct State<F> {
     pub(crate) table: Table,
     /// Every segment in use, the active one included.
     pub(crate) segments: BTreeMap<u64, Segment>,
+    pub(crate) retired: Retired,
+    pub(crate) history: History<F>,
     pub(crate) active: Active<F>,
     pub(crate) cache: Cache<F>,
     /// What is known to be damaged, by segment.
@@ -54,6 +64,33 @@ pub(crate) struct Segment {
     pub(crate) first_block: u64,
     pub(crate) start: u64,
     pub(crate) end: u64,
+    /// The log can begin here: the header lists every group.
+    pub(crate) begins: bool,
+}
+
+impl Segment {
+    /// A segment without blocks so far, as its header says.
+    pub(crate) fn of(header: &SegmentHeader, start: u64) -> Segment {
+        Segment {
+            epoch: header.epoch,
+            first_block: header.first_block,
+            start,
+            end: start,
+            begins: header.segment == 1 || header.complete && header.version == SEGMENT_VERSION,
+        }
+    }
+}
+
+/// Segments that hold nothing that counts any more.
+#[derive(Clone, Debug)]
+pub(crate) struct Retired {
+    /// The first segment in use, as the newest header says.
+    pub(crate) oldest: u64,
+    /// As the header before it says: what is before this one can go. The newest header may yet be
+    /// lost.
+    pub(crate) removable: u64,
+    /// Files of segments that are not in use any more, and that are still there.
+    pub(crate) files: BTreeSet<u64>,
 }
 
 /// The segment that is written to.
@@ -90,10 +127,42 @@ pub(crate) enum Preparing {
     Stuck,
 }
 
+impl<F> State<F> {
+    /// Where the log may begin from the next header on: at the last complete table that is not after
+    /// the first segment that holds something that counts and is not sealed.
+    pub(crate) fn next_oldest(&self, options: &OplogOptions) -> u64 {
+        let mut sealed = self.history.sealed;
+        if planted::is(Planted::RecycledBeforeSealed) {
+            sealed = sealed.max(self.active.segment.saturating_sub(options.segments_max as u64));
+        }
+        let needed = self.table.first_needed(sealed).unwrap_or(self.active.segment);
+        let begins = self.segments.range(..=needed).rev().find(|(_, segment)| segment.begins);
+        begins.map_or(self.retired.oldest, |(segment, _)| *segment)
+    }
+
+    /// A segment was begun whose header says that the log begins with `oldest`.
+    pub(crate) fn retire(&mut self, oldest: u64) {
+        let kept = self.segments.split_off(&oldest);
+        for segment in std::mem::replace(&mut self.segments, kept).into_keys() {
+            self.cache.forget(segment);
+            self.damaged.remove(&segment);
+            self.retired.files.insert(segment);
+        }
+        self.retired.removable = std::mem::replace(&mut self.retired.oldest, oldest);
+    }
+}
+
 impl<D: Disk> Shared<D> {
-    pub(crate) fn new(disk: D, options: OplogOptions, salt: Salt, state: State<D::File>) -> Self {
-        let (taken, made) = (Notify::new(), Notify::new());
-        Shared { disk, options, salt, state: Mutex::new(state), taken, made }
+    pub(crate) fn new(
+        disk: D,
+        options: OplogOptions,
+        incarnation: Incarnation,
+        state: State<D::File>,
+    ) -> Self {
+        let salt = Salt::of(incarnation);
+        let (taken, rolled, made) = (Notify::new(), Notify::new(), Notify::new());
+        let state = Mutex::new(state);
+        Shared { disk, options, incarnation, salt, state, taken, rolled, made }
     }
 
     /// A panic under the lock is a bug that ends the node; readers may still look.

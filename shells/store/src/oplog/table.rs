@@ -62,13 +62,23 @@ impl Group {
         if base.lsn <= self.base.lsn {
             return;
         }
-        let term = if base.lsn <= self.last { self.term_at(base.lsn) } else { None };
-        if term != Some(base.term) {
-            self.truncations += 1;
-            (self.last, self.hlc) = (base.lsn, Hlc::default());
-            self.terms.clear();
-            self.spans.clear();
+        if self.term_at(base.lsn) != Some(base.term) {
+            self.empty(base.lsn);
+            self.hlc = Hlc::default();
         }
+        self.skip_to(base);
+    }
+
+    /// Forgets everything: the log goes on after `last`.
+    fn empty(&mut self, last: Lsn) {
+        self.truncations += 1;
+        self.last = last;
+        self.terms.clear();
+        self.spans.clear();
+    }
+
+    /// What is at or below `base` does not count any more; what is above it stays.
+    fn skip_to(&mut self, base: Position) {
         let first = base.lsn.next();
         let next_term = self.term_at(first);
         self.terms.retain(|(lsn, _)| *lsn > first);
@@ -104,16 +114,33 @@ impl Group {
 
     /// Where a term starts: rising in LSN and term.
     fn start_term(&mut self, lsn: Lsn, term: Term) -> Result<(), &'static str> {
-        match self.terms.last() {
-            Some((_, before)) if *before > term => {
-                Err("an entry's term is lower than the one before")
-            }
-            Some((_, before)) if *before == term => Ok(()),
-            _ => {
-                self.terms.push((lsn, term));
-                Ok(())
-            }
+        let before = self.terms.last().map(|(_, term)| *term);
+        if before.unwrap_or(self.base.term) > term {
+            return Err("an entry's term is lower than the one before");
         }
+        if before != Some(term) {
+            self.terms.push((lsn, term));
+        }
+        Ok(())
+    }
+
+    /// Takes in what a segment holds: it follows what is known.
+    fn add(&mut self, span: Span, terms: &[(Lsn, Term)]) -> Result<(), &'static str> {
+        for (lsn, term) in terms {
+            let before = self.terms.last();
+            // A term that started in an earlier segment goes on.
+            if before.is_some_and(|before| before.1 == *term) && *lsn == span.first {
+                continue;
+            }
+            let rises = before.is_none_or(|before| before.0 < *lsn && before.1 < *term);
+            if !rises || *lsn < span.first || *lsn > span.last {
+                return Err("the group table's terms do not add up");
+            }
+            self.terms.push((*lsn, *term));
+        }
+        self.last = span.last;
+        self.spans.push(span);
+        Ok(())
     }
 
     /// The span that holds `lsn`.
@@ -134,7 +161,7 @@ pub(crate) struct Table {
     groups: BTreeMap<GroupId, Group>,
     /// Groups touched since the last segment header.
     dirty: BTreeSet<GroupId>,
-    /// At least as many terms started since then.
+    /// At least as many terms started since then, besides the first of each group.
     dirty_terms: usize,
     /// Acknowledgements in all groups, and in those touched.
     acked: usize,
@@ -197,6 +224,9 @@ impl Table {
                 if entry.lsn == Lsn(0) || entry.lsn > group.last.next() {
                     return Err("an entry does not follow the last one of its group");
                 }
+                if entry.lsn <= group.base.lsn {
+                    return Err("an entry replaces what its group's log begins after");
+                }
                 group.truncate(entry.lsn);
                 let terms = group.terms.len();
                 group.start_term(entry.lsn, entry.term)?;
@@ -236,14 +266,14 @@ impl Table {
 
     /// How long the next segment header gets at most, as things stand.
     pub(crate) fn header_bound(&self) -> u64 {
-        let (rows, terms, acked) = (self.dirty.len(), self.dirty_terms, self.dirty_acked);
-        HeaderSize { rows, terms, acked, ..self.base_size() }.bytes()
+        let (rows, acked) = (self.dirty.len(), self.dirty_acked);
+        HeaderSize { rows, terms: rows + self.dirty_terms, acked, ..self.base_size() }.bytes()
     }
 
     /// How long a header gets at most that lists every group.
     pub(crate) fn complete_bound(&self) -> u64 {
-        let (rows, terms, acked) = (self.groups.len(), self.dirty_terms, self.acked);
-        HeaderSize { rows, terms, acked, ..self.base_size() }.bytes()
+        let (rows, acked) = (self.groups.len(), self.acked);
+        HeaderSize { rows, terms: rows + self.dirty_terms, acked, ..self.base_size() }.bytes()
     }
 
     /// How long a header gets that lists no group.
@@ -270,7 +300,7 @@ impl Table {
         };
         let known = self.groups.get(&group).map_or(0, |group| group.acked.len());
         // Only members acknowledge.
-        let row = ROW + known.max(self.members()) * ROW_ACKED;
+        let row = ROW + ROW_TERM + known.max(self.members()) * ROW_ACKED;
         let own = match record {
             Record::Append { .. } => ROW_TERM,
             Record::Acked { .. } => ROW_ACKED,
@@ -291,10 +321,10 @@ impl Table {
         let row = |id: GroupId, group: &Group| {
             let span = group.spans.last().filter(|span| span.segment == segment);
             let first = span.map_or(Lsn(0), |span| span.first);
-            let from = match span {
-                Some(span) => group.terms.partition_point(|(lsn, _)| *lsn < span.first),
-                None => group.terms.len(),
-            };
+            let terms = span.map_or_else(Vec::new, |span| {
+                let within = group.terms_within(span.first, span.last);
+                within.into_iter().map(|(lsn, term)| (lsn.max(span.first), term)).collect()
+            });
             Row {
                 group: id,
                 term: group.term,
@@ -302,10 +332,11 @@ impl Table {
                 checkpointed: group.checkpointed,
                 first,
                 last: group.last,
-                terms: group.terms[from..].to_vec(),
+                terms,
                 sound: group.sound,
                 hlc: group.hlc,
                 acked: acked(group),
+                base: group.base,
             }
         };
         if complete {
@@ -313,6 +344,22 @@ impl Table {
         } else {
             dirty.iter().filter_map(|id| Some(row(*id, self.groups.get(id)?))).collect()
         }
+    }
+
+    /// Takes in what the header of the first segment in use says: how things stood then. What the
+    /// segments before hold is not known.
+    pub(crate) fn begin(&mut self, header: &SegmentHeader) -> Result<(), &'static str> {
+        if header.segment > 1 && !header.complete {
+            return Err("the group table of the first segment in use is not complete");
+        }
+        for row in &header.rows {
+            let group = self.groups.entry(row.group).or_default();
+            group.truncate(row.last.next());
+            group.last = row.last;
+            group.skip_to(row.base);
+        }
+        let rows = header.rows.iter().map(|row| Row { first: Lsn(0), ..row.clone() }).collect();
+        self.fold(&SegmentHeader { rows, ..header.clone() })
     }
 
     /// Takes in what a segment's header says of everything before it.
@@ -345,24 +392,82 @@ impl Table {
         self.acked = self.acked + row.acked.len() - group.acked.len();
         group.acked =
             row.acked.iter().map(|(member, term, lsn)| (*member, (*term, *lsn))).collect();
+        if row.base.lsn < group.base.lsn || row.last < row.base.lsn {
+            return Err("the group table's base does not match those of the segments before");
+        }
         if row.first > Lsn(0) {
-            if row.first > group.last.next() || row.last < row.first {
+            if row.first == row.base.lsn.next() {
+                group.empty(row.base.lsn);
+            }
+            let follows = row.base.lsn < row.first && row.first <= group.last.next();
+            if !follows || row.last < row.first {
                 return Err("the group table's LSNs do not follow those of the segments before");
             }
             group.truncate(row.first);
-            for (lsn, term) in &row.terms {
-                let rises = group.terms.last().is_none_or(|last| last.0 < *lsn && last.1 < *term);
-                if !rises || *lsn < row.first || *lsn > row.last {
-                    return Err("the group table's terms do not add up");
-                }
-                group.terms.push((*lsn, *term));
+            group.add(Span { segment, first: row.first, last: row.last }, &row.terms)?;
+        }
+        if row.base != group.base {
+            if row.last == row.base.lsn {
+                group.empty(row.last);
             }
-            group.last = row.last;
-            group.spans.push(Span { segment, first: row.first, last: row.last });
+            group.skip_to(row.base);
         }
         group.hlc = row.hlc;
-        if group.last != row.last || group.terms.is_empty() != (group.last == Lsn(0)) {
+        if group.last != row.last {
             return Err("the group table does not match those of the segments before");
+        }
+        Ok(())
+    }
+
+    /// The first entries that should be there and that no segment holds: of which group, from LSN to
+    /// LSN.
+    pub(crate) fn hole(&self) -> Option<(GroupId, Lsn, Lsn)> {
+        self.groups().find_map(|(id, group)| {
+            let mut next = group.base.lsn.next();
+            for span in &group.spans {
+                if span.first > next {
+                    return Some((id, next, span.first.prev()));
+                }
+                next = span.last.next();
+            }
+            (next <= group.last).then_some((id, next, group.last))
+        })
+    }
+
+    /// The first segment after `sealed` that holds something that counts.
+    pub(crate) fn first_needed(&self, sealed: u64) -> Option<u64> {
+        let first = |group: &Group| {
+            let at = group.spans.partition_point(|span| span.segment <= sealed);
+            Some(group.spans.get(at)?.segment)
+        };
+        self.groups.values().filter_map(first).min()
+    }
+
+    /// Takes in what a history file holds of a group. What follows it in the log may have replaced
+    /// it, and what came before may be gone.
+    pub(crate) fn hold(
+        &mut self,
+        segment: u64,
+        group: GroupId,
+        last: Lsn,
+        terms: &[(Lsn, Term)],
+    ) -> Result<(), &'static str> {
+        let group = self.groups.entry(group).or_default();
+        let (first, term) = terms.first().copied().unwrap_or_default();
+        // Terms never fall along a log: what is of a later one is of another log.
+        let other = group.terms.iter().find(|(_, known)| *known > term);
+        let from = other.map_or(first, |(lsn, _)| first.min(*lsn));
+        group.truncate(from);
+        // What is between may be gone, since it was replaced or pruned later.
+        group.last = group.last.max(first.prev());
+        group.add(Span { segment, first, last }, terms)?;
+        // Several files of one segment.
+        if let [.., before, span] = &mut group.spans[..]
+            && before.segment == span.segment
+            && before.last.next() == span.first
+        {
+            before.last = span.last;
+            group.spans.pop();
         }
         Ok(())
     }

@@ -6,5 +6,7 @@ mod lost;
 pub(crate) mod mem;
 mod mend;
 mod model;
+mod recycle;
 mod roundtrip;
+mod sealed;
 mod snapshots;

@@ -11,8 +11,8 @@ use highwater_core::{
 use super::{
     OplogOptions, WriteError,
     format::{
-        BLOCK_HEADER, BlockHeader, BlockKind, SECTOR, SegmentHeader, encode_record, frame_len,
-        is_vote, padded,
+        BLOCK_HEADER, BlockHeader, BlockKind, SECTOR, SEGMENT_VERSION, SegmentHeader,
+        encode_record, frame_len, is_vote, padded,
     },
     index::{Point, SegmentIndex},
     prepare,
@@ -21,8 +21,6 @@ use super::{
 };
 use crate::disk::Disk;
 
-/// Every so many segments the header lists all groups.
-const COMPLETE_EVERY: u64 = 16;
 /// A larger buffer is not kept between writes, in bytes.
 const BUFFER_KEPT: usize = 4 << 20;
 
@@ -413,10 +411,13 @@ impl<D: Disk> LogWriter<D> {
             // from the last of either, and must not make one of the same number meanwhile.
             let mut state = self.shared.lock();
             let spare = state.spares.front().ok_or(WriteError::NoRoom { needed: 0 })?.clone();
-            let complete = spare.segment.is_multiple_of(COMPLETE_EVERY)
+            let complete = spare.segment.is_multiple_of(self.shared.options.complete_every())
                 && state.table.complete_bound() <= self.shared.options.header_max();
             let header = SegmentHeader {
+                version: SEGMENT_VERSION,
                 segment: spare.segment,
+                // All that is known so far is durable.
+                oldest: state.next_oldest(&self.shared.options),
                 epoch: self.epoch,
                 first_block: self.sequence,
                 prev_end: self.layout.at,
@@ -429,22 +430,24 @@ impl<D: Disk> LogWriter<D> {
                 boots: state.table.boots(),
                 rows: state.table.rows(self.segment, complete),
             };
-            (spare, header.encode())
+            (spare, header)
         };
-        let start = header.len() as u64;
-        self.shared.disk.write_sync(&spare.file, 0, header).await?;
+        let encoded = header.encode();
+        let start = encoded.len() as u64;
+        self.shared.disk.write_sync(&spare.file, 0, encoded).await?;
         self.syncs += 1;
         let mut state = self.shared.lock();
-        let segment = Segment { epoch: self.epoch, first_block: self.sequence, start, end: start };
-        state.segments.insert(spare.segment, segment);
+        state.segments.insert(spare.segment, Segment::of(&header, start));
         let index = SegmentIndex::new(spare.bytes);
         let index = std::mem::replace(&mut state.active.index, index);
         state.cache.put(self.segment, self.file.clone(), Arc::new(index));
         state.spares.pop_front();
         state.active.segment = spare.segment;
         state.active.file = spare.file.clone();
+        state.retire(header.oldest);
         drop(state);
         self.shared.taken.notify_one();
+        self.shared.rolled.notify_one();
         self.file = spare.file;
         self.segment = spare.segment;
         self.segment_bytes = spare.bytes;
@@ -475,6 +478,7 @@ impl<D: Disk> Drop for LogWriter<D> {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.taken.notify_one();
+        self.shared.rolled.notify_one();
     }
 }
 

@@ -4,15 +4,49 @@ use highwater_core::Record;
 
 use super::{
     mem::{MemDisk, Rng},
-    model::{Model, SMALL, START, open_small},
+    model::{Model, SMALL, START, TIGHT, open_small},
 };
-use crate::oplog::{OpenError, Opened, WriteError, open};
+use crate::oplog::{DIR, OpenError, Opened, OplogOptions, WriteError, file_name, open};
 
 /// A history and how much of it was acknowledged.
 #[derive(Clone, Default)]
 struct History {
     records: Vec<Record>,
     acked: usize,
+    course: Course,
+}
+
+/// What becomes of old entries.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Course {
+    #[default]
+    Stay,
+    /// They are pruned time and again, and the segments go that held them.
+    Prune,
+    /// They are sealed.
+    Seal,
+    /// They are sealed, and pruned now and then.
+    Both,
+}
+
+impl Course {
+    fn options(self) -> OplogOptions {
+        if matches!(self, Course::Seal | Course::Both) { TIGHT } else { SMALL }
+    }
+
+    /// Batches that are enough for something to happen.
+    fn batches(self) -> u64 {
+        if self == Course::Stay { 12 } else { 60 }
+    }
+
+    /// How many percent of the writes prune.
+    fn prunes(self) -> u64 {
+        match self {
+            Course::Stay | Course::Seal => 0,
+            Course::Prune => 30,
+            Course::Both => 4,
+        }
+    }
 }
 
 impl History {
@@ -23,7 +57,13 @@ impl History {
             if rng.chance(80) && log.preparer.fill().await.is_err() {
                 return false;
             }
-            let batch = model.batch(rng, SMALL.frame_max());
+            let mut batch = model.batch(rng, SMALL.frame_max());
+            if self.course != Course::Stay && rng.chance(self.course.prunes()) {
+                batch.extend(Model::of(&[&self.records[..], &batch].concat()).prune(2));
+            }
+            if self.course != Course::Stay && log.preparer.tidy().await.is_err() {
+                return false;
+            }
             match log.writer.write(batch.clone()).await {
                 Ok(()) => {
                     self.records.extend(batch);
@@ -62,26 +102,26 @@ impl History {
 }
 
 /// How far a run gets before the power goes.
-async fn run_until_cut(seed: u64, cut_at: Option<u64>) -> (MemDisk, History) {
+async fn run_until_cut(seed: u64, course: Course, cut_at: Option<u64>) -> (MemDisk, History) {
     let mut rng = Rng(seed);
     let disk = MemDisk::new();
     disk.world().cut_at = cut_at;
-    let mut history = History::default();
-    if let Ok(mut log) = open(disk.clone(), &START, SMALL).await {
-        history.write(&mut log, &mut rng, 12).await;
+    let mut history = History { course, ..History::default() };
+    if let Ok(mut log) = open(disk.clone(), &START, course.options()).await {
+        history.write(&mut log, &mut rng, course.batches()).await;
     }
     (disk, history)
 }
 
 #[tokio::test]
 async fn a_power_cut_at_every_step_loses_nothing_acknowledged() {
-    let (disk, _) = run_until_cut(7, None).await;
+    let (disk, _) = run_until_cut(7, Course::Stay, None).await;
     let steps = disk.world().steps;
     assert!(steps > 60, "{steps} steps are no workload");
     let mut torn = 0;
     for step in 1..=steps {
         for (seed, keep) in [(1, 0), (2, 50), (3, 90), (4, 100)] {
-            let (disk, mut history) = run_until_cut(7, Some(step)).await;
+            let (disk, mut history) = run_until_cut(7, Course::Stay, Some(step)).await;
             let mut rng = Rng(step * 10 + seed);
             let disk = disk.power_cut(&mut rng, keep);
             let mut log = open_small(&disk).await;
@@ -100,23 +140,54 @@ async fn a_power_cut_at_every_step_loses_nothing_acknowledged() {
     assert!(torn > 15, "only {torn} runs left a torn tail");
 }
 
+/// The same where segments come and go: those that are left begin with a table of everything, and
+/// history files have what was in the others.
+#[tokio::test]
+async fn a_power_cut_while_old_segments_go_loses_nothing_acknowledged() {
+    for course in [Course::Prune, Course::Seal, Course::Both] {
+        let (disk, history) = run_until_cut(7, course, None).await;
+        let steps = disk.world().steps;
+        let first = disk.contents().into_keys().find(|name| name.starts_with(DIR));
+        assert!(first > Some(file_name(2)), "{first:?} is there: nothing went");
+        let mut rng = Rng(history.records.len() as u64);
+        for step in (steps / 2..=steps).step_by(9) {
+            let (disk, mut history) = run_until_cut(7, course, Some(step)).await;
+            let keep = [0, 50, 90, 100][rng.below(4) as usize];
+            let disk = disk.power_cut(&mut rng, keep);
+            let log = open(disk.clone(), &START, course.options()).await.expect("a sound log");
+            history.settle(&log);
+            let model = Model::of(&history.records);
+            model.check_loads(&log.reader, 10_000).await;
+            log.preparer.tidy().await.expect("the disk is fine");
+            model.check_loads(&log.reader, 10_000).await;
+            let log = open_small(&disk.power_cut(&mut rng, 0)).await;
+            history.acked = history.records.len();
+            history.settle(&log);
+            model.check_loads(&log.reader, 10_000).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn many_lives_with_crashes_also_during_recovery() {
     let (mut cut, mut lost, mut again) = (0, 0, 0);
     for seed in 0..150 {
         let mut rng = Rng(seed * 1000 + 1);
         let mut disk = MemDisk::new();
-        let mut history = History::default();
+        let course = [Course::Stay, Course::Prune, Course::Stay, Course::Seal, Course::Both];
+        let course = course[seed as usize % 5];
+        let mut history = History { course, ..History::default() };
         for life in 0..6 {
             let now = disk.world().steps;
             // Opening a log that stands takes about fourteen steps.
-            let soon = if life > 0 && rng.chance(25) { 14 } else { 30 + rng.below(200) };
+            let long = if course == Course::Stay { 200 } else { 600 };
+            let soon = if life > 0 && rng.chance(25) { 14 } else { 30 + rng.below(long) };
             disk.world().cut_at = Some(now + 1 + rng.below(soon));
-            match open(disk.clone(), &START, SMALL).await {
+            match open(disk.clone(), &START, course.options()).await {
                 Ok(mut log) => {
                     cut += usize::from(log.recovered.cut_bytes > 0);
                     history.settle(&log);
-                    history.write(&mut log, &mut rng, 30).await;
+                    history.write(&mut log, &mut rng, 2 * course.batches()).await;
                 }
                 Err(OpenError::Io { .. }) => again += 1,
                 Err(error) => panic!("seed {seed}, life {life}: {error}"),

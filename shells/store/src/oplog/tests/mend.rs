@@ -11,13 +11,17 @@ use super::{
 };
 use crate::oplog::{LoadError, LogReader};
 
-type Missing = Vec<(GroupId, Lsn, Lsn)>;
+pub(super) type Missing = Vec<(GroupId, Lsn, Lsn)>;
 
 /// Reads everything; what comes is right. Returns what is missing.
-async fn read_all(reader: &LogReader<MemDisk>, model: &Model, max_bytes: usize) -> Missing {
+pub(super) async fn read_all(
+    reader: &LogReader<MemDisk>,
+    model: &Model,
+    max_bytes: usize,
+) -> Missing {
     let mut all = Missing::new();
     for group in model.groups() {
-        let (mut from, last) = (Lsn(1), model.last(group));
+        let (mut from, last) = (model.first(group), model.last(group));
         while from <= last {
             match reader.load(group, from, last, max_bytes).await {
                 Ok(entries) => {
@@ -41,7 +45,12 @@ async fn read_all(reader: &LogReader<MemDisk>, model: &Model, max_bytes: usize) 
 }
 
 /// Gives a reader what it misses, in small pieces.
-async fn mend(reader: &LogReader<MemDisk>, model: &Model, missing: &Missing, rng: &mut Rng) {
+pub(super) async fn mend(
+    reader: &LogReader<MemDisk>,
+    model: &Model,
+    missing: &Missing,
+    rng: &mut Rng,
+) {
     for (group, from, to) in missing.iter().copied() {
         let mut from = from;
         while from <= to {
@@ -189,7 +198,7 @@ async fn copies_are_bounded() {
     let log = start(&disk).await;
     let kept = || log.reader.shared.lock().patches.bytes();
     for group in model.groups() {
-        let all = model.entries(group, Lsn(1), model.last(group));
+        let all = model.entries(group, model.first(group), model.last(group));
         log.reader.mend(group, all).await.expect("the disk is fine");
     }
     assert_eq!(kept(), 0, "nothing was known to be damaged");

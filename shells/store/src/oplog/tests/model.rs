@@ -4,18 +4,22 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use highwater_core::{
-    Boot, Doubt, Entry, Formation, GroupId, Hlc, Incarnation, Kind, Lsn, Member, NodeId, Record,
-    RecoveredGroup, Term,
+    Boot, Doubt, Entry, Formation, GroupId, Hlc, Incarnation, Kind, Lsn, Member, NodeId, Position,
+    Record, RecoveredGroup, Term,
 };
 
 use super::mem::{MemDisk, Rng};
 use crate::{
     identity::Start,
-    oplog::{LogReader, Opened, OplogOptions, RecoveredLog, open},
+    oplog::{LoadError, LogReader, Opened, OplogOptions, RecoveredLog, open},
 };
 
 pub(super) const INCARNATION: Incarnation = Incarnation(0x0199_0000_0000_1234_5678_9abc_def0_1234);
-pub(super) const SMALL: OplogOptions = OplogOptions { segment_bytes: 64 << 10, spare_segments: 2 };
+pub(super) const SMALL: OplogOptions =
+    OplogOptions { segment_bytes: 64 << 10, spare_segments: 2, segments_max: 8 };
+
+/// As little as can be: most of the log is history.
+pub(super) const TIGHT: OplogOptions = OplogOptions { segments_max: 2, ..SMALL };
 
 /// For a disk without the file `identity`.
 pub(super) const START: Start = Start {
@@ -54,9 +58,37 @@ struct Group {
     term: Term,
     vote: Option<Member>,
     checkpointed: Lsn,
+    base: Position,
+    /// What follows the base.
     entries: Vec<Entry>,
+    hlc: Hlc,
     sound: bool,
     acked: BTreeMap<Member, (Term, Lsn)>,
+}
+
+impl Group {
+    fn last(&self) -> Lsn {
+        Lsn(self.base.lsn.0 + self.entries.len() as u64)
+    }
+
+    /// Where an LSN's entry is, or would be.
+    fn at(&self, lsn: Lsn) -> usize {
+        (lsn.0 - self.base.lsn.0) as usize - 1
+    }
+
+    fn begin_after(&mut self, base: Position) {
+        if base.lsn <= self.base.lsn {
+            return;
+        }
+        let at = self.at(base.lsn);
+        if self.entries.get(at).is_some_and(|entry| entry.term == base.term) {
+            self.entries.drain(..=at);
+        } else {
+            self.entries.clear();
+            self.hlc = Hlc(0);
+        }
+        self.base = base;
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -82,7 +114,10 @@ impl Model {
         for record in behind {
             if !matches!(
                 record,
-                Record::Append { .. } | Record::Checkpointed { .. } | Record::Sound { .. }
+                Record::Append { .. }
+                    | Record::Base { .. }
+                    | Record::Checkpointed { .. }
+                    | Record::Sound { .. }
             ) {
                 self.apply(record);
             }
@@ -118,11 +153,14 @@ impl Model {
                 let group = self.groups.entry(*group).or_default();
                 group.checkpointed = *lsn;
             }
-            Record::Base { .. } => unreachable!("the model's logs begin with their first entry"),
+            Record::Base { group, position } => {
+                self.groups.entry(*group).or_default().begin_after(*position);
+            }
             Record::Append { group, entry } => {
                 let group = self.groups.entry(*group).or_default();
-                group.entries.truncate(entry.lsn.0 as usize - 1);
+                group.entries.truncate(group.at(entry.lsn));
                 group.entries.push(entry.clone());
+                group.hlc = entry.hlc;
             }
         }
     }
@@ -132,12 +170,18 @@ impl Model {
     }
 
     pub(super) fn entries(&self, group: GroupId, from: Lsn, to: Lsn) -> Vec<Entry> {
-        self.groups[&group].entries[from.0 as usize - 1..to.0 as usize].to_vec()
+        let group = &self.groups[&group];
+        group.entries[group.at(from)..=group.at(to)].to_vec()
     }
 
     /// The last LSN of a group.
     pub(super) fn last(&self, group: GroupId) -> Lsn {
-        Lsn(self.groups.get(&group).map_or(0, |group| group.entries.len() as u64))
+        self.groups.get(&group).map_or(Lsn(0), Group::last)
+    }
+
+    /// The first LSN that a group may hold.
+    pub(super) fn first(&self, group: GroupId) -> Lsn {
+        self.groups.get(&group).map_or(Lsn(1), |group| group.base.lsn.next())
     }
 
     pub(super) fn matches(&self, recovered: &RecoveredLog) -> bool {
@@ -158,12 +202,12 @@ impl Model {
                     term: group.term,
                     vote: group.vote,
                     checkpointed: if in_doubt { Lsn(0) } else { group.checkpointed },
-                    base: Default::default(),
-                    last: Lsn(group.entries.len() as u64),
+                    base: group.base,
+                    last: group.last(),
                     terms,
                     sound: group.sound,
                     acked: group.acked.iter().map(|(m, (term, lsn))| (*m, *term, *lsn)).collect(),
-                    hlc: group.entries.last().map_or(Hlc(0), |entry| entry.hlc),
+                    hlc: group.hlc,
                 }
             })
             .collect();
@@ -175,17 +219,31 @@ impl Model {
     /// Reads every entry back and compares.
     pub(super) async fn check_loads(&self, reader: &LogReader<MemDisk>, max_bytes: usize) {
         for (id, group) in &self.groups {
-            let last = Lsn(group.entries.len() as u64);
+            let (base, last) = (group.base.lsn, group.last());
             let mut read = Vec::new();
             while read.len() < group.entries.len() {
-                let from = Lsn(read.len() as u64 + 1);
+                let from = Lsn(base.0 + read.len() as u64 + 1);
                 let part = reader.load(*id, from, last, max_bytes).await.expect("a sound log");
                 assert!(!part.is_empty(), "a load returned nothing");
                 read.extend(part);
             }
             assert!(read == group.entries, "group {id} reads back otherwise than it was written");
             assert!(reader.load(*id, last.next(), last.next(), 1).await.is_err());
+            if base > Lsn(0) {
+                let pruned = reader.load(*id, base, last.next(), 1).await;
+                let Err(LoadError::Pruned { from, first }) = pruned else { panic!("{pruned:?}") };
+                assert_eq!((from, first), (base, base.next()));
+            }
         }
+    }
+
+    /// Prunes all groups to their last few entries.
+    pub(super) fn prune(&self, keep: usize) -> Vec<Record> {
+        let one = |(id, group): (&GroupId, &Group)| {
+            let Entry { lsn, term, .. } = *group.entries.iter().rev().nth(keep)?;
+            Some(Record::Base { group: *id, position: Position { term, lsn } })
+        };
+        self.groups.iter().filter_map(one).collect()
     }
 
     /// The next few records of a plausible history.
@@ -200,16 +258,17 @@ impl Model {
             let group = rng.below(6);
             let id = GroupId(group);
             let known = model.groups.entry(id).or_default().clone();
-            let last = known.entries.len() as u64;
-            let term = known.entries.last().map_or(0, |entry| entry.term.0).max(known.term.0);
-            let record = match rng.below(24) {
+            let (base, held, last) = (known.base, known.entries.len() as u64, known.last().0);
+            let last_term = known.entries.last().map_or(base.term, |entry| entry.term);
+            let term = last_term.max(known.term).0;
+            let record = match rng.below(28) {
                 0 => {
                     let vote = rng.chance(70).then(|| member(rng.below(3)));
                     Record::HardState { group: id, term: Term(term + 1), vote }
                 }
                 1 => Record::Checkpointed { group: id, lsn: Lsn(rng.below(last + 1)) },
-                2 if last > 0 => {
-                    let most = if rng.chance(20) { last } else { last.min(5) };
+                2 if held > 0 => {
+                    let most = if rng.chance(20) { held } else { held.min(5) };
                     let back = rng.below(most);
                     entry(group, last - back, term + 1, payload(rng, 200))
                 }
@@ -225,6 +284,18 @@ impl Model {
                     lsn: Lsn(last),
                 },
                 7 => Record::Sound { group: id, committed: Lsn(last) },
+                8 if held > 0 && rng.chance(50) => {
+                    let at = known.entries[rng.below(held) as usize].clone();
+                    let position = Position { term: at.term, lsn: at.lsn };
+                    Record::Base { group: id, position }
+                }
+                // A snapshot: of something that the log has not, or not so.
+                9 if rng.chance(30) => {
+                    let lsn = Lsn(base.lsn.0 + 1 + rng.below(held + 4));
+                    let other = u64::from(lsn.0 <= last || rng.chance(50));
+                    let position = Position { term: Term(term + other), lsn };
+                    Record::Base { group: id, position }
+                }
                 _ => entry(group, last + 1, term.max(1), payload(rng, 600)),
             };
             model.apply(&record);

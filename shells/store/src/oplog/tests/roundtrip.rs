@@ -76,7 +76,7 @@ async fn one_sync_a_write_and_none_for_the_marker() {
 
 #[tokio::test]
 async fn three_thousand_groups() {
-    let options = OplogOptions { segment_bytes: 1 << 20, spare_segments: 2 };
+    let options = OplogOptions { segment_bytes: 1 << 20, spare_segments: 2, segments_max: 64 };
     let disk = MemDisk::new();
     let mut log = open(disk.clone(), &START, options).await.expect("a blank disk");
     let mut records = Vec::new();
@@ -273,7 +273,7 @@ async fn a_fast_writer_waits_for_spares() {
     let options = OplogOptions { spare_segments: 1, ..SMALL };
     let Opened { mut writer, preparer, reader, .. } =
         open(disk.clone(), &START, options).await.expect("a blank disk");
-    let preparing = tokio::spawn(preparer.run());
+    let preparing = tokio::spawn(preparer.run(|_| {}));
     tokio::task::yield_now().await;
     for lsn in 1..=400 {
         writer.write(vec![entry(1, lsn, 1, vec![4; 3000])]).await.expect("room in time");
@@ -321,7 +321,7 @@ fn futures_may_move_between_threads() {
     fn check(mut log: Opened<MemDisk>) {
         send(log.reader.load(GroupId(1), Lsn(1), Lsn(1), 1));
         send(log.writer.write(Vec::new()));
-        send(log.preparer.run());
+        send(log.preparer.run(|_| {}));
     }
     let _ = check;
     send(open(MemDisk::new(), &START, SMALL));

@@ -1,7 +1,7 @@
 //! The bytes on disk are frozen: a difference here is a format change and needs a new version.
 
 use bytes::{Bytes, BytesMut};
-use highwater_core::{Boot, Doubt, Formation, GroupId, Hlc, Lsn, Record, Term};
+use highwater_core::{Boot, Doubt, Formation, GroupId, Hlc, Lsn, Position, Record, Term};
 
 use super::model::{INCARNATION, member};
 use crate::oplog::format::{
@@ -9,9 +9,14 @@ use crate::oplog::format::{
     SegmentHeader, decode_record, encode_filler, encode_record, frame_len, header_len,
 };
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     let line = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     bytes.chunks(16).map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn unhex(hex: &str) -> Vec<u8> {
+    let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex");
+    (0..hex.len()).step_by(2).map(byte).collect()
 }
 
 fn header() -> SegmentHeader {
@@ -26,8 +31,11 @@ fn header() -> SegmentHeader {
         sound: group == 0,
         hlc: Hlc::at(0x0199),
         acked: vec![(member(2), Term(7), Lsn(19))],
+        base: Position { term: Term(4), lsn: Lsn(9) },
     };
     SegmentHeader {
+        version: 3,
+        oldest: 2,
         segment: 5,
         epoch: 3,
         first_block: 99,
@@ -54,7 +62,7 @@ fn segment_header() {
     assert_eq!(SegmentHeader::decode(&encoded[..len]), Ok(header()));
     assert!(encoded[len..].iter().all(|byte| *byte == 0) && encoded.len() == 4096);
     let size = HeaderSize { members: 2, boots: 1, rows: 2, terms: 2, acked: 2 };
-    assert_eq!(encoded.len() as u64, size.bytes());
+    assert_eq!((encoded.len() as u64, header().len()), (size.bytes(), size.bytes()));
     for at in 0..len {
         let mut damaged = encoded[..len].to_vec();
         damaged[at] ^= 1;
@@ -62,10 +70,10 @@ fn segment_header() {
     }
     assert_eq!(header_len(&encoded, len as u64 - 1), None);
     let mut later = encoded[..len].to_vec();
-    later[12] = 3;
+    later[12] = 4;
     let sum = crc32c::crc32c(&later[12..]).to_le_bytes();
     later[8..12].copy_from_slice(&sum);
-    assert_eq!(SegmentHeader::decode(&later), Err(HeaderFault::Version(3)));
+    assert_eq!(SegmentHeader::decode(&later), Err(HeaderFault::Version(4)));
     for (lost, doubt) in [
         (None, None),
         (None, Some(Doubt { bound: None })),
@@ -89,16 +97,44 @@ fn segment_header_version_1() {
                0f00000000000000070000000000000011000000000000000700000000000000\
                0000000000000000000000000000000000000000000000000300000000000000\
                000000000000000014000000000000000000000000000000";
-    let bytes: Vec<u8> = (0..hex.len() / 2)
-        .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).expect("hex"))
-        .collect();
+    let bytes = unhex(hex);
     assert_eq!(header_len(&bytes, 1 << 20), Some(bytes.len()));
     let mut expected = header();
+    (expected.version, expected.oldest) = (1, 1);
     (expected.lost, expected.doubt) = (None, None);
     expected.boots.clear();
     for row in &mut expected.rows {
         (row.sound, row.hlc) = (false, Hlc(0));
         row.acked.clear();
+        row.base = Position::default();
+    }
+    assert_eq!(SegmentHeader::decode(&bytes), Ok(expected));
+}
+
+/// Before groups had a base.
+#[test]
+fn segment_header_version_2() {
+    let hex = "48574f504c4f47310a41fce802000000e00100003f0000000500000000000000\
+               0300000000000000630000000000000000003f00000000003412f0debc9a7856\
+               3412000000009901000040000000000002000000020000001100000000000000\
+               0100000000000000010000000000000007000000000000000000010000000000\
+               0200000000000000070000000000000000000200000000000100000000000000\
+               0700000000000000000001000000000003000000000000000400000000000000\
+               0000000000000000070000000000000002000000000000000700000000000000\
+               000002000000000003000000000000000a000000000000001400000000000000\
+               0300000002000000000099010000000001000000000000000a00000000000000\
+               05000000000000000f0000000000000007000000000000000200000000000000\
+               0700000000000000000002000000000007000000000000001300000000000000\
+               1100000000000000070000000000000000000000000000000000000000000000\
+               0000000000000000030000000000000000000000000000001400000000000000\
+               0000000000000000000099010000000001000000000000000200000000000000\
+               0700000000000000000002000000000007000000000000001300000000000000";
+    let bytes = unhex(hex);
+    assert_eq!(header_len(&bytes, 1 << 20), Some(bytes.len()));
+    let mut expected = header();
+    (expected.version, expected.oldest) = (2, 1);
+    for row in &mut expected.rows {
+        row.base = Position::default();
     }
     assert_eq!(SegmentHeader::decode(&bytes), Ok(expected));
 }
@@ -145,6 +181,7 @@ fn control_frames() {
         Record::Boot { member: member(2), boot: Boot { counter: 5, nonce: 6 } },
         Record::Acked { group: GroupId(3), member: member(2), term: Term(9), lsn: Lsn(78) },
         Record::Sound { group: GroupId(3), committed: Lsn(79) },
+        Record::Base { group: GroupId(3), position: Position { term: Term(9), lsn: Lsn(70) } },
     ];
     let mut out = BytesMut::new();
     for record in &records {

@@ -1,0 +1,108 @@
+//! Seals old segments, and removes segments and history files that hold nothing that counts any more.
+//!
+//! Segments are removed, not used again: a spare must be blank from end to end, so that a lost header can
+//! be told from one that never was, and making an old segment blank costs as much as a new one.
+
+use std::{io, sync::Arc};
+
+use super::{
+    DIR, LoadError, file_name,
+    history::{self, HISTORY},
+    prepare::RETRY,
+    shared::Shared,
+};
+use crate::disk::Disk;
+
+/// Keeps the log as short as it can be, beside the writer.
+pub(crate) struct Keeper<D: Disk> {
+    pub(crate) shared: Arc<Shared<D>>,
+}
+
+impl<D: Disk> Keeper<D> {
+    /// For as long as the writer lives. On failure tries again, and tells of it.
+    pub(crate) async fn run(self, failed: impl Fn(&LoadError)) {
+        while !self.shared.lock().closed {
+            match self.tidy().await {
+                Ok(()) => self.shared.rolled.notified().await,
+                Err(error) => {
+                    tracing::warn!(%error, "the oplog can't be made shorter; trying again");
+                    failed(&error);
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Does what there is to do now.
+    pub(crate) async fn tidy(&self) -> Result<(), LoadError> {
+        self.remove().await?;
+        self.clear().await?;
+        while let Some(segment) = self.overdue() {
+            self.seal(segment).await?;
+        }
+        Ok(())
+    }
+
+    /// The next segment to seal, if there are too many.
+    fn overdue(&self) -> Option<u64> {
+        let state = self.shared.lock();
+        let mut unsealed = state.segments.range(state.history.sealed + 1..);
+        let max = self.shared.options.segments_max;
+        unsealed.clone().nth(max).and_then(|_| unsealed.next()).map(|(segment, _)| *segment)
+    }
+
+    /// Removes history files that an earlier run left of segments that are in use, and those that
+    /// hold nothing that counts: two headers must say so, which may know it from here on.
+    async fn clear(&self) -> io::Result<()> {
+        let gone = {
+            let state = &mut *self.shared.lock();
+            let (table, active) = (&state.table, state.active.segment);
+            let history = &mut state.history;
+            let files: Vec<_> = history.files.keys().copied().collect();
+            for id in files {
+                if history.is_dead(id, table) {
+                    history.dead.entry(id).or_insert(active);
+                }
+            }
+            let dead = history.dead.iter().filter(|(_, found)| **found + 2 <= active);
+            let dead: Vec<_> = dead.map(|(id, _)| *id).collect();
+            for id in &dead {
+                history.files.remove(id);
+                history.dead.remove(id);
+                history.forget(*id);
+            }
+            history.stale.extend(dead);
+            history.stale.clone()
+        };
+        for id in &gone {
+            match self.shared.disk.remove(&history::file_name(*id)).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        if !gone.is_empty() {
+            self.shared.disk.sync_dir(HISTORY).await?;
+            self.shared.lock().history.stale.retain(|id| !gone.contains(id));
+        }
+        Ok(())
+    }
+
+    /// Removes the segments of which two headers say that they are not in use. Any of them may be
+    /// left by a crash: none is looked at again.
+    async fn remove(&self) -> io::Result<()> {
+        let Shared { disk, .. } = &*self.shared;
+        let removable = {
+            let state = self.shared.lock();
+            let retired = &state.retired;
+            retired.files.range(..retired.removable).copied().collect::<Vec<_>>()
+        };
+        for segment in &removable {
+            match disk.remove(&file_name(*segment)).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            self.shared.lock().retired.files.remove(segment);
+        }
+        if removable.is_empty() { Ok(()) } else { disk.sync_dir(DIR).await }
+    }
+}
