@@ -74,11 +74,12 @@
 //! | 133 acknowledged | group (8), node (8), incarnation (16), term (8), LSN (8) |
 //! | 134 sound | group (8), commit mark (8) |
 //! | 135 filler | zeros |
-//! | 136 base | group (8), term (8), LSN (8) |
+//! | 136 base | group (8), and the base: term (8), LSN (8), last effective LSN (8), bytes (8) |
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use highwater_core::{
-    Boot, Doubt, Formation, GroupId, Hlc, Incarnation, Lsn, Member, NodeId, Position, Record, Term,
+    Base, Boot, Doubt, Formation, GroupId, Hlc, Incarnation, Lsn, Member, NodeId, Position, Record,
+    Term,
 };
 use highwater_wire::entry::{self, EntryError};
 
@@ -95,12 +96,14 @@ const MEMBER: usize = 24;
 /// Length of one boot.
 pub(crate) const BOOT_LEN: usize = MEMBER + 16;
 /// Length of a row without its terms and acknowledgements.
-pub(crate) const ROW: usize = 104;
+pub(crate) const ROW: usize = 88 + BASE_LEN;
 /// The same in versions 2 and 1.
 const ROW_2: usize = 88;
 const ROW_1: usize = 72;
 /// Length of one term of a row.
 pub(crate) const ROW_TERM: usize = 16;
+/// Length of a base.
+const BASE_LEN: usize = 32;
 /// Length of one acknowledgement of a row.
 pub(crate) const ROW_ACKED: usize = MEMBER + 16;
 const CONTROL_HEADER: usize = 16;
@@ -153,7 +156,7 @@ pub(crate) struct Row {
     pub(crate) hlc: Hlc,
     pub(crate) acked: Vec<(Member, Term, Lsn)>,
     /// The group's log begins after this, which may be above what older segments hold.
-    pub(crate) base: Position,
+    pub(crate) base: Base,
 }
 
 /// What was lost for good with the end of a log.
@@ -376,8 +379,7 @@ impl Row {
         out.put_u64_le(self.hlc.0);
         out.put_u32_le(self.acked.len() as u32);
         out.put_u32_le(0);
-        out.put_u64_le(self.base.term.0);
-        out.put_u64_le(self.base.lsn.0);
+        put_base(out, &self.base);
         for (lsn, term) in &self.terms {
             out.put_u64_le(lsn.0);
             out.put_u64_le(term.0);
@@ -414,10 +416,7 @@ fn get_rows(mut at: &[u8], rows: u32, version: u32) -> Option<Vec<Row>> {
             (hlc, acked) = (Hlc(at.get_u64_le()), at.get_u32_le() as usize);
             at.advance(4);
         }
-        let mut base = Position::default();
-        if version > 2 {
-            base = Position { term: Term(at.get_u64_le()), lsn: Lsn(at.get_u64_le()) };
-        }
+        let base = if version > 2 { get_base(&mut at) } else { Base::default() };
         if at.len() / ROW_TERM < terms {
             return None;
         }
@@ -656,7 +655,7 @@ pub(crate) fn frame_len(record: &Record) -> usize {
         Record::HardState { .. } => CONTROL_HEADER + 24 + MEMBER,
         Record::Formation(formation) => CONTROL_HEADER + 8 + formation.members.len() * MEMBER,
         Record::Checkpointed { .. } | Record::Sound { .. } => CONTROL_HEADER + 16,
-        Record::Base { .. } => CONTROL_HEADER + 24,
+        Record::Base { .. } => CONTROL_HEADER + 8 + BASE_LEN,
         Record::Boot { .. } => CONTROL_HEADER + BOOT_LEN,
         Record::Acked { .. } => CONTROL_HEADER + MEMBER + 24,
     }
@@ -683,10 +682,9 @@ pub(crate) fn encode_record(record: &Record, out: &mut BytesMut) {
             out.put_u64_le(group.0);
             out.put_u64_le(lsn.0);
         }),
-        Record::Base { group, position } => control(BASE, record, out, |out| {
+        Record::Base { group, base } => control(BASE, record, out, |out| {
             out.put_u64_le(group.0);
-            out.put_u64_le(position.term.0);
-            out.put_u64_le(position.lsn.0);
+            put_base(out, base);
         }),
         Record::Boot { member, boot } => control(BOOT, record, out, |out| {
             put_member(out, *member);
@@ -809,12 +807,24 @@ fn group_lsn(mut at: &[u8]) -> Option<(GroupId, Lsn)> {
 }
 
 fn base(mut at: &[u8]) -> Option<Record> {
-    if at.len() != 24 {
+    if at.len() != 8 + BASE_LEN {
         return None;
     }
     let group = GroupId(at.get_u64_le());
+    Some(Record::Base { group, base: get_base(&mut at) })
+}
+
+fn put_base(out: &mut BytesMut, base: &Base) {
+    out.put_u64_le(base.position.term.0);
+    out.put_u64_le(base.position.lsn.0);
+    out.put_u64_le(base.effective.0);
+    out.put_u64_le(base.bytes);
+}
+
+/// `at` has [`BASE_LEN`] bytes at least.
+fn get_base(at: &mut &[u8]) -> Base {
     let position = Position { term: Term(at.get_u64_le()), lsn: Lsn(at.get_u64_le()) };
-    Some(Record::Base { group, position })
+    Base { position, effective: Lsn(at.get_u64_le()), bytes: at.get_u64_le() }
 }
 
 fn boot(mut at: &[u8]) -> Option<Record> {

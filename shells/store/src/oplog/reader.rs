@@ -154,7 +154,7 @@ impl<D: Disk> LogReader<D> {
         let state = &mut *state;
         let known = state.table.group(group);
         let last = known.map_or(Lsn(0), |known| known.last);
-        let first = known.map_or(Lsn(1), |known| known.base.lsn.next());
+        let first = known.map_or(Lsn(1), |known| known.base.position.lsn.next());
         if from < first {
             return Err(LoadError::Pruned { from, first });
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use highwater_core::{
-    Boot, Doubt, Formation, GroupId, Hlc, Lsn, Member, Position, Record, RecoveredGroup, Term,
+    Base, Boot, Doubt, Formation, GroupId, Hlc, Lsn, Member, Record, RecoveredGroup, Term,
     planted::{self, Planted},
 };
 
@@ -28,7 +28,7 @@ pub(crate) struct Group {
     pub(crate) vote: Option<Member>,
     pub(crate) checkpointed: Lsn,
     /// The log begins after this.
-    pub(crate) base: Position,
+    pub(crate) base: Base,
     pub(crate) last: Lsn,
     pub(crate) terms: Vec<(Lsn, Term)>,
     pub(crate) spans: Vec<Span>,
@@ -58,12 +58,12 @@ impl Group {
     }
 
     /// The log begins after `base` from now on: with what it has there, or with nothing.
-    fn begin_after(&mut self, base: Position) {
-        if base.lsn <= self.base.lsn {
+    fn begin_after(&mut self, base: Base) {
+        if base.position.lsn <= self.base.position.lsn {
             return;
         }
-        if self.term_at(base.lsn) != Some(base.term) {
-            self.empty(base.lsn);
+        if self.term_at(base.position.lsn) != Some(base.position.term) {
+            self.empty(base.position.lsn);
             self.hlc = Hlc::default();
         }
         self.skip_to(base);
@@ -78,8 +78,8 @@ impl Group {
     }
 
     /// What is at or below `base` does not count any more; what is above it stays.
-    fn skip_to(&mut self, base: Position) {
-        let first = base.lsn.next();
+    fn skip_to(&mut self, base: Base) {
+        let first = base.position.lsn.next();
         let next_term = self.term_at(first);
         self.terms.retain(|(lsn, _)| *lsn > first);
         if let Some(term) = next_term {
@@ -115,7 +115,7 @@ impl Group {
     /// Where a term starts: rising in LSN and term.
     fn start_term(&mut self, lsn: Lsn, term: Term) -> Result<(), &'static str> {
         let before = self.terms.last().map(|(_, term)| *term);
-        if before.unwrap_or(self.base.term) > term {
+        if before.unwrap_or(self.base.position.term) > term {
             return Err("an entry's term is lower than the one before");
         }
         if before != Some(term) {
@@ -201,7 +201,7 @@ impl Table {
             Record::Checkpointed { group, lsn } => {
                 self.touch(*group).checkpointed = *lsn;
             }
-            Record::Base { group, position } => self.touch(*group).begin_after(*position),
+            Record::Base { group, base } => self.touch(*group).begin_after(*base),
             Record::Boot { member, boot } => self.meet(*member, *boot),
             Record::Acked { group, member, term, lsn } => {
                 let new = self.touch(*group).acked.insert(*member, (*term, *lsn)).is_none();
@@ -224,7 +224,7 @@ impl Table {
                 if entry.lsn == Lsn(0) || entry.lsn > group.last.next() {
                     return Err("an entry does not follow the last one of its group");
                 }
-                if entry.lsn <= group.base.lsn {
+                if entry.lsn <= group.base.position.lsn {
                     return Err("an entry replaces what its group's log begins after");
                 }
                 group.truncate(entry.lsn);
@@ -392,14 +392,14 @@ impl Table {
         self.acked = self.acked + row.acked.len() - group.acked.len();
         group.acked =
             row.acked.iter().map(|(member, term, lsn)| (*member, (*term, *lsn))).collect();
-        if row.base.lsn < group.base.lsn || row.last < row.base.lsn {
+        if row.base.position.lsn < group.base.position.lsn || row.last < row.base.position.lsn {
             return Err("the group table's base does not match those of the segments before");
         }
         if row.first > Lsn(0) {
-            if row.first == row.base.lsn.next() {
-                group.empty(row.base.lsn);
+            if row.first == row.base.position.lsn.next() {
+                group.empty(row.base.position.lsn);
             }
-            let follows = row.base.lsn < row.first && row.first <= group.last.next();
+            let follows = row.base.position.lsn < row.first && row.first <= group.last.next();
             if !follows || row.last < row.first {
                 return Err("the group table's LSNs do not follow those of the segments before");
             }
@@ -407,7 +407,7 @@ impl Table {
             group.add(Span { segment, first: row.first, last: row.last }, &row.terms)?;
         }
         if row.base != group.base {
-            if row.last == row.base.lsn {
+            if row.last == row.base.position.lsn {
                 group.empty(row.last);
             }
             group.skip_to(row.base);
@@ -423,7 +423,7 @@ impl Table {
     /// LSN.
     pub(crate) fn hole(&self) -> Option<(GroupId, Lsn, Lsn)> {
         self.groups().find_map(|(id, group)| {
-            let mut next = group.base.lsn.next();
+            let mut next = group.base.position.lsn.next();
             for span in &group.spans {
                 if span.first > next {
                     return Some((id, next, span.first.prev()));

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use highwater_core::{
-    Boot, Doubt, Entry, Formation, GroupId, Hlc, Incarnation, Kind, Lsn, Member, NodeId, Position,
-    Record, RecoveredGroup, Term,
+    Base, Boot, Doubt, Entry, Formation, GroupId, Hlc, Incarnation, Kind, Lsn, Member, NodeId,
+    Position, Record, RecoveredGroup, Term,
 };
 
 use super::mem::{MemDisk, Rng};
@@ -58,7 +58,7 @@ struct Group {
     term: Term,
     vote: Option<Member>,
     checkpointed: Lsn,
-    base: Position,
+    base: Base,
     /// What follows the base.
     entries: Vec<Entry>,
     hlc: Hlc,
@@ -68,20 +68,20 @@ struct Group {
 
 impl Group {
     fn last(&self) -> Lsn {
-        Lsn(self.base.lsn.0 + self.entries.len() as u64)
+        Lsn(self.base.position.lsn.0 + self.entries.len() as u64)
     }
 
     /// Where an LSN's entry is, or would be.
     fn at(&self, lsn: Lsn) -> usize {
-        (lsn.0 - self.base.lsn.0) as usize - 1
+        (lsn.0 - self.base.position.lsn.0) as usize - 1
     }
 
-    fn begin_after(&mut self, base: Position) {
-        if base.lsn <= self.base.lsn {
+    fn begin_after(&mut self, base: Base) {
+        if base.position.lsn <= self.base.position.lsn {
             return;
         }
-        let at = self.at(base.lsn);
-        if self.entries.get(at).is_some_and(|entry| entry.term == base.term) {
+        let at = self.at(base.position.lsn);
+        if self.entries.get(at).is_some_and(|entry| entry.term == base.position.term) {
             self.entries.drain(..=at);
         } else {
             self.entries.clear();
@@ -153,8 +153,8 @@ impl Model {
                 let group = self.groups.entry(*group).or_default();
                 group.checkpointed = *lsn;
             }
-            Record::Base { group, position } => {
-                self.groups.entry(*group).or_default().begin_after(*position);
+            Record::Base { group, base } => {
+                self.groups.entry(*group).or_default().begin_after(*base);
             }
             Record::Append { group, entry } => {
                 let group = self.groups.entry(*group).or_default();
@@ -181,7 +181,7 @@ impl Model {
 
     /// The first LSN that a group may hold.
     pub(super) fn first(&self, group: GroupId) -> Lsn {
-        self.groups.get(&group).map_or(Lsn(1), |group| group.base.lsn.next())
+        self.groups.get(&group).map_or(Lsn(1), |group| group.base.position.lsn.next())
     }
 
     pub(super) fn matches(&self, recovered: &RecoveredLog) -> bool {
@@ -219,7 +219,7 @@ impl Model {
     /// Reads every entry back and compares.
     pub(super) async fn check_loads(&self, reader: &LogReader<MemDisk>, max_bytes: usize) {
         for (id, group) in &self.groups {
-            let (base, last) = (group.base.lsn, group.last());
+            let (base, last) = (group.base.position.lsn, group.last());
             let mut read = Vec::new();
             while read.len() < group.entries.len() {
                 let from = Lsn(base.0 + read.len() as u64 + 1);
@@ -241,7 +241,7 @@ impl Model {
     pub(super) fn prune(&self, keep: usize) -> Vec<Record> {
         let one = |(id, group): (&GroupId, &Group)| {
             let Entry { lsn, term, .. } = *group.entries.iter().rev().nth(keep)?;
-            Some(Record::Base { group: *id, position: Position { term, lsn } })
+            Some(Record::Base { group: *id, base: base_at(term, lsn) })
         };
         self.groups.iter().filter_map(one).collect()
     }
@@ -259,7 +259,7 @@ impl Model {
             let id = GroupId(group);
             let known = model.groups.entry(id).or_default().clone();
             let (base, held, last) = (known.base, known.entries.len() as u64, known.last().0);
-            let last_term = known.entries.last().map_or(base.term, |entry| entry.term);
+            let last_term = known.entries.last().map_or(base.position.term, |entry| entry.term);
             let term = last_term.max(known.term).0;
             let record = match rng.below(28) {
                 0 => {
@@ -286,15 +286,13 @@ impl Model {
                 7 => Record::Sound { group: id, committed: Lsn(last) },
                 8 if held > 0 && rng.chance(50) => {
                     let at = known.entries[rng.below(held) as usize].clone();
-                    let position = Position { term: at.term, lsn: at.lsn };
-                    Record::Base { group: id, position }
+                    Record::Base { group: id, base: base_at(at.term, at.lsn) }
                 }
                 // A snapshot: of something that the log has not, or not so.
                 9 if rng.chance(30) => {
-                    let lsn = Lsn(base.lsn.0 + 1 + rng.below(held + 4));
+                    let lsn = Lsn(base.position.lsn.0 + 1 + rng.below(held + 4));
                     let other = u64::from(lsn.0 <= last || rng.chance(50));
-                    let position = Position { term: Term(term + other), lsn };
-                    Record::Base { group: id, position }
+                    Record::Base { group: id, base: base_at(Term(term + other), lsn) }
                 }
                 _ => entry(group, last + 1, term.max(1), payload(rng, 600)),
             };
@@ -309,4 +307,10 @@ fn payload(rng: &mut Rng, max: u64) -> Bytes {
     let (len, byte) = (rng.below(max + 1), rng.next() as u8);
     // Zeros are the content most easily mistaken for nothing.
     vec![if rng.chance(30) { 0 } else { byte }; len as usize].into()
+}
+
+/// A base whose other parts follow from its position.
+pub(super) fn base_at(term: Term, lsn: Lsn) -> Base {
+    let position = Position { term, lsn };
+    Base { position, effective: Lsn(lsn.0 / 2), bytes: 100 * lsn.0 }
 }

@@ -2,13 +2,13 @@
 //! gives its room back.
 
 use bytes::Bytes;
-use highwater_core::{GroupId, Incarnation, Lsn, Position, Record, Term};
+use highwater_core::{GroupId, Incarnation, Lsn, Record, Term};
 
 use super::{
     damage::flip,
     mem::{MemDisk, Rng},
     mend::{mend, read_all},
-    model::{INCARNATION, Model, START, TIGHT, entry, open_small},
+    model::{INCARNATION, Model, START, TIGHT, base_at, entry, open_small},
     recycle::segments,
     snapshots::hex,
 };
@@ -245,8 +245,8 @@ async fn what_was_sealed_is_replaced_later() {
     let mut records: Vec<Record> =
         (1..=100).map(|lsn| entry(1, lsn, 1, vec![lsn as u8; 3000])).collect();
     records.extend((40..=140).map(|lsn| entry(1, lsn, 2, vec![lsn as u8; 3000])));
-    let base = Position { term: Term(2), lsn: Lsn(50) };
-    records.push(Record::Base { group: GroupId(1), position: base });
+    let base = base_at(Term(2), Lsn(50));
+    records.push(Record::Base { group: GroupId(1), base });
     records.extend((20..=200).map(|lsn| entry(2, lsn - 19, 2, vec![lsn as u8; 3000])));
     for (n, part) in records.chunks(3).enumerate() {
         log.preparer.fill().await.expect("the disk is fine");

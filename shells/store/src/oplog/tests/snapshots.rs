@@ -1,9 +1,9 @@
 //! The bytes on disk are frozen: a difference here is a format change and needs a new version.
 
 use bytes::{Bytes, BytesMut};
-use highwater_core::{Boot, Doubt, Formation, GroupId, Hlc, Lsn, Position, Record, Term};
+use highwater_core::{Base, Boot, Doubt, Formation, GroupId, Hlc, Lsn, Record, Term};
 
-use super::model::{INCARNATION, member};
+use super::model::{INCARNATION, base_at, member};
 use crate::oplog::format::{
     BlockFault, BlockHeader, BlockKind, FrameError, HeaderFault, HeaderSize, Loss, Row, Salt,
     SegmentHeader, decode_record, encode_filler, encode_record, frame_len, header_len,
@@ -31,7 +31,7 @@ fn header() -> SegmentHeader {
         sound: group == 0,
         hlc: Hlc::at(0x0199),
         acked: vec![(member(2), Term(7), Lsn(19))],
-        base: Position { term: Term(4), lsn: Lsn(9) },
+        base: base_at(Term(4), Lsn(9)),
     };
     SegmentHeader {
         version: 3,
@@ -106,7 +106,7 @@ fn segment_header_version_1() {
     for row in &mut expected.rows {
         (row.sound, row.hlc) = (false, Hlc(0));
         row.acked.clear();
-        row.base = Position::default();
+        row.base = Base::default();
     }
     assert_eq!(SegmentHeader::decode(&bytes), Ok(expected));
 }
@@ -134,7 +134,7 @@ fn segment_header_version_2() {
     let mut expected = header();
     (expected.version, expected.oldest) = (2, 1);
     for row in &mut expected.rows {
-        row.base = Position::default();
+        row.base = Base::default();
     }
     assert_eq!(SegmentHeader::decode(&bytes), Ok(expected));
 }
@@ -181,7 +181,7 @@ fn control_frames() {
         Record::Boot { member: member(2), boot: Boot { counter: 5, nonce: 6 } },
         Record::Acked { group: GroupId(3), member: member(2), term: Term(9), lsn: Lsn(78) },
         Record::Sound { group: GroupId(3), committed: Lsn(79) },
-        Record::Base { group: GroupId(3), position: Position { term: Term(9), lsn: Lsn(70) } },
+        Record::Base { group: GroupId(3), base: base_at(Term(9), Lsn(70)) },
     ];
     let mut out = BytesMut::new();
     for record in &records {
