@@ -58,6 +58,9 @@ pub struct Config {
     /// Below this much room in the oplog, operations are refused; votes still find room, and down
     /// to half of it what slots need.
     pub reserve_bytes: u64,
+    /// Operations that took effect are followed by an audit of their group after this long, or up to
+    /// twice as long where another audit is under way.
+    pub audit_us: u64,
     /// Slots of one group; beyond: `Busy`.
     pub slots_max: usize,
     /// Requests about one group's slots that have no answer; beyond: `Busy`.
@@ -107,6 +110,7 @@ impl Default for Config {
             acked_us: 1_000_000,
             hlc_ahead_ms: 60_000,
             reserve_bytes: 4 << 20,
+            audit_us: 5_000_000,
             slots_max: 128,
             slot_requests_max: 4096,
             slot_ack_us: 5_000,

@@ -17,6 +17,9 @@ pub enum Kind {
     /// What happens to slots, and the log time at which it does: a
     /// [`SlotEntry`](crate::SlotEntry). The state machine has no part in it.
     Slot = 4,
+    /// Every replica computes the [root](crate::Root) of its state here; empty payload. Changes
+    /// nothing.
+    Audit = 7,
 }
 
 impl Kind {
@@ -28,8 +31,15 @@ impl Kind {
             2 => Some(Kind::Op),
             3 => Some(Kind::CreateDatabase),
             4 => Some(Kind::Slot),
+            7 => Some(Kind::Audit),
             _ => None,
         }
+    }
+
+    /// Whether the state machine gives an [`Outcome`] for it.
+    #[must_use]
+    pub fn has_outcome(self) -> bool {
+        matches!(self, Kind::Op | Kind::Audit)
     }
 }
 
@@ -163,7 +173,8 @@ pub enum Record {
     },
 }
 
-/// The result of applying one [`Kind::Op`].
+/// The result of applying one [`Kind::Op`], or a [`Kind::Audit`]: of that the answer is the
+/// [`Root`](crate::Root).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Its precondition did not hold: it keeps its LSN and changed nothing.

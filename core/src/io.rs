@@ -78,7 +78,7 @@ pub enum Input {
         group: GroupId,
         /// Applied up to here.
         upto: Lsn,
-        /// One for each [`Kind::Op`](crate::Kind::Op) of the run, in order.
+        /// One for each entry of the run that [has one](crate::Kind::has_outcome), in order.
         outcomes: Vec<Outcome>,
     },
     /// A [`Effect::Apply`], [`Effect::Checkpoint`] or [`Effect::ReadControl`] failed: the group is
@@ -326,6 +326,14 @@ pub enum Effect {
         /// What was applied before.
         upto: Lsn,
     },
+    /// A group's state is not what the others have: it is served no more, from now on, and dropped;
+    /// answer [`Input::StateLost`], as of any other loss.
+    DropState {
+        /// Whose.
+        group: GroupId,
+        /// For the operator.
+        reason: String,
+    },
     /// Make the state durable at exactly what is applied now (`lsn`), with these control writes in
     /// the same transaction; answer [`Input::Checkpointed`] or [`Input::StateFailed`]. Later
     /// [`Effect::Apply`]s may come before that.
@@ -406,6 +414,20 @@ pub enum Notice {
     Rebuilt {
         /// Which.
         group: GroupId,
+    },
+    /// A replica's state is not what a majority has: it leaves service, and is rebuilt.
+    Diverged {
+        /// Of which group.
+        group: GroupId,
+        /// The audit that found it.
+        lsn: Lsn,
+    },
+    /// This node leads a group whose replicas differ.
+    RootsDiffer {
+        /// Which group.
+        group: GroupId,
+        /// The audit that found it.
+        lsn: Lsn,
     },
     /// A group whose log had lost its end holds everything again: it votes as before.
     Sound {

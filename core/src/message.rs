@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::{
     entry::{Entry, Formation, Position},
-    types::{Boot, GroupId, Incarnation, Instant, Lsn, Term},
+    types::{Boot, GroupId, Incarnation, Instant, Lsn, Root, Term},
 };
 
 /// A message between two nodes.
@@ -153,6 +153,21 @@ pub enum GroupMessage {
         /// Contiguous.
         entries: Vec<Entry>,
     },
+    /// A replica tells its leader what its state hashed to where it applied an
+    /// [`Audit`](crate::Kind::Audit) entry. May be lost: there will be another.
+    Root {
+        /// Of that entry.
+        lsn: Lsn,
+        /// There.
+        root: Root,
+    },
+    /// The leader tells a replica that has reported: a majority of the voters has this root there.
+    Verified {
+        /// Of the entry.
+        lsn: Lsn,
+        /// There.
+        root: Root,
+    },
 }
 
 impl GroupMessage {
@@ -185,6 +200,8 @@ impl GroupMessage {
             GroupMessage::TimeoutNow => 9,
             GroupMessage::Fetch { .. } => 10,
             GroupMessage::Fetched { .. } => 11,
+            GroupMessage::Root { .. } => 12,
+            GroupMessage::Verified { .. } => 13,
         }
     }
 }

@@ -412,7 +412,7 @@ impl Node {
                     self.ctx.touched.insert(id);
                 }
             }
-            Reason::Slots(id) => {
+            Reason::Slots(id) | Reason::Audit(id) => {
                 self.ctx.touched.insert(id);
             }
             Reason::Retry(id) => {

@@ -91,6 +91,12 @@ pub enum Planted {
     StreamGuessesPrev = 77,
     /// A stream shows what is appended, applied or not (failures 9).
     StreamBeyondApplied = 78,
+    /// A mismatch of roots is not acted on (semantics 13).
+    AuditIgnored = 79,
+    /// What is overwritten or deleted stays in the sums that roots are made of.
+    LeafNotSubtracted = 80,
+    /// The scrub says that it has read what it has not (failures 56).
+    ScrubSkips = 81,
     /// A cut of what was fsynced does not note that the log lost its end.
     DoubtForgotten = 40,
     /// A new segment's directory entry is not fsynced.
@@ -115,7 +121,7 @@ pub enum Planted {
 impl Planted {
     /// Every planted fault that breaks a promise; beside them is [`Planted::Nondeterminism`], which
     /// breaks the simulator's own.
-    pub const ALL: [Planted; 49] = [
+    pub const ALL: [Planted; 52] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -156,6 +162,9 @@ impl Planted {
         Planted::StreamShowsRefused,
         Planted::StreamGuessesPrev,
         Planted::StreamBeyondApplied,
+        Planted::AuditIgnored,
+        Planted::LeafNotSubtracted,
+        Planted::ScrubSkips,
         Planted::DoubtForgotten,
         Planted::DirNotSynced,
         Planted::FsyncRetried,

@@ -211,6 +211,14 @@ seen! {
     SlotDeleted: "slot deleted", Some(0);
     /// A slot's consumer was told of it, and another node led than when it was told before.
     SlotOutlived: "slot outlived a leader", Some(0);
+    /// A replica learned that a majority agrees with its root.
+    AuditVerified: "audit verified by a majority", Some(90);
+    /// A replica that differed left service, was rebuilt, and returned.
+    DivergedReturned: "replica diverged, was rebuilt and returned", Some(0);
+    /// The scrub was the first to find damage.
+    ScrubFound: "damage found by the scrub", Some(0);
+    /// A state was changed above its checksums.
+    Tampered: "state changed above its checksums", Some(0);
     /// Two nodes' whole states were compared at one LSN.
     RootsCompared: "states of two nodes compared", Some(0);
     /// A key's history that the search left undecided.
@@ -284,6 +292,9 @@ impl Seen {
         Seen::Fenced,
         Seen::Recalled,
         Seen::StateRebuilt,
+        Seen::DivergedReturned,
+        Seen::ScrubFound,
+        Seen::Tampered,
         Seen::LivedWithDead,
         Seen::LivedWithCut,
         Seen::LivedWithOneWay,

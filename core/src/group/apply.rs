@@ -70,6 +70,7 @@ struct Run {
 enum Item {
     /// An op of this weight.
     Op(usize),
+    Audit,
     Slot(SlotEntry),
 }
 
@@ -78,6 +79,7 @@ impl Item {
     fn of(entry: &Entry) -> Result<Option<Item>, ()> {
         match entry.kind {
             Kind::Op => Ok(Some(Item::Op(entry.weight()))),
+            Kind::Audit => Ok(Some(Item::Audit)),
             Kind::Slot => {
                 SlotEntry::decode(entry.payload.clone()).map(Item::Slot).map(Some).ok_or(())
             }
@@ -234,10 +236,14 @@ impl Group {
                     let outcome = outcomes.next().expect("every op has an outcome");
                     self.on_op_applied(ctx, (lsn, term), weight, outcome);
                 }
+                Item::Audit => {
+                    let outcome = outcomes.next().expect("every audit has an outcome");
+                    self.on_audit_applied(lsn, &outcome);
+                }
                 Item::Slot(entry) => self.on_slot_entry_applied(ctx, (lsn, term), entry),
             }
         }
-        assert!(outcomes.next().is_none(), "nothing but an op has an outcome");
+        assert!(outcomes.next().is_none(), "nothing else has an outcome");
         self.slots.stand_at(upto);
     }
 
@@ -252,6 +258,7 @@ impl Group {
             self.applying.refused.push((refused_key(lsn), outcome.answer.clone()));
         } else {
             self.slots.take_op(lsn, weight);
+            self.audit.op_applied();
         }
         if let Some(Asker::One(request)) = self.proposals.remove(&(lsn, term)) {
             ctx.reply(request, Reply::Applied { lsn, term, outcome });

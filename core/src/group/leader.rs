@@ -5,7 +5,7 @@ use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
 use bytes::Bytes;
 
 use super::{
-    Asker, Group, Leader, LeaderReads, LeaderSlots, Role, Transfer,
+    Asker, Group, Leader, LeaderAudits, LeaderReads, LeaderSlots, Role, Transfer,
     progress::{Flow, Progress},
 };
 use crate::{
@@ -32,6 +32,7 @@ impl Group {
             term_start: last.next(),
             reads: LeaderReads::default(),
             slots: LeaderSlots::default(),
+            audits: LeaderAudits::default(),
             transfer: None,
         };
         self.set_role(ctx, Role::Leader(Box::new(leader)));

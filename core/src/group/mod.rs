@@ -1,10 +1,11 @@
 //! One replication group on one node: Raft (Ongaro, 2014) with pre-vote, check-quorum, pipelined
 //! appends, ReadIndex and leadership transfer. The files beside this one are its parts:
 //! `election` (who leads), `leader` (entries go out), `follower` (entries come in), `reads`,
-//! `apply` (what is committed reaches the state), `slots` (positions of consumers in the log),
+//! `apply` (what is committed reaches the state), `audit` (whether all hold the same), `slots` (positions of consumers in the log),
 //! `doubt` and `repair` (what a damaged disk lost).
 
 mod apply;
+mod audit;
 mod doubt;
 mod election;
 mod follower;
@@ -34,6 +35,8 @@ use crate::{
 };
 
 pub(crate) use apply::Applying;
+pub use audit::Verified;
+use audit::{Audit, LeaderAudits};
 use doubt::Soundness;
 use progress::Progress;
 pub(crate) use reads::{FollowerReads, KnownReads, LeaderReads};
@@ -77,6 +80,7 @@ pub(crate) struct Leader {
     term_start: Lsn,
     reads: LeaderReads,
     slots: LeaderSlots,
+    audits: LeaderAudits,
     transfer: Option<Transfer>,
 }
 
@@ -106,6 +110,7 @@ pub(crate) struct Group {
     /// Who waits for a transfer to that node.
     transfer_request: Option<(RequestId, NodeId)>,
     applying: Applying,
+    audit: Audit,
     slots: SlotTable,
     /// Requests about slots that have no answer.
     slot_requests: usize,
@@ -153,6 +158,7 @@ impl Group {
             resolved: applied,
             transfer_request: None,
             applying: Applying::default(),
+            audit: Audit::new(applied),
             slots: SlotTable::new(id),
             slot_requests: 0,
             soundness: if in_doubt { Soundness::InDoubt } else { Soundness::Sound },
@@ -234,6 +240,7 @@ impl Group {
                 ctx.reject(request, Reject::NotLeader { leader: None });
             }
             self.drop_slot_requests(ctx, leader.slots);
+            ctx.clear_timer(Reason::Audit(self.id));
         }
         let leader = self.leader(ctx);
         if leader == old_leader {
@@ -329,6 +336,8 @@ impl Group {
             GroupMessage::ReadIndex { id } => self.on_read_index(ctx, node, id),
             GroupMessage::ReadIndexReply { id, lsn } => self.on_read_index_reply(ctx, id, lsn),
             GroupMessage::TimeoutNow => self.on_timeout_now(ctx, node),
+            GroupMessage::Root { lsn, root } => self.on_root(ctx, from.member, lsn, root),
+            GroupMessage::Verified { lsn, root } => self.on_verified(ctx, node, lsn, root),
         }
     }
 
@@ -364,6 +373,7 @@ impl Group {
     pub(crate) fn finish_step(&mut self, ctx: &mut Context, consequences: &mut Consequences) {
         if self.is_leader() {
             self.tend_slots(ctx);
+            self.tend_audits(ctx);
             self.advance_commit(ctx);
             self.start_round(ctx);
             self.replicate(ctx);
@@ -375,6 +385,7 @@ impl Group {
         self.resolve_superseded(ctx);
         self.advance_apply(ctx, consequences);
         self.end_rebuilding(ctx);
+        self.report_root(ctx);
         self.answer_reads(ctx);
         self.shrink_tail(ctx.config.tail_bytes_max);
         self.note_lag(ctx.now.mono);
@@ -436,15 +447,17 @@ impl Group {
 
     /// Whether committed entries reach the state.
     fn applies(&self) -> bool {
-        self.quarantined.is_none() || self.rebuilding.is_some()
+        let serves = self.quarantined.is_none() || self.rebuilding.is_some();
+        serves && !self.audit.is_condemned()
     }
 
     /// The state is gone: it is applied anew, from the first entry. The system group's own state is
     /// in the core, and in service.
     pub(crate) fn on_state_lost(&mut self, ctx: &mut Context, reason: String) {
-        if !self.applies() {
+        if !self.applies() && !self.audit.is_condemned() {
             return;
         }
+        self.audit.restart();
         ctx.notice(Notice::Rebuilding { group: self.id, reason });
         let applied = self.log.marks().applied();
         let upto = applied.max(self.rebuilding.unwrap_or_default());

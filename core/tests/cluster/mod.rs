@@ -470,6 +470,7 @@ impl Cluster {
                 self.push(at, Event::Input { node: id, run, input });
             }
             Effect::Apply { group, entries } => self.apply(id, group, entries),
+            Effect::DropState { group, .. } => self.lose_state(id, group),
             Effect::Checkpoint { group, lsn, control } => {
                 let mut state = self.hosts[&id].states.get(&group).cloned().unwrap_or_default();
                 if group == GroupId::SYSTEM {
@@ -534,7 +535,8 @@ impl Cluster {
             let outcomes: Vec<_> = entries.iter().filter_map(|e| state.apply(e)).collect();
             if self.trusting {
                 self.oracle.applied(group, state);
-                let ops = entries.iter().filter(|e| e.kind == Kind::Op).zip(&outcomes);
+                let told = entries.iter().filter(|e| e.kind.has_outcome()).zip(&outcomes);
+                let ops = told.filter(|(e, _)| e.kind == Kind::Op);
                 let new = ops.filter(|(e, outcome)| e.lsn > held && !outcome.refused);
                 self.oracle.slots.effective(group, new.map(|(e, _)| e));
             }

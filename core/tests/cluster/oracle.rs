@@ -99,6 +99,9 @@ impl Oracle {
                 }
             }
             Effect::Reply { request, reply } => self.replied(node, *request, reply),
+            Effect::Notice(notice @ (Notice::Diverged { .. } | Notice::RootsDiffer { .. })) => {
+                panic!("A1: states that went through one log are the same: {notice:?}");
+            }
             Effect::Notice(Notice::SlotAtRisk { group, name, .. }) => {
                 self.slots.at_risk(*group, name);
             }

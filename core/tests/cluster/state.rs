@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use highwater_core::{Entry, Kind, Lsn, Outcome};
+use highwater_core::{Entry, Kind, Lsn, Outcome, Root};
 
 /// One group's materialized state.
 #[derive(Clone, Debug, Default)]
@@ -21,20 +21,30 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Applies an entry, unless the state holds it already; the outcome of an op.
+    /// Applies an entry, unless the state holds it already; the outcome of an op or an audit.
     pub(crate) fn apply(&mut self, entry: &Entry) -> Option<Outcome> {
-        let op = entry.kind == Kind::Op;
+        let told = entry.kind.has_outcome();
         if entry.lsn <= self.applied {
-            return op.then(Outcome::default);
+            return told.then(Outcome::default);
         }
         assert_eq!(entry.lsn, self.applied.next(), "a run has no hole");
         self.applied = entry.lsn;
-        let outcome = op.then(|| self.op(&entry.payload));
+        let outcome = told.then(|| match entry.kind {
+            Kind::Op => self.op(&entry.payload),
+            _ => Outcome { refused: false, answer: self.content().encode().to_vec().into() },
+        });
         let mut hasher = DefaultHasher::new();
         let refused = outcome.as_ref().map(|o| o.refused);
         (self.root, entry.lsn, entry.term, &entry.payload, refused).hash(&mut hasher);
         self.root = hasher.finish();
         outcome
+    }
+
+    /// What an audit tells.
+    fn content(&self) -> Root {
+        let mut hasher = DefaultHasher::new();
+        (self.applied, &self.keys).hash(&mut hasher);
+        Root(hasher.finish().into())
     }
 
     fn op(&mut self, payload: &Bytes) -> Outcome {

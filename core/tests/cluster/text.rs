@@ -32,6 +32,8 @@ pub(crate) fn kind(message: &Message) -> &'static str {
             GroupMessage::TimeoutNow => "TimeoutNow",
             GroupMessage::Fetch { .. } => "Fetch",
             GroupMessage::Fetched { .. } => "Fetched",
+            GroupMessage::Root { .. } => "Root",
+            GroupMessage::Verified { .. } => "Verified",
         },
     }
 }
@@ -46,6 +48,7 @@ pub(crate) fn topic(message: &Message) -> &'static str {
         "ReadIndex" | "ReadIndexReply" => "reads",
         "Recall" | "Recalled" => "recalls",
         "Fetch" | "Fetched" => "fetches",
+        "Root" | "Verified" => "audits",
         _ => "votes",
     }
 }
@@ -72,6 +75,7 @@ pub(crate) fn entry(entry: &Entry) -> String {
         Kind::CreateDatabase => "create".to_owned(),
         Kind::Op => op(&entry.payload),
         Kind::Slot => slot_entry(&entry.payload),
+        Kind::Audit => "audit".to_owned(),
     };
     format!("{} {what}", at(entry.lsn, entry.term))
 }
@@ -175,6 +179,7 @@ fn group_message(message: &GroupMessage) -> String {
         GroupMessage::ReadIndexReply { id, lsn: Some(lsn) } => format!(" #{id}: {lsn}"),
         GroupMessage::ReadIndexReply { id, lsn: None } => format!(" #{id}: does not lead"),
         GroupMessage::TimeoutNow => String::new(),
+        GroupMessage::Root { lsn, .. } | GroupMessage::Verified { lsn, .. } => format!(" at {lsn}"),
         GroupMessage::Fetch { from, to } => format!(" {from}..{to}"),
         GroupMessage::Fetched { from, entries } => match entries.last() {
             Some(last) => format!(" {from}..{}", last.lsn),
@@ -249,6 +254,10 @@ pub(crate) fn notice(name: Name<'_>, notice: &Notice) -> String {
         Notice::SlotInvalidated { group, name: slot, cause } => {
             format!("{} slot {slot} is invalidated: {cause:?}", name(*group))
         }
+        Notice::Diverged { group, lsn } => format!("{} has diverged at {lsn}", name(*group)),
+        Notice::RootsDiffer { group, lsn } => {
+            format!("the replicas of {} differ at {lsn}", name(*group))
+        }
         Notice::PeerFault { node, reason } => format!("fault of {node:?}: {reason}"),
     }
 }
@@ -300,6 +309,9 @@ pub(crate) fn effect(name: Name<'_>, effect: &Effect) -> Option<(&'static str, S
             ("apply", out)
         }
         Effect::Notice(n) => ("notices", format!("notice: {}", notice(name, n))),
+        Effect::DropState { group, .. } => {
+            ("apply", format!("drops the state of {}", name(*group)))
+        }
         Effect::Mend { group, entries: run } => {
             ("disk", format!("mends {} {}", name(*group), entries(run)))
         }

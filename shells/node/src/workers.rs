@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use highwater_core::{
-    Entry, GroupId, Input, Kind, LoadId, Lsn, Outcome, Record, WriteId,
+    Entry, GroupId, Input, LoadId, Lsn, Outcome, Record, WriteId,
     planted::{self, Planted},
 };
 use highwater_store::{
@@ -307,8 +307,8 @@ impl Applier {
                 let _ = self.worker.done.send(Input::Applied { group, upto, outcomes });
             }
             Err(_) if planted::is(Planted::ApplyFailureSkipped) => {
-                let ops = entries.iter().filter(|entry| entry.kind == Kind::Op);
-                let outcomes = ops.map(|_| Outcome::default()).collect();
+                let with_one = entries.iter().filter(|entry| entry.kind.has_outcome());
+                let outcomes = with_one.map(|_| Outcome::default()).collect();
                 let _ = self.worker.done.send(Input::Applied { group, upto, outcomes });
             }
             Err(failure) => self.fail(group, failure),
@@ -465,4 +465,4 @@ fn spawn_flusher(
 }
 
 #[cfg(all(test, not(madsim)))]
-mod tests;
+pub(crate) mod tests;

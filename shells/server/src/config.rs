@@ -11,6 +11,7 @@ use std::{
 
 use highwater_core::{ClusterId, NodeId};
 use highwater_http::Limits;
+use highwater_node::ScrubPace;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -44,6 +45,8 @@ pub struct Config {
     pub peers: BTreeMap<NodeId, String>,
     /// The bounds of the gateway.
     pub limits: Limits,
+    /// How fast states are scrubbed.
+    pub scrub: ScrubPace,
     /// Variables that look like ours and are none.
     pub unknown_variables: Vec<String>,
 }
@@ -77,6 +80,8 @@ struct File {
     peers: Vec<PeerTable>,
     #[serde(default)]
     limits: LimitsTable,
+    #[serde(default)]
+    scrub: ScrubTable,
 }
 
 #[derive(Deserialize)]
@@ -97,6 +102,13 @@ struct LimitsTable {
     timeout_ms: Option<Spanned<u64>>,
     timeout_max_ms: Option<Spanned<u64>>,
     connections: Option<Spanned<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScrubTable {
+    bytes_per_s: Option<Spanned<u64>>,
+    pause_ms: Option<Spanned<u64>>,
 }
 
 /// A value and where it came from, for errors.
@@ -175,7 +187,7 @@ fn variable(name: &str) -> String {
 }
 
 /// Every key that a variable can set.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 19] = [
     "node",
     "cluster",
     "address",
@@ -193,6 +205,8 @@ const KEYS: [&str; 17] = [
     "limits.timeout_ms",
     "limits.timeout_max_ms",
     "limits.connections",
+    "scrub.bytes_per_s",
+    "scrub.pause_ms",
 ];
 /// Variables of other commands.
 pub(crate) const OTHER_VARIABLES: [&str; 3] =
@@ -282,6 +296,7 @@ impl Config {
             key: source.path("key", file.key).unwrap_or_else(|| base.join("key.pem")),
             peers: peers(&source, node, file.peers)?,
             limits: limits(&source, file.limits)?,
+            scrub: scrub(&source, file.scrub)?,
             unknown_variables: unknown(env),
         })
     }
@@ -330,6 +345,17 @@ fn peers(
         }
     }
     Ok(peers)
+}
+
+fn scrub(source: &Source<'_>, table: ScrubTable) -> Result<ScrubPace, Failure> {
+    let default = ScrubPace::default();
+    let number = |name: &str, given: Option<Spanned<u64>>, default: u64| {
+        Ok(source.parsed(name, given)?.map_or(default, |given| given.value))
+    };
+    Ok(ScrubPace {
+        bytes_per_s: number("scrub.bytes_per_s", table.bytes_per_s, default.bytes_per_s)?,
+        pause_ms: number("scrub.pause_ms", table.pause_ms, default.pause_ms)?,
+    })
 }
 
 fn limits(source: &Source<'_>, table: LimitsTable) -> Result<Limits, Failure> {
@@ -424,6 +450,13 @@ pub(crate) fn render(
         of.timeout.as_millis(),
         of.timeout_max.as_millis(),
         of.connections,
+    );
+    let of = ScrubPace::default();
+    let _ = write!(
+        text,
+        "\n# How fast all databases' states are read again to find damage (0: not at all), and how\n\
+         # long after that they are again.\n[scrub]\nbytes_per_s = {}\npause_ms = {}\n",
+        of.bytes_per_s, of.pause_ms,
     );
     text
 }

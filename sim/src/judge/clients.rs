@@ -11,7 +11,8 @@ use super::{Judge, Open, State, op_id};
 use crate::{
     history::{Ask, Call, Told},
     oracles::{
-        linearizability, roots::root, sessions, slots, streams::Streamed, watermarks::is_known,
+        audits::Audits, linearizability, roots::root, sessions, slots, streams::Streamed,
+        watermarks::is_known,
     },
     stats::Seen,
     trace::{Kind, digest},
@@ -38,7 +39,8 @@ impl Judge {
         if let Ask::Slot(name, SlotAsk::Delete) = &call.ask {
             state.slots.leaves(&call.database, name);
         }
-        state.open.insert(call.id, Open { group, floor, process, shown, slot });
+        let condemned = group.is_some_and(|group| state.audits.is_condemned(process, group));
+        state.open.insert(call.id, Open { group, floor, process, shown, slot, condemned });
         state.answers.calls(call.id);
         state.histories.calls(call);
         let mut digest_of = digest(call.database.as_bytes());
@@ -68,6 +70,13 @@ impl Judge {
         self.world.check("answers", state.answers.told(call.id));
         let Some(open) = state.open.remove(&call.id) else { return };
         state.histories.told(call, told);
+        if let (Some(group), Told::Got(_) | Told::Listed(_) | Told::Streamed(_)) =
+            (open.group, told)
+            && open.condemned
+            && state.audits.is_condemned(open.process, group)
+        {
+            self.world.check("audits", Audits::served(call.node, group));
+        }
         if let Some(group) = open.group
             && matches!(call.ask, Ask::Write(_))
         {
