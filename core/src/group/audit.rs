@@ -66,6 +66,11 @@ impl Audit {
         self.condemned
     }
 
+    /// Its state stays as it is. Whether it was to be dropped.
+    pub(super) fn take_condemned(&mut self) -> bool {
+        core::mem::take(&mut self.condemned)
+    }
+
     /// An operation took effect.
     pub(super) fn op_applied(&mut self) {
         self.due = true;

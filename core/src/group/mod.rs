@@ -426,7 +426,8 @@ impl Group {
     }
 
     pub(crate) fn quarantine(&mut self, ctx: &mut Context, reason: String) {
-        if !self.applies() {
+        // What is condemned may fail to be dropped.
+        if !self.audit.take_condemned() && !self.applies() {
             return;
         }
         ctx.notice(Notice::Quarantined { group: self.id, reason: reason.clone() });

@@ -192,7 +192,7 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         clock: parts.clock.clone(),
         states: states.clone(),
         shared: shared.clone(),
-        jobs: state.clone(),
+        jobs: state.downgrade(),
         at: None,
     };
     let hands = driver::Hands {
@@ -209,7 +209,7 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         observer: parts.observer,
     };
     let driver = async move {
-        let scrubbing = start_scrub(scrubber);
+        let scrubbing = scrubber.start();
         let writing =
             tokio::spawn(workers::write_log(writer, log_jobs, done.clone(), shared, states));
         let preparing = tokio::spawn(preparer.run());
@@ -217,43 +217,14 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         let reading = tokio::spawn(workers::read_history(reader, history_jobs, done));
         let sources = driver::Sources { completions, inbound, commands: command_queue };
         let exit = driver::Driver::new(hands).run(sources).await;
+        drop(scrubbing);
         // The driver's end closes the writer's queue: what is queued is written first.
         let _ = writing.await;
-        drop(scrubbing);
         preparing.abort();
         reading.abort();
         exit
     };
     Ok((handle, driver))
-}
-
-/// Ends the scrub when it is dropped.
-struct Scrubbing {
-    #[cfg(not(madsim))]
-    _stop: std::sync::mpsc::Sender<()>,
-    #[cfg(madsim)]
-    task: tokio::task::JoinHandle<()>,
-}
-
-#[cfg(madsim)]
-impl Drop for Scrubbing {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn start_scrub<C: Clock>(scrubber: scrub::Scrubber<C>) -> Option<Scrubbing> {
-    if scrubber.pace.bytes_per_s == 0 {
-        return None;
-    }
-    #[cfg(not(madsim))]
-    {
-        let (_stop, stopped) = std::sync::mpsc::channel();
-        scrub::start(scrubber, stopped);
-        Some(Scrubbing { _stop })
-    }
-    #[cfg(madsim)]
-    Some(Scrubbing { task: tokio::spawn(scrub::run(scrubber)) })
 }
 
 /// The system group's control writes and where they stand. Damaged ones, and ones that are ahead of an

@@ -2,7 +2,7 @@
 //! nobody asks for what it struck. What it finds is lost, as if a reader had found it.
 
 #[cfg(not(madsim))]
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -11,7 +11,7 @@ use std::{
 
 use highwater_core::GroupId;
 use highwater_store::state::{Scrubbed, StateError, States};
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::WeakUnboundedSender;
 
 use crate::{env::Clock, shared::Shared, workers::StateJob};
 
@@ -41,7 +41,7 @@ pub(crate) struct Scrubber<C> {
     pub(crate) clock: C,
     pub(crate) states: Arc<States>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) jobs: UnboundedSender<StateJob>,
+    pub(crate) jobs: WeakUnboundedSender<StateJob>,
     /// The group that it is at; `None` between two rounds.
     pub(crate) at: Option<GroupId>,
 }
@@ -85,26 +85,50 @@ impl<C: Clock> Scrubber<C> {
         }
         tracing::error!(%group, %error, "the scrub found a state that is not what was written");
         self.shared.scrub.failed();
-        if error.is_loss() {
+        if let (true, Some(jobs)) = (error.is_loss(), self.jobs.upgrade()) {
             let reason = format!("found by the scrub: {error}");
-            let _ = self.jobs.send(StateJob::Lost { group, reason });
+            let _ = jobs.send(StateJob::Lost { group, reason });
         }
     }
 }
 
-/// In production it has a thread of its own, since redb blocks. It ends with the other end of `stop`.
-#[cfg(not(madsim))]
-pub(crate) fn start<C: Clock>(mut scrubber: Scrubber<C>, stop: Receiver<()>) {
-    std::thread::spawn(move || {
-        while stop.recv_timeout(scrubber.step()) == Err(RecvTimeoutError::Timeout) {}
-    });
+/// Ends the scrub when it is dropped.
+pub(crate) struct Scrubbing {
+    #[cfg(not(madsim))]
+    _stop: mpsc::Sender<()>,
+    #[cfg(madsim)]
+    task: tokio::task::JoinHandle<()>,
 }
 
-/// In the simulator it is a task.
+impl<C: Clock> Scrubber<C> {
+    /// Starts it, unless its pace is to stand still. It has a thread of its own, since redb blocks.
+    #[cfg(not(madsim))]
+    pub(crate) fn start(mut self) -> Option<Scrubbing> {
+        let (_stop, stopped) = mpsc::channel();
+        let goes_on =
+            move |pause| stopped.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout);
+        (self.pace.bytes_per_s > 0).then(|| {
+            std::thread::spawn(move || while goes_on(self.step()) {});
+            Scrubbing { _stop }
+        })
+    }
+
+    /// In the simulator it is a task.
+    #[cfg(madsim)]
+    pub(crate) fn start(mut self) -> Option<Scrubbing> {
+        let run = async move {
+            loop {
+                tokio::time::sleep(self.step()).await;
+            }
+        };
+        Some(Scrubbing { task: tokio::spawn(run) })
+    }
+}
+
 #[cfg(madsim)]
-pub(crate) async fn run<C: Clock>(mut scrubber: Scrubber<C>) {
-    loop {
-        tokio::time::sleep(scrubber.step()).await;
+impl Drop for Scrubbing {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 

@@ -34,7 +34,8 @@ fn a_database_is_described() {
             let row = node.get("/v1/databases/described").expect(200).json();
             let replicas = row["replicas"].as_array()?.clone();
             // An audit may follow.
-            let applied = row["watermarks"]["applied"].as_u64().filter(|applied| *applied >= lsn)?;
+            let applied =
+                row["watermarks"]["applied"].as_u64().filter(|applied| *applied >= lsn)?;
             replicas.iter().all(|replica| replica["applied"] == applied).then_some(row)
         });
         assert_eq!((&row["name"], &row["leader"]), (&json!("described"), &json!(leader)));
