@@ -63,6 +63,9 @@ pub struct Config {
     pub retention_bytes: u64,
     /// ... and of what is older than this, in milliseconds of log time. 0: whatever its age.
     pub retention_ms: u64,
+    /// Operations that took effect are followed by an audit of their group after this long, or up to
+    /// twice as long where another audit is under way.
+    pub audit_us: u64,
     /// Slots of one group; beyond: `Busy`.
     pub slots_max: usize,
     /// Requests about one group's slots that have no answer; beyond: `Busy`.
@@ -119,6 +122,7 @@ impl Default for Config {
             reserve_bytes: 4 << 20,
             retention_bytes: 1 << 30,
             retention_ms: 0,
+            audit_us: 5_000_000,
             slots_max: 128,
             slot_requests_max: 4096,
             slot_ack_us: 5_000,

@@ -36,6 +36,8 @@ pub enum Reason {
     Bootstrap(GroupId),
     /// Something is due of the slots of a group that this node leads.
     Slots(GroupId),
+    /// An audit is due of a group that this node leads.
+    Audit(GroupId),
 }
 
 /// Why entries were asked for.

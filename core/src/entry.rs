@@ -27,6 +27,9 @@ pub enum Kind {
     /// A client's operation that takes effect at most once: a [`OnceEntry`]. To the state machine it
     /// is an operation like any other.
     Once = 6,
+    /// Every replica computes the [root](crate::Root) of its state here; empty payload. Changes
+    /// nothing.
+    Audit = 7,
 }
 
 impl Kind {
@@ -40,6 +43,7 @@ impl Kind {
             4 => Some(Kind::Slot),
             5 => Some(Kind::Prune),
             6 => Some(Kind::Once),
+            7 => Some(Kind::Audit),
             _ => None,
         }
     }
@@ -48,6 +52,12 @@ impl Kind {
     #[must_use]
     pub fn is_op(self) -> bool {
         matches!(self, Kind::Op | Kind::Once)
+    }
+
+    /// Whether the state machine gives an [`Outcome`] for it.
+    #[must_use]
+    pub fn has_outcome(self) -> bool {
+        self.is_op() || self == Kind::Audit
     }
 }
 
@@ -89,7 +99,9 @@ impl Entry {
             Kind::Once => Some(
                 OnceEntry::decode(self.payload.clone()).map(|once| once.op).unwrap_or_default(),
             ),
-            Kind::TermStart | Kind::CreateDatabase | Kind::Slot | Kind::Prune => None,
+            Kind::TermStart | Kind::CreateDatabase | Kind::Slot | Kind::Prune | Kind::Audit => {
+                None
+            },
         }
     }
 }
@@ -194,7 +206,8 @@ pub enum Record {
     },
 }
 
-/// The result of applying one operation: of [`Kind::Op`] or [`Kind::Once`].
+/// The result of applying one operation, of [`Kind::Op`] or [`Kind::Once`]; or a [`Kind::Audit`]: of
+/// that the answer is the [`Root`](crate::Root).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Its precondition did not hold: it keeps its LSN and changed nothing.

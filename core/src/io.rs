@@ -80,7 +80,7 @@ pub enum Input {
         group: GroupId,
         /// Applied up to here.
         upto: Lsn,
-        /// One for each [operation](crate::Kind::is_op) of the run, in order.
+        /// One for each entry of the run that [has one](crate::Kind::has_outcome), in order.
         outcomes: Vec<Outcome>,
     },
     /// A [`Effect::Apply`], [`Effect::Checkpoint`] or [`Effect::ReadControl`] failed: the group is
@@ -371,13 +371,6 @@ pub enum Effect {
         /// Of the keys of control writes that came with it.
         prefixes: Vec<Bytes>,
     },
-    /// Drop a group's state, which is of no use any more; answer [`Input::StateLost`].
-    Discard {
-        /// Whose.
-        group: GroupId,
-        /// For the operator.
-        reason: String,
-    },
     /// A group's state begins anew, from nothing: what follows for it counts. Not to be read from
     /// before it is applied up to here again.
     Reopen {
@@ -385,6 +378,14 @@ pub enum Effect {
         group: GroupId,
         /// What was applied before.
         upto: Lsn,
+    },
+    /// A group's state is of no use any more, be it that it is not what the others have: it is served no
+    /// more, from now on, and dropped; answer [`Input::StateLost`], as of any other loss.
+    DropState {
+        /// Whose.
+        group: GroupId,
+        /// For the operator.
+        reason: String,
     },
     /// Make the state durable at exactly what is applied now, with these control writes in
     /// the same transaction; answer [`Input::Checkpointed`] or [`Input::StateFailed`]. Later
@@ -493,6 +494,20 @@ pub enum Notice {
         group: GroupId,
         /// The first entry that it has.
         first: Lsn,
+    },
+    /// A replica's state is not what a majority has: it leaves service, and is rebuilt.
+    Diverged {
+        /// Of which group.
+        group: GroupId,
+        /// The audit that found it.
+        lsn: Lsn,
+    },
+    /// This node leads a group whose replicas differ.
+    RootsDiffer {
+        /// Which group.
+        group: GroupId,
+        /// The audit that found it.
+        lsn: Lsn,
     },
     /// A group whose log had lost its end holds everything again: it votes as before.
     Sound {

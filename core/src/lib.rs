@@ -33,6 +33,7 @@ mod watermarks;
 pub use config::Config;
 pub use context::Reason;
 pub use entry::{Entry, Formation, Kind, Outcome, Position, Record};
+pub use group::Verified;
 pub use io::{
     Doubt, Effect, Identity, Input, Notice, Recovered, RecoveredGroup, Reject, Reply, Request,
 };
@@ -46,7 +47,7 @@ pub use slots::{
 };
 pub use types::{
     Boot, ClusterId, GroupId, Hlc, Incarnation, Instant, LoadId, Lsn, Member, NodeId, Now, Peer,
-    RequestId, Term, WriteId,
+    RequestId, Root, Term, WriteId,
 };
 pub use view::{GroupView, Held, RoleView};
 pub use watermarks::Watermarks;

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::{
     entry::{Entry, Formation, Position},
-    types::{Boot, GroupId, Incarnation, Instant, Lsn, Term},
+    types::{Boot, GroupId, Incarnation, Instant, Lsn, Root, Term},
 };
 
 /// A message between two nodes.
@@ -163,6 +163,21 @@ pub enum GroupMessage {
         /// Contiguous.
         entries: Vec<Entry>,
     },
+    /// A replica tells its leader what its state hashed to where it applied an
+    /// [`Audit`](crate::Kind::Audit) entry. May be lost: there will be another.
+    Root {
+        /// Of that entry.
+        lsn: Lsn,
+        /// There.
+        root: Root,
+    },
+    /// The leader tells a replica that has reported: a majority of the voters has this root there.
+    Verified {
+        /// Of the entry.
+        lsn: Lsn,
+        /// There.
+        root: Root,
+    },
 }
 
 impl GroupMessage {
@@ -196,6 +211,8 @@ impl GroupMessage {
             GroupMessage::Fetch { .. } => 10,
             GroupMessage::Fetched { .. } => 11,
             GroupMessage::Pruned { .. } => 12,
+            GroupMessage::Root { .. } => 13,
+            GroupMessage::Verified { .. } => 14,
         }
     }
 }

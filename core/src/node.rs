@@ -427,7 +427,7 @@ impl Node {
                     self.ctx.touched.insert(id);
                 }
             }
-            Reason::Slots(id) | Reason::Bootstrap(id) => {
+            Reason::Slots(id) | Reason::Audit(id) | Reason::Bootstrap(id) => {
                 self.ctx.touched.insert(id);
             }
             Reason::Retry(id) => {

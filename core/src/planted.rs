@@ -91,12 +91,18 @@ pub enum Planted {
     StreamGuessesPrev = 77,
     /// A stream shows what is appended, applied or not (failures 9).
     StreamBeyondApplied = 78,
+    /// A mismatch of roots is not acted on (semantics 13).
+    AuditIgnored = 79,
+    /// What is overwritten or deleted stays in the sums that roots are made of.
+    LeafNotSubtracted = 80,
+    /// The scrub says that it has read what it has not (failures 56).
+    ScrubSkips = 81,
     /// The log is pruned beyond what a valid slot still needs (failures 5).
-    PruneIgnoresSlots = 80,
+    PruneIgnoresSlots = 84,
     /// The log is pruned of what the state does not hold durably (failures 8).
-    PruneBeforeCheckpoint = 81,
+    PruneBeforeCheckpoint = 85,
     /// A replica speaks of the log that a snapshot gave it before that is durable.
-    SpeaksBeforeRebase = 82,
+    SpeaksBeforeRebase = 86,
     /// A cut of what was fsynced does not note that the log lost its end.
     DoubtForgotten = 40,
     /// A new segment's directory entry is not fsynced.
@@ -134,7 +140,7 @@ pub enum Planted {
 impl Planted {
     /// Every planted fault that breaks a promise; beside them is [`Planted::Nondeterminism`], which
     /// breaks the simulator's own.
-    pub const ALL: [Planted; 55] = [
+    pub const ALL: [Planted; 58] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -179,6 +185,9 @@ impl Planted {
         Planted::OnceForgottenEarly,
         Planted::OnceBeforeTermStart,
         Planted::RefusalNotRemembered,
+        Planted::AuditIgnored,
+        Planted::LeafNotSubtracted,
+        Planted::ScrubSkips,
         Planted::DoubtForgotten,
         Planted::DirNotSynced,
         Planted::FsyncRetried,

@@ -122,6 +122,35 @@ impl fmt::Debug for ClusterId {
     }
 }
 
+/// What everything that a database holds hashes to: equal where the states are, at an LSN.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Root(pub u128);
+
+impl Root {
+    /// As the outcome of an [`Audit`](crate::Kind::Audit) entry carries it.
+    #[must_use]
+    pub fn encode(self) -> [u8; 16] {
+        self.0.to_le_bytes()
+    }
+
+    /// From such an outcome; `None` where it carries none.
+    #[must_use]
+    pub fn decode(answer: &[u8]) -> Option<Root> {
+        Some(Root(u128::from_le_bytes(answer.try_into().ok()?)))
+    }
+}
+
+impl fmt::Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+impl fmt::Debug for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
 /// A data directory's identity: 48 bits of the wall milliseconds at which it was made, then 80
 /// random bits. A wiped directory gets a new, higher one.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

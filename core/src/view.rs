@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use crate::{
     context::{Context, Reason},
-    group::{Group, Role},
+    group::{Group, Role, Verified},
     node::Node,
     once::RememberedView,
     retention::Base,
@@ -54,6 +54,11 @@ pub struct GroupView<'a> {
     pub in_doubt: bool,
     /// Why it is quarantined here, if it is.
     pub quarantined: Option<&'a str>,
+    /// What a majority of the voters agreed on at the last audit that is known to be over, this
+    /// replica with them; `None` before the first one since it was started or rebuilt.
+    pub verified: Option<Verified>,
+    /// How often this replica was found to differ, since it was started.
+    pub divergences: u64,
 }
 
 /// What a node holds in memory: everything here is bounded by [`Config`](crate::Config).
@@ -104,6 +109,8 @@ fn view<'a>(ctx: &Context, group: &'a Group) -> GroupView<'a> {
         bootstrapping: group.is_bootstrapping(),
         in_doubt: group.is_in_doubt(),
         quarantined: group.quarantined(),
+        verified: group.verified(),
+        divergences: group.divergences(),
     }
 }
 

@@ -108,6 +108,7 @@ fn config(rng: &mut Rng) -> Config {
     config.slot_tick_us = rng.between(50, 1000) * MS;
     config.slot_grace_us = rng.below(500) * MS;
     config.slot_idle_ms = 3000;
+    config.audit_us = 400_000;
     config
 }
 

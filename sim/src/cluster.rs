@@ -19,7 +19,7 @@ use highwater_core::{
     Message, Node, NodeId, Notice, Outcome, Peer, Recovered,
 };
 use highwater_node::{
-    Exit, Handle, Observer, Options, Parts,
+    Exit, Handle, Observer, Options, Parts, ScrubPace,
     env::{Inbound, Transport},
 };
 use highwater_quic::Quic;
@@ -50,6 +50,8 @@ use crate::{
 const CLUSTER: ClusterId = ClusterId(0x5117);
 /// Messages that wait for a node's driver.
 const INBOUND_MAX: usize = 4_096;
+/// Often enough to find what is damaged within a run.
+const SCRUB: ScrubPace = ScrubPace { bytes_per_s: 4 << 20, pause_ms: 8_000 };
 /// How long a process that is asked to stop may take for its leaderships.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -491,6 +493,7 @@ impl Cluster {
             addresses: self.plan.nodes.iter().map(|n| (*n, format!("n{}", n.0))).collect(),
             http: format!("n{}", node.0),
             version: "simulated".to_owned(),
+            scrub: SCRUB,
         };
         let transport = self.connect(process, Peer { member, boot }, deliver)?;
         let parts = Parts {
@@ -531,6 +534,8 @@ impl Cluster {
             self.world.saw(Seen::InDoubt);
             self.atlas.weakens(node);
         }
+        let lost = Recovered { groups: found.groups.clone(), ..doubt }.lost_states();
+        lost.into_keys().for_each(|group| self.judge.drops_state(node, group));
         let members = found.formation.as_ref().map(|formation| &formation.members[..]);
         let found = Found {
             incarnation: member.incarnation,
@@ -666,6 +671,7 @@ impl Observer for Watcher {
     fn takes(&self, inputs: &[Input]) {
         if !self.process.is_dead() {
             self.judge.world.tell(|story| story.takes(self.process.id.0, inputs));
+            self.judge.takes(self.process.id, inputs);
         }
     }
 

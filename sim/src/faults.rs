@@ -7,13 +7,14 @@ use std::sync::{
 };
 
 use highwater_core::NodeId;
+use highwater_store::state::{Tamper, tamper};
 use tokio::sync::mpsc;
 
 use crate::{
     cluster::Cluster,
     judge::Harm,
     net::Cut,
-    plan::{Broken, Crash, Fault, Moment, Side, Target, Where, Wound},
+    plan::{Broken, Crash, Fault, Moment, Part, Side, Target, Where, Wound},
     run::Tasks,
     stats::Seen,
     timer::{now_ns, pause_ms, pause_ns, until},
@@ -248,6 +249,10 @@ impl Faults {
             Fault::Damage { target, wound, down_ms } => {
                 self.damage(self.resolve(target), wound, down_ms);
             }
+            Fault::Tamper { target, sums, random, down_ms } => {
+                let what = if sums { Tamper::Sums } else { Tamper::Record };
+                self.tamper(self.resolve(target), what, random, down_ms);
+            }
             Fault::Wipe { target, down_ms } => self.wipe(self.resolve(target), down_ms),
             Fault::Copy { node } => {
                 disk(node).copy();
@@ -281,6 +286,24 @@ impl Faults {
             if of_log {
                 atlas.hurt(node);
             }
+        }
+    }
+
+    fn tamper(&self, node: NodeId, what: Tamper, random: u64, down_ms: u64) {
+        let cluster = &self.cluster;
+        let disk = &cluster.machine(node).disk;
+        let groups = cluster.judge.databases();
+        let Some(nth) = (random as usize).checked_rem(groups.len()) else { return };
+        let group = groups[nth].1;
+        cluster.set_down_ms(node, down_ms);
+        if !disk.is_damaged()
+            && disk.is_untroubled(Part::State)
+            && cluster.crash(node, Crash::Power)
+            && tamper(&disk.same_handle().state_files(), group, what, random)
+        {
+            cluster.world.saw(Seen::Tampered);
+            cluster.world.fault(node.0, || format!("changes {what:?} of {group:?}"));
+            cluster.judge.tampered(node, group, format!("{what:?}"));
         }
     }
 

@@ -252,6 +252,8 @@ pub(crate) enum Fault {
     JumpWall { node: NodeId, ms: i64 },
     /// The power goes, and something that was synced is damaged.
     Damage { target: Target, wound: Wound, down_ms: u64 },
+    /// The power goes, and a state is changed so that every block is what its checksum says.
+    Tamper { target: Target, sums: bool, random: u64, down_ms: u64 },
     /// The power goes, and the disk is blank.
     Wipe { target: Target, down_ms: u64 },
     /// A copy of a disk is taken.

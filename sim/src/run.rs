@@ -210,6 +210,7 @@ async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &Tasks) {
     let all = whole.len() == cluster.nodes().len();
     cluster.judge.calm(all);
     if settle(cluster, &whole, now_ns() + CONVERGENCE_NS).await {
+        find_out(cluster, &whole).await;
         read_back(cluster, &whole).await;
         cluster.judge.finish(&whole);
         faults.converged(&whole);
@@ -298,6 +299,19 @@ async fn write_everywhere(
         }
     }
     Vec::new()
+}
+
+/// Waits until whatever was done to states is found and rebuilt: nobody reads them meanwhile.
+async fn find_out(cluster: &Arc<Cluster>, whole: &[NodeId]) {
+    let deadline_ns = now_ns() + CONVERGENCE_NS;
+    while !cluster.judge.undetected(whole).is_empty() || !cluster.judge.unsettled(whole).is_empty()
+    {
+        if now_ns() >= deadline_ns {
+            let what = [cluster.judge.undetected(whole), cluster.judge.unsettled(whole)].concat();
+            return cluster.world.fail("audits", format!("not found, or not mended: {what:?}"));
+        }
+        pause_ms(100).await;
+    }
 }
 
 /// Reads every database from every replica that is whole, and once linearizably: the judge compares.

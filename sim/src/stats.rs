@@ -221,6 +221,14 @@ seen! {
     OnceOutlived: "retry answered after a failover", Some(0);
     /// A key was used for another request.
     OnceMismatch: "key of another request refused", Some(0);
+    /// A replica learned that a majority agrees with its root.
+    AuditVerified: "audit verified by a majority", Some(90);
+    /// A replica that differed left service, was rebuilt, and returned.
+    DivergedReturned: "replica diverged, was rebuilt and returned", Some(0);
+    /// The scrub was the first to find damage.
+    ScrubFound: "damage found by the scrub", Some(0);
+    /// A state was changed above its checksums.
+    Tampered: "state changed above its checksums", Some(0);
     /// Two nodes' whole states were compared at one LSN.
     RootsCompared: "states of two nodes compared", Some(0);
     /// A key's history that the search left undecided.
@@ -294,6 +302,9 @@ impl Seen {
         Seen::Fenced,
         Seen::Recalled,
         Seen::StateRebuilt,
+        Seen::DivergedReturned,
+        Seen::ScrubFound,
+        Seen::Tampered,
         Seen::LivedWithDead,
         Seen::LivedWithCut,
         Seen::LivedWithOneWay,

@@ -83,6 +83,8 @@ enum What {
     Op,
     /// One that is remembered.
     Once(OnceEntry),
+    /// A root.
+    Audit,
     Slot(SlotEntry),
     Prune(Base),
 }
@@ -93,6 +95,7 @@ impl Item {
         let what = match entry.kind {
             Kind::Op => What::Op,
             Kind::Once => What::Once(OnceEntry::decode(entry.payload.clone())?),
+            Kind::Audit => What::Audit,
             Kind::Slot => What::Slot(SlotEntry::decode(entry.payload.clone())?),
             Kind::Prune => What::Prune(Base::decode(entry.payload.clone())?),
             Kind::TermStart | Kind::CreateDatabase => What::Nothing,
@@ -248,33 +251,41 @@ impl Group {
         }
         let mut outcomes = outcomes.into_iter();
         for Item { lsn, term, weight, what } in run.items {
-            let outcome = match what {
-                What::Op | What::Once(_) => Some(outcomes.next().expect("every op has an outcome")),
-                _ => None,
-            };
-            let effective = outcome.as_ref().is_some_and(|outcome| !outcome.refused);
-            self.slots.count(lsn, weight, effective);
+            let mut outcome = || outcomes.next().expect("every op and audit has an outcome");
             match what {
-                What::Nothing | What::Op => {}
+                What::Op => self.on_op_applied(ctx, (lsn, term), weight, outcome()),
                 What::Once(entry) => {
-                    if let Some(outcome) = &outcome {
-                        self.remember(lsn, term, &entry, outcome);
+                    let outcome = outcome();
+                    self.remember(lsn, term, &entry, &outcome);
+                    self.on_op_applied(ctx, (lsn, term), weight, outcome);
+                }
+                other => {
+                    self.slots.count(lsn, weight, false);
+                    match other {
+                        What::Audit => self.on_audit_applied(lsn, &outcome()),
+                        What::Slot(entry) => self.on_slot_entry_applied(ctx, (lsn, term), entry),
+                        What::Prune(base) => self.on_prune_applied(ctx, lsn, base),
+                        What::Nothing | What::Op | What::Once(_) => {}
                     }
                 }
-                What::Slot(entry) => self.on_slot_entry_applied(ctx, (lsn, term), entry),
-                What::Prune(base) => self.on_prune_applied(ctx, lsn, base),
-            }
-            if let Some(outcome) = outcome {
-                self.on_op_applied(ctx, (lsn, term), outcome);
             }
         }
-        assert!(outcomes.next().is_none(), "nothing but an op has an outcome");
+        assert!(outcomes.next().is_none(), "nothing else has an outcome");
         self.slots.stand_at(upto);
     }
 
-    fn on_op_applied(&mut self, ctx: &mut Context, (lsn, term): (Lsn, Term), outcome: Outcome) {
+    fn on_op_applied(
+        &mut self,
+        ctx: &mut Context,
+        (lsn, term): (Lsn, Term),
+        weight: usize,
+        outcome: Outcome,
+    ) {
+        self.slots.count(lsn, weight, !outcome.refused);
         if outcome.refused {
             self.applying.refused.push((refused_key(lsn), outcome.answer.clone()));
+        } else {
+            self.audit.op_applied();
         }
         match self.proposals.remove(&(lsn, term)) {
             Some(Asker::One(request)) => {

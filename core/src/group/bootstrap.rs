@@ -107,7 +107,7 @@ impl Group {
             self.replacements += 1;
             self.discarding = true;
             let reason = String::from("it failed, and the log that it needs was pruned");
-            ctx.emit(Effect::Discard { group: self.id, reason });
+            ctx.emit(Effect::DropState { group: self.id, reason });
         }
     }
 

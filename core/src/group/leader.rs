@@ -5,7 +5,7 @@ use alloc::{boxed::Box, collections::BTreeMap, vec::Vec};
 use bytes::Bytes;
 
 use super::{
-    Asker, Group, Leader, LeaderOnce, LeaderReads, LeaderSlots, Role, Transfer,
+    Asker, Group, Leader, LeaderAudits, LeaderOnce, LeaderReads, LeaderSlots, Role, Transfer,
     progress::{Flow, Progress},
 };
 use crate::{
@@ -34,6 +34,7 @@ impl Group {
             slots: LeaderSlots::default(),
             pruning: Lsn(0),
             once: LeaderOnce::default(),
+            audits: LeaderAudits::default(),
             transfer: None,
         };
         self.set_role(ctx, Role::Leader(Box::new(leader)));

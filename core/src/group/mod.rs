@@ -1,11 +1,13 @@
 //! One replication group on one node: Raft (Ongaro, 2014) with pre-vote, check-quorum, pipelined
 //! appends, ReadIndex and leadership transfer. The files beside this one are its parts:
 //! `election` (who leads), `leader` (entries go out), `follower` (entries come in), `reads`,
-//! `apply` (what is committed reaches the state), `slots` (positions of consumers in the log),
-//! `retention` (how the log gets shorter), `once` (retries that take effect once), `bootstrap` (what
-//! no log can bring up to date), `doubt` and `repair` (what a damaged disk lost).
+//! `apply` (what is committed reaches the state), `audit` (whether all hold the same), `slots`
+//! (positions of consumers in the log), `retention` (how the log gets shorter), `once` (retries that
+//! take effect once), `bootstrap` (what no log can bring up to date), `doubt` and `repair` (what a
+//! damaged disk lost).
 
 mod apply;
+mod audit;
 mod bootstrap;
 mod doubt;
 mod election;
@@ -39,6 +41,8 @@ use crate::{
 };
 
 pub(crate) use apply::Applying;
+pub use audit::Verified;
+use audit::{Audit, LeaderAudits};
 use bootstrap::Bootstrap;
 use doubt::Soundness;
 use once::LeaderOnce;
@@ -87,6 +91,7 @@ pub(crate) struct Leader {
     /// Its last entry that cuts the log: one is under way at a time.
     pruning: Lsn,
     once: LeaderOnce,
+    audits: LeaderAudits,
     transfer: Option<Transfer>,
 }
 
@@ -116,6 +121,7 @@ pub(crate) struct Group {
     /// Who waits for a transfer to that node.
     transfer_request: Option<(RequestId, NodeId)>,
     applying: Applying,
+    audit: Audit,
     slots: SlotTable,
     /// Requests about slots that have no answer.
     slot_requests: usize,
@@ -174,6 +180,7 @@ impl Group {
             resolved: applied,
             transfer_request: None,
             applying: Applying::default(),
+            audit: Audit::new(applied),
             slots: SlotTable::new(id),
             slot_requests: 0,
             once: Once::default(),
@@ -261,6 +268,7 @@ impl Group {
                 ctx.reject(request, Reject::NotLeader { leader: None });
             }
             self.drop_slot_requests(ctx, leader.slots);
+            ctx.clear_timer(Reason::Audit(self.id));
         }
         let leader = self.leader(ctx);
         if leader == old_leader {
@@ -361,6 +369,8 @@ impl Group {
             GroupMessage::Pruned { base, committed, round } => {
                 self.on_pruned(ctx, node, base, committed, round);
             }
+            GroupMessage::Root { lsn, root } => self.on_root(ctx, from.member, lsn, root),
+            GroupMessage::Verified { lsn, root } => self.on_verified(ctx, node, lsn, root),
         }
     }
 
@@ -398,6 +408,7 @@ impl Group {
         if self.is_leader() {
             self.tend_slots(ctx);
             self.tend_retention(ctx);
+            self.tend_audits(ctx);
             self.advance_commit(ctx);
             self.start_round(ctx);
             self.replicate(ctx);
@@ -410,6 +421,7 @@ impl Group {
         self.tend_bootstrap(ctx);
         self.advance_apply(ctx, consequences);
         self.end_rebuilding(ctx);
+        self.report_root(ctx);
         self.answer_reads(ctx);
         self.shrink_tail(ctx.config.tail_bytes_max);
         self.note_lag(ctx.now.mono);
@@ -450,7 +462,8 @@ impl Group {
     }
 
     pub(crate) fn quarantine(&mut self, ctx: &mut Context, reason: String) {
-        if !self.applies() {
+        // What is condemned may fail to be dropped.
+        if !self.audit.take_condemned() && !self.applies() {
             return;
         }
         ctx.notice(Notice::Quarantined { group: self.id, reason: reason.clone() });
@@ -471,16 +484,18 @@ impl Group {
 
     /// Whether committed entries reach the state.
     fn applies(&self) -> bool {
-        self.quarantined.is_none() || self.rebuilding.is_some()
+        let serves = self.quarantined.is_none() || self.rebuilding.is_some();
+        serves && !self.audit.is_condemned()
     }
 
     /// The state is gone: it is applied anew, from the first entry, or from a snapshot where the log
     /// begins further on. The system group's own state is in the core, and in service.
     pub(crate) fn on_state_lost(&mut self, ctx: &mut Context, reason: String) {
-        if !self.applies() && !self.discarding {
+        if !self.applies() && !self.discarding && !self.audit.is_condemned() {
             return;
         }
         self.discarding = false;
+        self.audit.restart();
         ctx.notice(Notice::Rebuilding { group: self.id, reason });
         let applied = self.log.marks().applied();
         let upto = applied.max(self.rebuilding.unwrap_or_default());

@@ -498,7 +498,6 @@ impl Cluster {
             | Effect::ReadControl { group, .. }
             | Effect::Install { group, .. }
                 if self.lost_states.contains(&(id, group)) => {}
-            Effect::Discard { group, .. } => self.lose_state(id, group),
             Effect::Reopen { group, .. } => {
                 self.lost_states.remove(&(id, group));
             }
@@ -518,6 +517,7 @@ impl Cluster {
                 self.push(at, Event::Input { node: id, run, input });
             }
             Effect::Apply { group, entries } => self.apply(id, group, entries),
+            Effect::DropState { group, .. } => self.lose_state(id, group),
             Effect::Checkpoint { group, at: Position { lsn, term }, pruned, control } => {
                 let mut state = self.hosts[&id].states.get(&group).cloned().unwrap_or_default();
                 if group == GroupId::SYSTEM {
@@ -614,7 +614,8 @@ impl Cluster {
             let outcomes: Vec<_> = entries.iter().filter_map(|e| state.apply(e)).collect();
             if self.trusting {
                 self.oracle.applied(group, state);
-                let ops = entries.iter().filter(|e| e.kind.is_op()).zip(&outcomes);
+                let told = entries.iter().filter(|e| e.kind.has_outcome()).zip(&outcomes);
+                let ops = told.filter(|(e, _)| e.kind.is_op());
                 let new: Vec<_> = ops.filter(|(e, _)| e.lsn > held).collect();
                 for (entry, outcome) in &new {
                     self.oracle.once.applied(group, entry.lsn, outcome);

@@ -27,6 +27,8 @@ pub(crate) struct Asked {
 
 #[derive(Default)]
 pub(crate) struct Oracle {
+    /// States that were changed behind their nodes' back.
+    pub(crate) altered: BTreeSet<(NodeId, GroupId)>,
     /// Every entry that any node ever wrote.
     entries: BTreeMap<(GroupId, Lsn, Term), Entry>,
     /// The terms of committed entries, from LSN 1 on.
@@ -107,6 +109,10 @@ impl Oracle {
                 }
             }
             Effect::Reply { request, reply } => self.replied(node, *request, reply),
+            Effect::Notice(notice @ (Notice::Diverged { .. } | Notice::RootsDiffer { .. })) => {
+                let what = "A1: states that went through one log are the same";
+                assert!(!self.altered.is_empty(), "{what}: {notice:?}");
+            }
             Effect::Notice(Notice::SlotAtRisk { group, name, .. }) => {
                 self.slots.at_risk(*group, name);
             }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use highwater_core::{Entry, Lsn, Outcome, Position, Term};
+use highwater_core::{Entry, Lsn, Outcome, Position, Root, Term};
 
 /// One group's materialized state.
 #[derive(Clone, Debug, Default)]
@@ -27,20 +27,30 @@ impl State {
         Position { term: self.term, lsn: self.applied }
     }
 
-    /// Applies an entry, unless the state holds it already; the outcome of an op.
+    /// Applies an entry, unless the state holds it already; the outcome of an op or an audit.
     pub(crate) fn apply(&mut self, entry: &Entry) -> Option<Outcome> {
-        let op = entry.op();
+        let told = entry.kind.has_outcome();
         if entry.lsn <= self.applied {
-            return op.map(|_| Outcome::default());
+            return told.then(Outcome::default);
         }
         assert_eq!(entry.lsn, self.applied.next(), "a run has no hole");
         (self.applied, self.term) = (entry.lsn, entry.term);
-        let outcome = op.map(|op| self.op(&op));
+        let outcome = told.then(|| match entry.op() {
+            Some(op) => self.op(&op),
+            None => Outcome { refused: false, answer: self.content().encode().to_vec().into() },
+        });
         let mut hasher = DefaultHasher::new();
         let refused = outcome.as_ref().map(|o| o.refused);
         (self.root, entry.lsn, entry.term, &entry.payload, refused).hash(&mut hasher);
         self.root = hasher.finish();
         outcome
+    }
+
+    /// What an audit tells.
+    fn content(&self) -> Root {
+        let mut hasher = DefaultHasher::new();
+        (self.applied, &self.keys).hash(&mut hasher);
+        Root(hasher.finish().into())
     }
 
     fn op(&mut self, payload: &Bytes) -> Outcome {

@@ -33,6 +33,8 @@ pub(crate) fn kind(message: &Message) -> &'static str {
             GroupMessage::Fetch { .. } => "Fetch",
             GroupMessage::Fetched { .. } => "Fetched",
             GroupMessage::Pruned { .. } => "Pruned",
+            GroupMessage::Root { .. } => "Root",
+            GroupMessage::Verified { .. } => "Verified",
         },
     }
 }
@@ -47,6 +49,7 @@ pub(crate) fn topic(message: &Message) -> &'static str {
         "ReadIndex" | "ReadIndexReply" => "reads",
         "Recall" | "Recalled" => "recalls",
         "Fetch" | "Fetched" => "fetches",
+        "Root" | "Verified" => "audits",
         _ => "votes",
     }
 }
@@ -78,6 +81,7 @@ pub(crate) fn entry(entry: &Entry) -> String {
             None => "prune?".to_owned(),
         },
         Kind::Once => once_entry(&entry.payload),
+        Kind::Audit => "audit".to_owned(),
     };
     format!("{} {what}", at(entry.lsn, entry.term))
 }
@@ -192,6 +196,7 @@ fn group_message(message: &GroupMessage) -> String {
         GroupMessage::ReadIndexReply { id, lsn: Some(lsn) } => format!(" #{id}: {lsn}"),
         GroupMessage::ReadIndexReply { id, lsn: None } => format!(" #{id}: does not lead"),
         GroupMessage::TimeoutNow => String::new(),
+        GroupMessage::Root { lsn, .. } | GroupMessage::Verified { lsn, .. } => format!(" at {lsn}"),
         GroupMessage::Fetch { from, to } => format!(" {from}..{to}"),
         GroupMessage::Fetched { from, entries } => match entries.last() {
             Some(last) => format!(" {from}..{}", last.lsn),
@@ -273,6 +278,10 @@ pub(crate) fn notice(name: Name<'_>, notice: &Notice) -> String {
         Notice::SlotInvalidated { group, name: slot, cause } => {
             format!("{} slot {slot} is invalidated: {cause:?}", name(*group))
         }
+        Notice::Diverged { group, lsn } => format!("{} has diverged at {lsn}", name(*group)),
+        Notice::RootsDiffer { group, lsn } => {
+            format!("the replicas of {} differ at {lsn}", name(*group))
+        }
         Notice::PeerFault { node, reason } => format!("fault of {node:?}: {reason}"),
     }
 }
@@ -316,9 +325,6 @@ pub(crate) fn effect(name: Name<'_>, effect: &Effect) -> Option<(&'static str, S
         Effect::Bootstrap { group, from, above } => {
             ("apply", format!("fetches {} from {from:?}, at {above} or later", name(*group)))
         }
-        Effect::Discard { group, reason } => {
-            ("apply", format!("drops the state of {}: {reason}", name(*group)))
-        }
         Effect::Install { group, at, .. } => {
             ("apply", format!("installs {} at {}", name(*group), position(*at)))
         }
@@ -335,6 +341,9 @@ pub(crate) fn effect(name: Name<'_>, effect: &Effect) -> Option<(&'static str, S
             ("apply", out)
         }
         Effect::Notice(n) => ("notices", format!("notice: {}", notice(name, n))),
+        Effect::DropState { group, .. } => {
+            ("apply", format!("drops the state of {}", name(*group)))
+        }
         Effect::Mend { group, entries: run } => {
             ("disk", format!("mends {} {}", name(*group), entries(run)))
         }

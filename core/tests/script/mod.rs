@@ -7,7 +7,7 @@
 //! | `seed N` | before there are nodes: another course of chance |
 //! | `blank N` | starts N nodes with blank data directories |
 //! | `formed N [leader nX] [databases app web]` | a formed cluster; nX leads all groups; time begins |
-//! | `show TOPIC…`, `hide TOPIC…` | what is traced: roles, commits, votes, appends, reads, recalls, fetches, confirms, heartbeats, formation, disk, apply, replies, notices; roles, replies and notices from the start |
+//! | `show TOPIC…`, `hide TOPIC…` | what is traced: roles, commits, votes, appends, reads, recalls, fetches, audits, confirms, heartbeats, formation, disk, apply, replies, notices; roles, replies and notices from the start |
 //! | `watch GROUP` | trace that group alone |
 //! | `run SPAN` | lets time pass |
 //! | `put nX DB K V`, `cas nX DB K OLD NEW`, `fill nX DB BYTES` | proposes an op on a node |
@@ -25,6 +25,7 @@
 //! | `heal-disk nX` | everything can be read again |
 //! | `clock nX SPAN`, `rate nX PERMILLE` | its wall clock is set ahead; its monotonic one goes on at that rate |
 //! | `lose-state nX DB` | its state of a database is damaged, and dropped |
+//! | `alter nX DB K V` | its state of a database is changed behind its back |
 //! | `stick nX`, `unstick nX` | fsyncs of a node do not come back, and do |
 //! | `fail nX disk`, `fail nX DB`, `room nX BYTES` | the oplog fails; the next run fails to apply; its room |
 //! | `forge nX>nY WHAT` | a message that no correct node sends |
@@ -192,6 +193,7 @@ impl Script {
             "slots_max" => config.slots_max = size,
             "slot_requests_max" => config.slot_requests_max = size,
             "slot_ack_us" => config.slot_ack_us = value,
+            "audit_us" => config.audit_us = value,
             "slot_tick_us" => config.slot_tick_us = value,
             "slot_grace_us" => config.slot_grace_us = value,
             "once_max" => config.once_max = size,
@@ -369,6 +371,12 @@ fn break_or_mend(cluster: &mut Cluster, words: &[&str]) {
             let group = group(cluster, db);
             cluster.lose_state(node(id), group);
             cluster.flush();
+        }
+        ["alter", id, db, key, value] => {
+            let group = group(cluster, db);
+            cluster.oracle.altered.insert((node(id), group));
+            let state = cluster.host_mut(node(id)).states.entry(group).or_default();
+            state.keys.insert((*key).to_owned(), (*value).to_owned());
         }
         ["wipe", id] => cluster.wipe(node(id)),
         ["pause", id, for_] => cluster.pause(node(id), cluster.time + span(for_)),

@@ -10,7 +10,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use highwater_node::api::{Metrics, Readiness};
+use highwater_node::api::{GroupMetrics, Metrics, Readiness};
 use serde::Serialize;
 
 use crate::{
@@ -108,6 +108,18 @@ fn render(metrics: &Metrics) -> String {
         "Committed entries that could not be applied here.",
         one(metrics.apply_errors),
     );
+    family(
+        "highwater_scrubbed_bytes_total",
+        "counter",
+        "Bytes of states that the scrub has read.",
+        one(metrics.scrubbed_bytes),
+    );
+    family(
+        "highwater_scrub_failures_total",
+        "counter",
+        "Passes of the scrub that found a state that is not what was written, or could not read it.",
+        one(metrics.scrub_failures),
+    );
     // Database names need no escaping: see `names`.
     let leads = metrics
         .groups
@@ -125,13 +137,42 @@ fn render(metrics: &Metrics) -> String {
         })
     });
     family("highwater_watermark", "gauge", "Watermarks of this replica, as LSNs.", marks.collect());
+    let of_each = |value: fn(&GroupMetrics) -> Option<u64>| {
+        let label = |group: &GroupMetrics| format!("{{database=\"{}\"}}", group.database);
+        let rows = metrics.groups.iter().filter_map(|group| Some((label(group), value(group)?)));
+        rows.collect::<Vec<_>>()
+    };
+    family(
+        "highwater_divergences_total",
+        "counter",
+        "How often this replica was found not to be what a majority is.",
+        of_each(|group| Some(group.divergences)),
+    );
+    family(
+        "highwater_verified_lsn",
+        "gauge",
+        "The last audit at which this replica was what a majority is.",
+        of_each(|group| Some(group.verified?.lsn.0)),
+    );
+    family(
+        "highwater_verified_timestamp_seconds",
+        "gauge",
+        "When that was known.",
+        of_each(|group| Some(group.verified?.at_ms / 1000)),
+    );
+    family(
+        "highwater_scrubbed_timestamp_seconds",
+        "gauge",
+        "When the scrub has last read all of this replica's state.",
+        of_each(|group| Some(group.scrubbed_ms? / 1000)),
+    );
     out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use highwater_node::api::GroupMetrics;
+    use highwater_core::{Lsn, Root, Verified};
 
     #[test]
     fn metrics_are_prometheus_text() {
@@ -140,8 +181,13 @@ mod tests {
             writes_acked: 2,
             writes_replayed: 4,
             elections: 1,
+            scrubbed_bytes: 9,
+            scrub_failures: 1,
             apply_errors: 0,
             groups: vec![GroupMetrics {
+                verified: Some(Verified { lsn: Lsn(3), root: Root(7), at_ms: 5_999 }),
+                divergences: 8,
+                scrubbed_ms: Some(4_000),
                 database: "db".to_owned(),
                 leader: true,
                 watermarks: [
@@ -152,6 +198,7 @@ mod tests {
                     ("applied", 3),
                     ("checkpointed", 2),
                 ],
+                ..GroupMetrics::default()
             }],
         });
         for line in [
@@ -163,6 +210,12 @@ mod tests {
             "highwater_apply_errors_total 0",
             "highwater_is_leader{database=\"db\"} 1",
             "highwater_watermark{database=\"db\",mark=\"committed\"} 4",
+            "highwater_scrubbed_bytes_total 9",
+            "highwater_scrub_failures_total 1",
+            "highwater_divergences_total{database=\"db\"} 8",
+            "highwater_verified_lsn{database=\"db\"} 3",
+            "highwater_verified_timestamp_seconds{database=\"db\"} 5",
+            "highwater_scrubbed_timestamp_seconds{database=\"db\"} 4",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }

@@ -46,7 +46,16 @@ pub(crate) struct DatabaseJson {
     term: u64,
     epoch: u64,
     watermarks: Watermarks,
+    root: Option<Root>,
     replicas: Vec<Replica>,
+}
+
+/// What the answering node's replica hashed to at the last audit at which a majority had the same.
+#[derive(Serialize)]
+struct Root {
+    lsn: u64,
+    hash: String,
+    verified_at: String,
 }
 
 /// The leader's watermarks; where none is known, those of the replica with the most.
@@ -105,6 +114,7 @@ pub(crate) fn database(view: &ClusterView, info: &DatabaseInfo) -> DatabaseJson 
         term: group.term.0,
         epoch: view.epoch,
         watermarks: group.watermarks(),
+        root: group.root(),
         replicas: group.replicas(),
     }
 }
@@ -183,6 +193,17 @@ impl<'a> Group<'a> {
         }
     }
 
+    /// The answering node is the one that was not contacted.
+    fn root(&self) -> Option<Root> {
+        let own = self.nodes.iter().find(|(node, _)| node.last_contact.is_none());
+        let verified = own.and_then(|(_, status)| *status)?.verified?;
+        Some(Root {
+            lsn: verified.lsn.0,
+            hash: verified.root.to_string(),
+            verified_at: rfc3339(verified.at_ms),
+        })
+    }
+
     fn replicas(&self) -> Vec<Replica> {
         let committed = self.best().map_or(0, |status| status.committed.0);
         self.nodes.iter().map(|(node, status)| replica(node, *status, committed)).collect()
@@ -209,14 +230,31 @@ fn replica(node: &NodeView, status: Option<&GroupStatus>, committed: u64) -> Rep
         rebootstrapping: false,
         // The first failed apply quarantines a group.
         apply_errors: u64::from(quarantined),
-        divergences: 0,
+        divergences: status.map_or(0, |status| status.divergences),
     }
+}
+
+/// A wall clock's milliseconds, in UTC.
+fn rfc3339(ms: u64) -> String {
+    let (days, ms) = (ms / 86_400_000, ms % 86_400_000);
+    let (s, ms) = (ms / 1000, ms % 1000);
+    // Howard Hinnant, "chrono-compatible low-level date algorithms": years begin in March.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (h, m, s) = (s / 3600, s / 60 % 60, s % 60);
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use highwater_core::Lsn;
+    use highwater_core::{Lsn, Root as Root128, Verified};
     use serde_json::json;
 
     fn status(leader: Option<u64>, term: u64, committed: u64, applied: u64) -> NodeStatus {
@@ -282,6 +320,31 @@ mod tests {
                    "apply_errors": 0, "divergences": 0})
         );
         assert_eq!(json["replicas"][1]["lag_ms"], 0);
+        assert_eq!(json["root"], json!(null));
+    }
+
+    #[test]
+    fn the_root_is_the_answering_nodes_own() {
+        let mut statuses = [Some(status(Some(1), 5, 20, 20)), Some(status(Some(1), 5, 20, 20))];
+        let verified =
+            |lsn| Verified { lsn: Lsn(lsn), root: Root128(0xabc), at_ms: 951_827_696_789 };
+        for (at, status) in statuses.iter_mut().flatten().enumerate() {
+            status.groups[0].verified = Some(verified(7 + at as u64));
+            status.groups[0].divergences = at as u64;
+        }
+        let (view, info) = view(statuses.to_vec());
+        let json = serde_json::to_value(database(&view, &info)).unwrap();
+        assert_eq!(
+            json["root"],
+            json!({"lsn": 7, "hash": "00000000000000000000000000000abc",
+                   "verified_at": "2000-02-29T12:34:56.789Z"})
+        );
+        assert_eq!(json["replicas"][1]["divergences"], 1);
+        let times = [0, 68_169_600_000, 4_107_542_400_000].map(rfc3339);
+        assert_eq!(
+            times,
+            ["1970-01-01T00:00:00.000Z", "1972-02-29T00:00:00.000Z", "2100-03-01T00:00:00.000Z"]
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use highwater_core::{GroupId, Lsn, NodeId, SlotCause, SlotState, Term};
+use highwater_core::{GroupId, Lsn, NodeId, SlotCause, SlotState, Term, Verified};
 use highwater_wire::peer::NodeStatus;
 
 /// A committed and applied write.
@@ -270,6 +270,10 @@ pub struct Metrics {
     pub elections: u64,
     /// Failed applies.
     pub apply_errors: u64,
+    /// Bytes of states that the scrub has read.
+    pub scrubbed_bytes: u64,
+    /// Passes of the scrub that found something.
+    pub scrub_failures: u64,
     /// One row a group of this node.
     pub groups: Vec<GroupMetrics>,
 }
@@ -277,10 +281,18 @@ pub struct Metrics {
 /// One group's gauges.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupMetrics {
+    /// Which.
+    pub group: GroupId,
     /// The database; `system` for the system group.
     pub database: String,
     /// Whether this node leads it.
     pub leader: bool,
     /// In the order: first, appended, durable, committed, applied, checkpointed.
     pub watermarks: [(&'static str, u64); 6],
+    /// The last root that a majority agreed on, this replica with it.
+    pub verified: Option<Verified>,
+    /// How often this replica was found to differ.
+    pub divergences: u64,
+    /// When the scrub has last read all of its state, by the wall clock, in milliseconds.
+    pub scrubbed_ms: Option<u64>,
 }

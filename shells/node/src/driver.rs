@@ -14,6 +14,7 @@ use highwater_core::{
     Request, RequestId, Term,
     planted::{self, Planted},
 };
+use highwater_store::state::States;
 use highwater_wire::peer::{ForwardReply, ForwardRequest, NodeStatus, PeerMessage, SlotAsk};
 use tokio::sync::{
     mpsc::{Receiver, UnboundedReceiver, UnboundedSender},
@@ -232,6 +233,7 @@ pub(crate) struct Hands<C, T> {
     pub(crate) log: UnboundedSender<(highwater_core::WriteId, Vec<highwater_core::Record>)>,
     pub(crate) loads: UnboundedSender<ReadJob>,
     pub(crate) state: UnboundedSender<StateJob>,
+    pub(crate) states: Arc<States>,
     #[cfg(madsim)]
     pub(crate) observer: Option<Arc<dyn crate::Observer>>,
 }
@@ -416,6 +418,11 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             Effect::Notice(notice) => log_notice(&notice),
             Effect::Reopen { group, upto } => {
                 drop(self.hands.state.send(StateJob::Reopen { group, upto }));
+            }
+            Effect::DropState { group, reason } => {
+                // Readers don't wait for the workers.
+                self.hands.states.condemn(group, &reason);
+                drop(self.hands.state.send(StateJob::Lost { group, reason }));
             }
             Effect::Mend { group, entries } => {
                 drop(self.hands.loads.send(ReadJob::Mend { group, entries }));
@@ -661,6 +668,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 metrics.writes_acked = self.hands.shared.acked.load(Ordering::Relaxed);
                 metrics.writes_replayed = self.hands.shared.replayed.load(Ordering::Relaxed);
                 metrics.apply_errors = self.hands.shared.apply_errors.load(Ordering::Relaxed);
+                status::add_scrub(&mut metrics, &self.hands.shared.scrub.get());
                 drop(reply.send(metrics));
             }
             Command::Committed { group, reply } => {
@@ -817,6 +825,17 @@ fn log_notice(notice: &Notice) {
         Notice::Rebuilt { group } => {
             tracing::warn!(%group, "a database's state is rebuilt, and served again");
         }
+        Notice::Diverged { group, lsn } => tracing::error!(
+            %group, %lsn,
+            "a database's state on this node is not what a majority has: it is dropped and rebuilt \
+             from the oplog, and not served from here until then. This is damage, or a bug: please \
+             report it"
+        ),
+        Notice::RootsDiffer { group, lsn } => tracing::error!(
+            %group, %lsn,
+            "the replicas of a database are not the same: whoever is not as the majority is leaves \
+             service and is rebuilt"
+        ),
         Notice::Sound { group } => {
             tracing::warn!(%group, "a group that had lost the end of its log holds it again: it votes");
         }

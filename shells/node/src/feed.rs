@@ -86,7 +86,8 @@ impl Recent {
     fn take_in(&mut self, entries: &[Entry], outcomes: &[Outcome]) {
         let mut outcomes = outcomes.iter();
         for entry in entries {
-            let outcome = if entry.kind.is_op() { outcomes.next() } else { None };
+            let outcome = if entry.kind.has_outcome() { outcomes.next() } else { None };
+            let outcome = outcome.filter(|_| entry.kind.is_op());
             // What the state held already was applied by an earlier process: it has no outcome now.
             let is_known = outcome.is_none_or(|outcome| *outcome != Outcome::default());
             if entry.lsn != self.next || !is_known {

@@ -7,6 +7,7 @@ mod driver;
 pub mod env;
 mod feed;
 mod handle;
+mod scrub;
 mod shared;
 mod slots;
 mod status;
@@ -29,6 +30,7 @@ use tokio::sync::mpsc;
 
 pub use driver::Exit;
 pub use handle::Handle;
+pub use scrub::ScrubPace;
 pub use stream::{Begin, Change, ChangeStream};
 
 /// How the core's answers become a caller's: what is definite, and what is not known. For whoever
@@ -55,6 +57,8 @@ pub struct Options {
     pub http: String,
     /// The software's version.
     pub version: String,
+    /// How fast states are scrubbed.
+    pub scrub: ScrubPace,
 }
 
 /// What the node is made of.
@@ -128,7 +132,7 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
     options: Options,
     parts: Parts<C, D, T>,
 ) -> Result<(Handle, impl Future<Output = Exit> + Send + 'static), StartError> {
-    let Options { core, identity, seed, addresses, http, version } = options;
+    let Options { core, identity, seed, addresses, http, version, scrub } = options;
     let Opened { writer, reader, preparer, recovered, .. } = parts.opened;
     let room = writer.options().room();
     let needed = core.reserve_bytes / 2 + core.payload_bytes_max as u64;
@@ -182,6 +186,15 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         observer: parts.observer.clone(),
     };
     let inbound = parts.inbound;
+    let state = worker.start();
+    let scrubber = scrub::Scrubber {
+        pace: scrub,
+        clock: parts.clock.clone(),
+        states: states.clone(),
+        shared: shared.clone(),
+        jobs: state.downgrade(),
+        at: None,
+    };
     let hands = driver::Hands {
         clock: parts.clock,
         node,
@@ -190,11 +203,13 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         about: status::About { identity, addresses, http, version },
         log,
         loads,
-        state: worker.start(),
+        state,
+        states: states.clone(),
         #[cfg(madsim)]
         observer: parts.observer,
     };
     let driver = async move {
+        let scrubbing = scrubber.start();
         let writing =
             tokio::spawn(workers::write_log(writer, log_jobs, done.clone(), shared, states));
         let failed = done.clone();
@@ -204,6 +219,7 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         let reading = tokio::spawn(workers::read_history(reader, history_jobs, done));
         let sources = driver::Sources { completions, inbound, commands: command_queue };
         let exit = driver::Driver::new(hands).run(sources).await;
+        drop(scrubbing);
         // The driver's end closes the writer's queue: what is queued is written first.
         let _ = writing.await;
         preparing.abort();

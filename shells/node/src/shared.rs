@@ -11,7 +11,7 @@ use std::{
 use highwater_core::{GroupId, NodeId, Term};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::{feed::Feeds, slots::Consumers, stream::STREAMS_MAX};
+use crate::{feed::Feeds, scrub::Progress, slots::Consumers, stream::STREAMS_MAX};
 
 /// Read by many handles, written by one driver.
 pub(crate) struct Shared {
@@ -25,6 +25,8 @@ pub(crate) struct Shared {
     pub(crate) consumers: Consumers,
     /// Streams that may still be opened.
     pub(crate) streams: Arc<Semaphore>,
+    /// What the scrub has read.
+    pub(crate) scrub: Progress,
     /// fsyncs of the oplog.
     pub(crate) syncs: AtomicU64,
     /// Writes acknowledged through this node's handles.
@@ -96,6 +98,7 @@ impl Shared {
             feeds: Feeds::default(),
             consumers: Consumers::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            scrub: Progress::default(),
             syncs: AtomicU64::new(0),
             acked: AtomicU64::new(0),
             replayed: AtomicU64::new(0),

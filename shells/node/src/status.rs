@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use highwater_core::{GroupId, GroupView, Identity, Node, NodeId, RoleView};
 use highwater_wire::peer::{GroupStatus, NodeStatus};
 
-use crate::api::{GroupMetrics, Metrics, NodeView, Readiness};
+use crate::{
+    api::{GroupMetrics, Metrics, NodeView, Readiness},
+    scrub::Counts,
+};
 
 /// A replica further behind than this, in LSNs, is catching up.
 const BEHIND_LSNS: u64 = 1024;
@@ -104,6 +107,17 @@ fn group_status(node: &Node, group: &GroupView<'_>) -> GroupStatus {
         lag_bytes: node.unapplied_bytes(group.group),
         lag_us: group.lag_us,
         quarantined: group.quarantined.map(String::from),
+        verified: group.verified,
+        divergences: group.divergences,
+    }
+}
+
+/// Adds what the scrub has done.
+pub(crate) fn add_scrub(metrics: &mut Metrics, counts: &Counts) {
+    metrics.scrubbed_bytes = counts.bytes;
+    metrics.scrub_failures = counts.failures;
+    for group in &mut metrics.groups {
+        group.scrubbed_ms = counts.done_ms.get(&group.group).copied();
     }
 }
 
@@ -117,6 +131,7 @@ pub(crate) fn metrics(node: &Node) -> Metrics {
             let marks = group.watermarks;
             let database = names.get(&group.group).copied().unwrap_or("system");
             GroupMetrics {
+                group: group.group,
                 database: String::from(database),
                 leader: group.role == RoleView::Leader,
                 watermarks: [
@@ -127,6 +142,9 @@ pub(crate) fn metrics(node: &Node) -> Metrics {
                     ("applied", marks.applied().0),
                     ("checkpointed", marks.checkpointed().0),
                 ],
+                verified: group.verified,
+                divergences: group.divergences,
+                scrubbed_ms: None,
             }
         })
         .collect();

@@ -309,8 +309,8 @@ impl Applier {
                 let _ = self.worker.done.send(Input::Applied { group, upto, outcomes });
             }
             Err(_) if planted::is(Planted::ApplyFailureSkipped) => {
-                let ops = entries.iter().filter(|entry| entry.kind.is_op());
-                let outcomes = ops.map(|_| Outcome::default()).collect();
+                let with_one = entries.iter().filter(|entry| entry.kind.has_outcome());
+                let outcomes = with_one.map(|_| Outcome::default()).collect();
                 let _ = self.worker.done.send(Input::Applied { group, upto, outcomes });
             }
             Err(failure) => self.fail(group, failure),
@@ -467,4 +467,4 @@ fn spawn_flusher(
 }
 
 #[cfg(all(test, not(madsim)))]
-mod tests;
+pub(crate) mod tests;

@@ -11,6 +11,7 @@ use std::{
 
 use highwater_core::{ClusterId, Config as CoreConfig, NodeId};
 use highwater_http::Limits;
+use highwater_node::ScrubPace;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -50,6 +51,8 @@ pub struct Config {
     pub idempotency_keys: usize,
     /// For how long it does at least, in milliseconds.
     pub idempotency_window_ms: u64,
+    /// How fast states are scrubbed.
+    pub scrub: ScrubPace,
     /// Variables that look like ours and are none.
     pub unknown_variables: Vec<String>,
 }
@@ -83,6 +86,8 @@ struct File {
     peers: Vec<PeerTable>,
     #[serde(default)]
     limits: LimitsTable,
+    #[serde(default)]
+    scrub: ScrubTable,
 }
 
 #[derive(Deserialize)]
@@ -105,6 +110,13 @@ struct LimitsTable {
     connections: Option<Spanned<u64>>,
     idempotency_keys: Option<Spanned<u64>>,
     idempotency_window_ms: Option<Spanned<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScrubTable {
+    bytes_per_s: Option<Spanned<u64>>,
+    pause_ms: Option<Spanned<u64>>,
 }
 
 /// A value and where it came from, for errors.
@@ -183,7 +195,7 @@ fn variable(name: &str) -> String {
 }
 
 /// Every key that a variable can set.
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 21] = [
     "node",
     "cluster",
     "address",
@@ -203,6 +215,8 @@ const KEYS: [&str; 19] = [
     "limits.connections",
     "limits.idempotency_keys",
     "limits.idempotency_window_ms",
+    "scrub.bytes_per_s",
+    "scrub.pause_ms",
 ];
 /// Variables of other commands.
 pub(crate) const OTHER_VARIABLES: [&str; 3] =
@@ -297,6 +311,7 @@ impl Config {
             limits: limits(&source, table)?,
             idempotency_keys: limit(&source, "idempotency_keys", keys)? as usize,
             idempotency_window_ms: limit(&source, "idempotency_window_ms", window)?,
+            scrub: scrub(&source, file.scrub)?,
             unknown_variables: unknown(env),
         })
     }
@@ -345,6 +360,17 @@ fn peers(
         }
     }
     Ok(peers)
+}
+
+fn scrub(source: &Source<'_>, table: ScrubTable) -> Result<ScrubPace, Failure> {
+    let default = ScrubPace::default();
+    let number = |name: &str, given: Option<Spanned<u64>>, default: u64| {
+        Ok(source.parsed(name, given)?.map_or(default, |given| given.value))
+    };
+    Ok(ScrubPace {
+        bytes_per_s: number("scrub.bytes_per_s", table.bytes_per_s, default.bytes_per_s)?,
+        pause_ms: number("scrub.pause_ms", table.pause_ms, default.pause_ms)?,
+    })
 }
 
 /// One limit: as given, at most so much, or else the default.
@@ -450,6 +476,13 @@ pub(crate) fn render(
         of.connections,
         core.once_max,
         core.once_window_ms,
+    );
+    let of = ScrubPace::default();
+    let _ = write!(
+        text,
+        "\n# How fast all databases' states are read again to find damage (0: not at all), and how\n\
+         # long after that they are again.\n[scrub]\nbytes_per_s = {}\npause_ms = {}\n",
+        of.bytes_per_s, of.pause_ms,
     );
     text
 }

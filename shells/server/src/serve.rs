@@ -294,6 +294,7 @@ async fn recover(config: &Config, disk: RealDisk) -> Result<(Options, NodeParts,
         addresses,
         http: config.http.clone(),
         version: VERSION.to_owned(),
+        scrub: config.scrub,
     };
     let clock = SystemClock { start: Instant::now() };
     let parts = Parts { clock, opened, states, transport: quic.clone(), inbound: messages };

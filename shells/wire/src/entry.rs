@@ -156,6 +156,7 @@ mod tests {
         insta::assert_snapshot!("create", hex(&encoded(&entry(Kind::CreateDatabase, b"orders"))));
         insta::assert_snapshot!("slot", hex(&encoded(&entry(Kind::Slot, b"slots"))));
         insta::assert_snapshot!("once", hex(&encoded(&entry(Kind::Once, b"payload"))));
+        insta::assert_snapshot!("audit", hex(&encoded(&entry(Kind::Audit, b""))));
     }
 
     #[test]

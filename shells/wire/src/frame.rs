@@ -44,6 +44,7 @@ pub(crate) enum FrameType {
     Fetched = 10,
     Recall = 11,
     Recalled = 12,
+    Root = 13,
 }
 
 impl FrameType {
@@ -61,6 +62,7 @@ impl FrameType {
             10 => Some(FrameType::Fetched),
             11 => Some(FrameType::Recall),
             12 => Some(FrameType::Recalled),
+            13 => Some(FrameType::Root),
             _ => None,
         }
     }

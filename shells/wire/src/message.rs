@@ -9,7 +9,7 @@ use crate::{
     peer::{ForwardRequest, Hello, PeerMessage},
     v1::{
         AppendV1, FetchedV1, ForwardReplyV1, ForwardRequestV1, ForwardV1, GroupBodyV1, GroupV1,
-        HeartbeatV1, HelloV1, NodesV1, RecallV1, RecalledV1, StatusQueryV1, StatusV1,
+        HeartbeatV1, HelloV1, NodesV1, RecallV1, RecalledV1, RootV1, StatusQueryV1, StatusV1,
     },
 };
 
@@ -88,6 +88,7 @@ pub fn decode(frame: Bytes) -> Result<PeerMessage, DecodeError> {
             let from = GroupId(frame.control::<RecallV1>()?.from);
             PeerMessage::Core(Message::Recall { from })
         }
+        FrameType::Root => PeerMessage::Core(frame.control::<RootV1>()?.into()),
         FrameType::Recalled => PeerMessage::Core(frame.control::<RecalledV1>()?.into()),
         FrameType::Forward => {
             let ForwardV1 { id, budget_us, request } = frame.control()?;
@@ -215,6 +216,16 @@ fn encode_group(group: GroupId, term: Term, message: &GroupMessage, out: &mut By
                 entries: entries.len() as u32,
             };
             return put(FrameType::Fetched, &control, out, |out| put_entries(group, entries, out));
+        }
+        GroupMessage::Root { lsn, root } | GroupMessage::Verified { lsn, root } => {
+            let control = RootV1 {
+                group: group.0,
+                term: term.0,
+                lsn: lsn.0,
+                root: root.0,
+                verified: matches!(message, GroupMessage::Verified { .. }),
+            };
+            return put(FrameType::Root, &control, out, no_tail);
         }
         GroupMessage::PreVote { last } => GroupBodyV1::PreVote { last: (*last).into() },
         GroupMessage::PreVoteReply { granted } => GroupBodyV1::PreVoteReply { granted: *granted },

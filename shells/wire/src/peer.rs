@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use highwater_core::{
     GroupId, Lsn, Message, NodeId, OnceKey, Outcome, Reject, SlotOutcome, SlotSettings, Term,
+    Verified,
 };
 
 /// One message between two nodes.
@@ -167,6 +168,10 @@ pub struct GroupStatus {
     pub lag_us: u64,
     /// Quarantined here, and why.
     pub quarantined: Option<String>,
+    /// What its state hashed to at the last audit at which a majority had the same.
+    pub verified: Option<Verified>,
+    /// How often it was found to differ from a majority, since the node was started.
+    pub divergences: u64,
 }
 
 /// Who opens a connection between nodes, told by both sides first. The transport checks the

@@ -5,7 +5,7 @@ mod slots;
 
 use highwater_core::{
     Boot, ClusterId, Formation, GroupId, GroupMessage, Incarnation, Instant, Lsn, Member, Message,
-    NodeId, Outcome, Peer, Position, Reject, Term,
+    NodeId, Outcome, Peer, Position, Reject, Root, Term, Verified,
 };
 use rkyv::{Archive, Deserialize, Serialize};
 use slots::{SlotAskV1, SlotOutcomeV1};
@@ -264,6 +264,27 @@ pub(crate) struct FetchedV1 {
     pub(crate) entries: u32,
 }
 
+/// [`GroupMessage::Root`] and [`GroupMessage::Verified`].
+#[derive(Archive, Serialize, Deserialize)]
+pub(crate) struct RootV1 {
+    pub(crate) group: u64,
+    pub(crate) term: u64,
+    pub(crate) lsn: u64,
+    pub(crate) root: u128,
+    pub(crate) verified: bool,
+}
+
+impl From<RootV1> for Message {
+    fn from(v: RootV1) -> Message {
+        let (lsn, root) = (Lsn(v.lsn), Root(v.root));
+        let message = match v.verified {
+            false => GroupMessage::Root { lsn, root },
+            true => GroupMessage::Verified { lsn, root },
+        };
+        Message::Group { group: GroupId(v.group), term: Term(v.term), message }
+    }
+}
+
 /// A forwarded request.
 #[derive(Archive, Serialize, Deserialize)]
 pub(crate) struct ForwardV1 {
@@ -463,6 +484,28 @@ struct GroupStatusV1 {
     lag_bytes: u64,
     lag_us: u64,
     quarantined: Option<String>,
+    verified: Option<VerifiedV1>,
+    divergences: u64,
+}
+
+/// [`Verified`].
+#[derive(Archive, Serialize, Deserialize)]
+struct VerifiedV1 {
+    lsn: u64,
+    root: u128,
+    at_ms: u64,
+}
+
+impl From<Verified> for VerifiedV1 {
+    fn from(Verified { lsn, root, at_ms }: Verified) -> VerifiedV1 {
+        VerifiedV1 { lsn: lsn.0, root: root.0, at_ms }
+    }
+}
+
+impl From<VerifiedV1> for Verified {
+    fn from(VerifiedV1 { lsn, root, at_ms }: VerifiedV1) -> Verified {
+        Verified { lsn: Lsn(lsn), root: Root(root), at_ms }
+    }
 }
 
 impl StatusV1 {
@@ -479,6 +522,8 @@ impl StatusV1 {
             lag_bytes: g.lag_bytes,
             lag_us: g.lag_us,
             quarantined: g.quarantined.clone(),
+            verified: g.verified.map(Into::into),
+            divergences: g.divergences,
         };
         StatusV1 {
             id,
@@ -506,6 +551,8 @@ impl From<StatusV1> for NodeStatus {
             lag_bytes: g.lag_bytes,
             lag_us: g.lag_us,
             quarantined: g.quarantined,
+            verified: g.verified.map(Into::into),
+            divergences: g.divergences,
         };
         NodeStatus {
             version: v.version,

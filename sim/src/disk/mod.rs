@@ -179,6 +179,14 @@ impl SimDisk {
         (trouble.read_fails, trouble.unreadable_until_ns) = (true, until_ns);
     }
 
+    /// Whether it does now what it is asked to.
+    pub(crate) fn is_untroubled(&self, part: Part) -> bool {
+        let mut inner = self.lock();
+        let trouble = inner.part(part);
+        let reads = !trouble.read_fails && now_ns() >= trouble.unreadable_until_ns;
+        reads && !trouble.sync_fails && !trouble.full
+    }
+
     /// Whether the process that runs, or ran last, was told of an error that was not its own fault.
     pub(crate) fn has_erred(&self) -> bool {
         self.lock().erred

@@ -564,7 +564,8 @@ impl Cluster {
     fn apply(&mut self, node: NodeId, id: u64, group: GroupId, entries: &[Entry]) {
         let Some(process) = self.process(node, id) else { return };
         let behind = std::mem::take(&mut process.behind);
-        let outcomes = self.machine_mut(node).states.entry(group).or_default().apply(entries);
+        let outcomes =
+            self.machine_mut(node).states.entry(group).or_default().apply(group, entries);
         self.judge.applied((node, id), group, entries, &outcomes);
         let upto = entries.last().map(|entry| entry.lsn).unwrap_or_default();
         let input = Input::Applied { group, upto, outcomes };

@@ -339,6 +339,7 @@ impl Driver {
             | Effect::ReadControl { .. }
             | Effect::Apply { .. }
             | Effect::Reopen { .. }
+            | Effect::DropState { .. }
             | Effect::Checkpoint { .. }
             | Effect::Fence { .. }
             | Effect::Halt { .. } => pass.jobs.push(effect),

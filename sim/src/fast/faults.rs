@@ -114,6 +114,7 @@ impl Cluster {
             | Fault::FullDisk { .. }
             | Fault::ReadError { .. }
             | Fault::Wipe { .. }
+            | Fault::Tamper { .. }
             | Fault::Copy { .. }
             | Fault::RollBack { .. } => {}
             Fault::Damage { target, down_ms, .. } => {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use highwater_core::{Entry, Lsn, Outcome};
+use highwater_core::{Entry, GroupId, Lsn, Outcome};
 use highwater_node::api::{ListQuery, Listed, Record};
 use highwater_wire::op::{Answer, Op};
 
@@ -27,12 +27,15 @@ impl State {
     }
 
     /// Applies a run. What it holds already is skipped, with default outcomes.
-    pub(super) fn apply(&mut self, entries: &[Entry]) -> Vec<Outcome> {
+    pub(super) fn apply(&mut self, group: GroupId, entries: &[Entry]) -> Vec<Outcome> {
         let ops = entries.iter().filter_map(|entry| {
             let fresh = entry.lsn > self.applied;
             self.applied = self.applied.max(entry.lsn);
-            let op = entry.op()?;
-            Some(if fresh { self.op(entry.lsn, op) } else { Outcome::default() })
+            entry.kind.has_outcome().then(|| match entry.op() {
+                _ if !fresh => Outcome::default(),
+                Some(op) => self.op(entry.lsn, op),
+                None => self.audit(group, entry.lsn),
+            })
         });
         ops.collect()
     }
@@ -41,6 +44,12 @@ impl State {
         let op = Op::decode(op).expect("clients propose ops");
         let answer = self.content.apply(lsn, &op);
         Outcome { refused: matches!(answer, Answer::Refused { .. }), answer: answer.encode() }
+    }
+
+    /// Of the reference, which is what it should be.
+    fn audit(&self, group: GroupId, lsn: Lsn) -> Outcome {
+        let root = self.content.root(group, lsn).encode();
+        Outcome { refused: false, answer: Bytes::copy_from_slice(&root) }
     }
 
     /// A checkpoint of the state at `lsn` is durable.

@@ -11,7 +11,8 @@ use super::{Judge, Open, State, op_id};
 use crate::{
     history::{Ask, Call, Told},
     oracles::{
-        linearizability, roots::root, sessions, slots, streams::Streamed, watermarks::is_known,
+        audits::Audits, linearizability, roots::root, sessions, slots, streams::Streamed,
+        watermarks::is_known,
     },
     stats::Seen,
     trace::{Kind, digest},
@@ -40,7 +41,9 @@ impl Judge {
         }
         let op = call.ask.op().map(|op| op_id(&op.encode()));
         let applied = op.is_some_and(|id| state.outcomes.group_of(id).is_some());
-        state.open.insert(call.id, Open { group, floor, process, shown, slot, applied });
+        let condemned = group.is_some_and(|group| state.audits.is_condemned(process, group));
+        let open = Open { group, floor, process, shown, slot, applied, condemned };
+        state.open.insert(call.id, open);
         state.answers.calls(call.id);
         state.histories.calls(call);
         let mut digest_of = digest(call.database.as_bytes());
@@ -75,6 +78,13 @@ impl Judge {
         self.world.check("answers", state.answers.told(call.id));
         let Some(open) = state.open.remove(&call.id) else { return };
         state.histories.told(call, told);
+        if let (Some(group), Told::Got(_) | Told::Listed(_) | Told::Streamed(_)) =
+            (open.group, told)
+            && open.condemned
+            && state.audits.is_condemned(open.process, group)
+        {
+            self.world.check("audits", Audits::served(call.node, group));
+        }
         if let Some(group) = open.group
             && call.ask.op().is_some()
         {

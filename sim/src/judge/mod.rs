@@ -11,13 +11,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use highwater_core::{Config, GroupId, GroupView, Lsn, NodeId, RoleView, Term, Watermarks};
+use highwater_core::{
+    Config, GroupId, GroupView, Lsn, NodeId, RoleView, Term, Verified, Watermarks,
+};
 use highwater_wire::op::Op;
 use tokio::sync::Notify;
 
 use crate::{
     oracles::{
         answers::Answers,
+        audits::Audits,
         catalog::Catalog,
         commit_rule::CommitRule,
         committed_log::CommittedLog,
@@ -64,6 +67,8 @@ struct Open {
     slot: slots::Before,
     /// The op that it asks for was applied somewhere.
     applied: bool,
+    /// The replica was out of service then, since it differs.
+    condemned: bool,
 }
 
 #[derive(Default)]
@@ -108,6 +113,7 @@ struct State {
     /// Who led when a slot's consumer was last told of it.
     slot_leaders: BTreeMap<String, NodeId>,
     roots: Roots,
+    audits: Audits,
     open: BTreeMap<u64, Open>,
     /// Every op as its client asked for it, and what was known then.
     asked: BTreeMap<OpId, (Op, Lsn)>,
@@ -139,6 +145,7 @@ struct Glance {
     leader: Option<NodeId>,
     watermarks: Watermarks,
     quarantined: bool,
+    verified: Option<Verified>,
 }
 
 impl Glance {
@@ -151,6 +158,7 @@ impl Glance {
             leader: view.leader,
             watermarks: view.watermarks,
             quarantined: view.quarantined.is_some(),
+            verified: view.verified,
         }
     }
 }
@@ -174,6 +182,23 @@ impl Judge {
         self.lock().harms.harmed(node, harm);
     }
 
+    /// A node's state of a group is changed behind its back.
+    pub(crate) fn tampered(&self, node: NodeId, group: GroupId, how: String) {
+        let mut state = self.lock();
+        state.harms.harmed(node, Harm::StateDamaged);
+        state.audits.tampered(node, group, how);
+    }
+
+    /// A node's state of a group is dropped at its start.
+    pub(crate) fn drops_state(&self, node: NodeId, group: GroupId) {
+        self.lock().audits.is_gone(node, Some(group));
+    }
+
+    /// What was done to these nodes' states, and is not found.
+    pub(crate) fn undetected(&self, nodes: &[NodeId]) -> Vec<String> {
+        self.lock().audits.undetected(nodes)
+    }
+
     /// A process's disk has failed it: calls ended in errors.
     pub(crate) fn erred(&self, process: ProcessId) {
         self.lock().harms.failed(process);
@@ -186,6 +211,7 @@ impl Judge {
         if let Some(log) = state.logs.get_mut(&node) {
             log.becomes(DurableLog::default());
             state.harms.harmed(node, Harm::Wiped);
+            state.audits.is_gone(node, None);
         }
     }
 
@@ -204,6 +230,7 @@ impl Judge {
         if let (Some(copy), Some(log)) = (state.copies.remove(&node), state.logs.get_mut(&node)) {
             log.becomes(copy);
             state.harms.harmed(node, Harm::RolledBack);
+            state.audits.is_gone(node, None);
         }
     }
 

@@ -1,15 +1,16 @@
 //! What nodes do: starts, steps, applies.
 
 use highwater_core::{
-    Config, Effect, Entry, GroupId, GroupMessage, GroupView, Kind as EntryKind, Lsn, Message, Node,
-    NodeId, Notice, OnceEntry, Outcome, Record, RoleView, Term, WriteId,
+    Config, Effect, Entry, GroupId, GroupMessage, GroupView, Input, Kind as EntryKind, Lsn,
+    Message, Node, NodeId, Notice, OnceEntry, Outcome, Record, RoleView, Root, Term, Verified,
+    WriteId,
 };
 use highwater_wire::op::Answer;
 
 use super::{Glance, Judge, ProcessId, State, op_id};
 use crate::{
     oracles::{
-        bounds, broken,
+        Verdict, bounds, broken,
         durable_log::{DurableLog, Found},
         leader_completeness,
         leadership::hands_over,
@@ -34,6 +35,16 @@ fn marks_of(view: &GroupView<'_>) -> Marks {
         applied: view.watermarks.applied(),
         checkpointed: view.watermarks.checkpointed(),
     }
+}
+
+/// Whether replicas have cause to differ.
+fn differs(due: bool, node: NodeId, group: GroupId, lsn: Lsn) -> Verdict {
+    if due {
+        return Ok(());
+    }
+    let what =
+        format!("{node:?} finds that replicas of {group:?} differ at {lsn:?}, without cause");
+    Err(broken(what).on(node).of(group).at(lsn))
 }
 
 impl Judge {
@@ -71,10 +82,33 @@ impl Judge {
         for effect in effects {
             self.effect(state, process, effect);
         }
+        let serves = |group| core.group(group).is_some_and(|view| view.quarantined.is_none());
+        let left = state.audits.steps(process, serves);
         // What the last step took in is carried out in no part, and seen by nobody.
         let ends = |effect: &Effect| matches!(effect, Effect::Fence { .. } | Effect::Halt { .. });
         if !effects.iter().any(ends) {
+            self.world.check("audits", left);
             self.views(state, process, core);
+        }
+    }
+
+    /// A process's core is about to take these in.
+    pub(crate) fn takes(&self, process: ProcessId, inputs: &[Input]) {
+        for input in inputs {
+            let Input::Message { from, message: Message::Group { group, term, message } } = input
+            else {
+                continue;
+            };
+            if let GroupMessage::Verified { lsn, root } = message {
+                let mut state = self.lock();
+                let stands = state.standings.get(&(process.0, *group));
+                let is_heard = |s: &Standing| {
+                    s.term == *term && s.leader == Some(from.member.node) && !s.quarantined
+                };
+                if stands.is_some_and(is_heard) {
+                    state.audits.hears(process, *group, (*lsn, *root));
+                }
+            }
         }
     }
 
@@ -175,9 +209,25 @@ impl Judge {
             Notice::Rebuilding { group, reason } => {
                 state.machine.begins_anew(node, *group);
                 state.marks.loses_state(node, *group);
+                state.audits.is_gone(node, Some(*group));
+                let by_scrub = reason.starts_with("found by the scrub");
+                self.world.saw_times(Seen::ScrubFound, u64::from(by_scrub));
                 (Reaction::Rebuilds, *group, reason)
             }
-            Notice::Rebuilt { .. } => return self.world.saw(Seen::StateRebuilt),
+            Notice::Rebuilt { group } => {
+                let diverged = state.audits.returns(node, *group);
+                self.world.saw_times(Seen::DivergedReturned, u64::from(diverged));
+                return self.world.saw(Seen::StateRebuilt);
+            }
+            Notice::Diverged { group, lsn } => {
+                state.audits.diverges(process, *group);
+                let due = state.harms.was(node, Harm::StateDamaged);
+                return self.world.check("audits", differs(due, node, *group, *lsn));
+            }
+            Notice::RootsDiffer { group, lsn } => {
+                let due = state.logs.keys().any(|n| state.harms.was(*n, Harm::StateDamaged));
+                return self.world.check("audits", differs(due, node, *group, *lsn));
+            }
             Notice::Formed { .. }
             | Notice::Sound { .. }
             | Notice::Mended { .. }
@@ -262,6 +312,12 @@ impl Judge {
             Ok(old) => old,
             Err(what) => return self.world.fail("watermarks", what),
         };
+        if let Some(Verified { lsn, root, .. }) = view.verified {
+            match state.audits.shows(node, (group, lsn), root) {
+                Ok(news) => self.world.saw_times(Seen::AuditVerified, u64::from(news)),
+                Err(broken) => self.world.fail("audits", broken),
+            }
+        }
         if group != GroupId::SYSTEM {
             let says = state.machine.says(process, group, now.applied);
             self.world.check("state-machine safety", says);
@@ -365,9 +421,25 @@ impl Judge {
         }
         let mut outcomes = outcomes.iter();
         for entry in entries {
-            let outcome = if entry.kind.is_op() { outcomes.next() } else { None };
+            let outcome = if entry.kind.has_outcome() { outcomes.next() } else { None };
             self.entry_applied(state, process, group, entry, outcome);
         }
+    }
+
+    fn audited(
+        &self,
+        state: &mut State,
+        process: ProcessId,
+        (group, lsn): (GroupId, Lsn),
+        outcome: &Outcome,
+    ) {
+        let reference = state.references.entry(group).or_default();
+        let due = state.audits.due((group, lsn), || reference.root(group, lsn));
+        let verdict = match Root::decode(&outcome.answer) {
+            Some(root) => state.audits.audited(process, (group, lsn), root, due),
+            None => Err(broken(format!("{outcome:?} is no root")).of(group).at(lsn)),
+        };
+        self.world.check("audits", verdict);
     }
 
     fn entry_applied(
@@ -381,6 +453,10 @@ impl Judge {
         let lsn = entry.lsn;
         // What the state held already is skipped, with a default outcome.
         let outcome = outcome.filter(|o| **o != Outcome::default());
+        if let (EntryKind::Audit, Some(outcome)) = (entry.kind, outcome) {
+            self.audited(state, process, (group, lsn), outcome);
+        }
+        let outcome = outcome.filter(|_| entry.kind == EntryKind::Op);
         let fresh = state.machine.applies(process, group, (lsn, Mark::of(entry)), outcome);
         match fresh {
             Err(what) => return self.world.fail("state-machine safety", what),

@@ -4,6 +4,7 @@
 //! need, in order.
 
 pub(crate) mod answers;
+pub(crate) mod audits;
 pub(crate) mod bounds;
 pub(crate) mod catalog;
 pub(crate) mod commit_rule;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use highwater_core::Lsn;
+use highwater_core::{GroupId, Lsn, Root};
 use highwater_node::api::{Got, ListQuery, Listed, Page, Record};
 use highwater_wire::op::{Action, Answer, Condition, Op, Versions, Write};
 
@@ -139,6 +139,27 @@ impl Reference {
         Ok(())
     }
 
+    /// What a state that holds this hashes to, by the book (docs/FORMATS.md).
+    pub(crate) fn root(&self, group: GroupId, at: Lsn) -> Root {
+        let context = "highwater state format 2: leaves of records, and roots";
+        let secret = blake3::derive_key(context, &group.0.to_le_bytes());
+        let hash = |parts: &[&[u8]]| {
+            let whole = blake3::keyed_hash(&secret, &parts.concat());
+            u128::from_le_bytes(*whole.as_bytes().first_chunk().expect("a hash has 32 bytes"))
+        };
+        let mut sums = [0_u128; 256];
+        for key in self.keys.keys() {
+            let Some((version, Value { content_type, value })) = self.at(at, key) else { continue };
+            let lens = [key.len() as u64, content_type.len() as u64].map(u64::to_le_bytes);
+            let version = version.0.to_le_bytes();
+            let leaf = hash(&[&lens[0], key, &lens[1], content_type, &version, value]);
+            let sum = &mut sums[crc32c::crc32c(key) as usize % 256];
+            *sum = sum.wrapping_add(leaf);
+        }
+        let sums = sums.map(u128::to_le_bytes).concat();
+        Root(hash(&[&at.0.to_le_bytes(), &sums]))
+    }
+
     /// Forgets what came after an LSN.
     pub(crate) fn revert(&mut self, to: Lsn) {
         for versions in self.keys.values_mut() {
@@ -169,7 +190,7 @@ fn brief(record: Option<&Record>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use highwater_core::{GroupId, Term};
+    use highwater_core::Term;
 
     use super::*;
 

@@ -124,6 +124,8 @@ fn brief_group(group: GroupId, term: Term, message: &GroupMessage) -> Brief {
             facts.push(Fact::of_term(About::Ballot, group, term.next()));
             ("TimeoutNow", "campaign at once".to_owned())
         }
+        GroupMessage::Root { lsn, root } => ("Root", format!("{root:?} at {lsn:?}")),
+        GroupMessage::Verified { lsn, root } => ("Verified", format!("{root:?} at {lsn:?}")),
         GroupMessage::Fetch { from, to } => ("Fetch", run(from.0, to.0)),
         GroupMessage::Fetched { from, entries } => match entries_run(entries) {
             Some((from, to)) => {

@@ -161,7 +161,14 @@ impl Plan {
             calls_min: CALLS_MIN,
             from_birth: rng.percent(20),
             late_database_ms: rng.range(3_000, 30_000),
-            faults: cast.draw(&mut faults, profile, faults_ms),
+            faults: {
+                let mut faults = cast.draw(&mut faults, profile, faults_ms);
+                if swarm {
+                    faults.extend(cast.draw_tampers(seed, faults_ms));
+                    faults.sort_by_key(|(at, _)| *at);
+                }
+                faults
+            },
             broken: if swarm { draw_broken(&mut rng, &nodes) } else { Vec::new() },
             limits,
             nodes,
@@ -180,6 +187,7 @@ fn draw_pace(rng: &mut Rng, swarm: bool) -> Config {
         heartbeat_us,
         election_timeout_us,
         election_jitter_us: election_timeout_us / 2,
+        audit_us: 700_000,
         ..Config::default()
     }
 }
@@ -311,6 +319,19 @@ impl Cast<'_> {
         }
         faults.sort_by_key(|(at, _)| *at);
         faults
+    }
+
+    /// Changes of states above their checksums, in every other seed.
+    fn draw_tampers(&self, seed: u64, until_ms: u64) -> Vec<(u64, Fault)> {
+        let mut rng = Rng::stream(seed, "tampers", 0);
+        let count = if rng.percent(50) { rng.range(1, 3) } else { 0 };
+        let mut tamper = |_| {
+            let at = rng.range(10_000, until_ms);
+            let (target, sums) = (self.target(&mut rng), rng.percent(60));
+            let (random, down_ms) = (rng.next(), rng.heavy(10, 1_000));
+            (at, Fault::Tamper { target, sums, random, down_ms })
+        };
+        (0..count).map(&mut tamper).collect()
     }
 
     fn fault(&self, rng: &mut Rng, kind: Kind) -> Fault {

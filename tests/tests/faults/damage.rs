@@ -4,6 +4,8 @@
 
 use std::{
     fs,
+    io::Read,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -38,6 +40,16 @@ fn flip_in(files: &[PathBuf], value: &str) -> PathBuf {
         }
     }
     panic!("{value} is in none of {files:?}");
+}
+
+/// Flips one bit of a value in a file that a process has open.
+fn flip_under(file: &Path, value: &str) {
+    let file = fs::File::options().read(true).write(true).open(file).expect("a file");
+    let mut bytes = Vec::new();
+    (&file).read_to_end(&mut bytes).expect("it can be read");
+    let found = bytes.windows(value.len()).position(|part| part == value.as_bytes());
+    let at = found.expect("the value") + value.len() / 2;
+    file.write_all_at(&[bytes[at] ^ 1], at as u64).expect("it can be written");
 }
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -197,6 +209,64 @@ fn a_flipped_bit_in_a_databases_state_is_rebuilt_from_the_oplog() {
     let local = |id| cluster.records(id, "db", "local");
     assert!(local(victim) == local(leader), "the replicas differ");
     assert_eq!(cluster.node(victim).get(&record("apart", "k")).expect(200).text(), "v");
+}
+
+/// Nobody reads the record, and the process has its page in memory.
+#[test]
+fn the_scrub_finds_a_flipped_bit_that_nobody_reads() {
+    let cluster = Cluster::init(3, &[]);
+    for node in cluster.nodes() {
+        node.edit_config("bytes_per_s = 4194304", "bytes_per_s = 1000000000");
+        node.edit_config("pause_ms = 60000", "pause_ms = 2000");
+    }
+    cluster.start_all();
+    cluster.wait_ready();
+    cluster.create("db");
+    let (leader, victim, _) = followers(&cluster);
+    let mut client = cluster.node(leader).client();
+    let padding = vec![b'x'; 128 << 10];
+    for n in 0..200 {
+        let mut value = format!("the very own value of {n}.").into_bytes();
+        value.extend_from_slice(&padding);
+        let target = record("db", &format!("own/{n}"));
+        let _ = client.send(&Request::put(&target, &value)).unwrap().expect(201);
+    }
+    cluster.wait_caught_up(victim, "db");
+    let state = cluster.node(victim).data().join("state");
+    let held = || {
+        files(&state, ".redb").into_iter().find(|file| {
+            let bytes = fs::read(file).unwrap_or_default();
+            bytes.windows(26).any(|part| part == b"the very own value of 100.")
+        })
+    };
+    let file = eventually("the state is flushed", PATIENCE, held);
+    let metric = |name: &str| cluster.node(victim).metric(name);
+    let scrubbed = "highwater_scrubbed_timestamp_seconds{database=\"db\"}";
+    let _ = eventually("a pass finds nothing", PATIENCE, || metric(scrubbed));
+    assert_eq!(metric("highwater_scrub_failures_total"), Some(0.0));
+    flip_under(&file, "the very own value of 100.");
+    let other = record("db", "own/3?consistency=local");
+    eventually("the scrub finds it", PATIENCE, || {
+        let got = cluster.node(victim).get(&other);
+        assert!(got.status == 200 || got.status == 503, "{got:?}");
+        (metric("highwater_scrub_failures_total") == Some(1.0)).then_some(())
+    });
+    says(cluster.node(victim), "the scrub found a state that is not what was written");
+    says(cluster.node(victim), "rebuilt, and served again");
+    cluster.wait_caught_up(victim, "db");
+    let local = |id| cluster.records(id, "db", "local");
+    assert!(local(victim) == local(leader), "the replicas differ");
+    // What an audit says of all three.
+    let _ = cluster.node(victim).put(&record("db", "last"), "v").expect(201);
+    let roots = || {
+        let root = |id| cluster.node(id).get("/v1/databases/db").expect(200).json()["root"].clone();
+        let roots = [1, 2, 3].map(root);
+        let same = roots.iter().all(|root| root["lsn"] == roots[0]["lsn"]);
+        (same && !roots[0].is_null()).then_some(roots)
+    };
+    let roots = eventually("an audit of all", PATIENCE, roots);
+    assert!(roots.iter().all(|root| root["hash"] == roots[0]["hash"]), "{roots:?}");
+    assert_eq!(metric("highwater_divergences_total{database=\"db\"}"), Some(0.0));
 }
 
 #[test]

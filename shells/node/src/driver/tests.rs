@@ -8,15 +8,17 @@ use std::{
 
 use bytes::Bytes;
 use highwater_core::{
-    Boot, ClusterId, Config, Identity, Incarnation, Kind, Member, Message, Now, Outcome, Record,
+    Boot, ClusterId, Config, Identity, Incarnation, Member, Message, Now, Outcome, Record,
     Recovered, WriteId,
 };
+use highwater_store::state::StateOptions;
 use tokio::{
     sync::{mpsc, oneshot::Receiver as Answer},
     time,
 };
 
 use super::*;
+use crate::workers::tests::Poisoned;
 
 /// The runtime's clock, which the tests move.
 #[derive(Clone, Debug)]
@@ -65,7 +67,7 @@ impl Workers {
                     Input::Control { group, lsn, rows: Vec::new() }
                 }
                 StateJob::Apply { group, entries } => {
-                    let ops = entries.iter().filter(|entry| entry.kind == Kind::Op);
+                    let ops = entries.iter().filter(|entry| entry.kind.has_outcome());
                     let outcomes = ops.map(|_| Outcome::default()).collect();
                     Input::Applied { group, upto: entries.last().unwrap().lsn, outcomes }
                 }
@@ -117,6 +119,7 @@ impl Rig {
             log,
             loads: mpsc::unbounded_channel().0,
             state,
+            states: Arc::new(States::new(Box::new(Poisoned), StateOptions::default())),
         };
         let workers = Workers { log: log_jobs, state: state_jobs, applying: true };
         Rig { driver: Driver::new(hands), workers, sent, inputs: Vec::new() }

@@ -7,8 +7,8 @@ use highwater_store::state::{StateFiles, StateOptions, StorageBackend};
 
 use super::*;
 
-/// Panics at group 7's file.
-struct Poisoned;
+/// Has no files, and panics at group 7's.
+pub(crate) struct Poisoned;
 
 impl StateFiles for Poisoned {
     fn open(&self, name: &str) -> io::Result<Option<Box<dyn StorageBackend>>> {

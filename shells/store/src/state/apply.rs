@@ -10,20 +10,28 @@ use highwater_wire::op::{Action, Answer, Condition, Op, OpError, Versions, Write
 
 use super::{
     StoredRecord,
-    overlay::{Cell, Overlay, Overlays},
+    leaf::{Leaves, Sums},
+    overlay::{Before, Cell, Overlay, Overlays},
 };
 
 /// A run of entries as far as it is new and can be read.
 #[derive(Debug)]
 pub(super) struct Run {
-    /// Operations that the state holds already.
+    /// Steps that the state holds already.
     pub(super) skipped: usize,
     /// The new ones, with their LSNs.
-    pub(super) ops: Vec<(Lsn, Op)>,
+    pub(super) steps: Vec<(Lsn, Step)>,
     /// The last entry of the run that is to be applied.
     pub(super) upto: Lsn,
     /// The first entry that cannot be read; the run ends before it.
     pub(super) undecodable: Option<(Lsn, OpError)>,
+}
+
+/// What has an outcome.
+#[derive(Debug)]
+pub(super) enum Step {
+    Op(Op),
+    Audit,
 }
 
 impl Run {
@@ -32,7 +40,7 @@ impl Run {
     /// # Errors
     /// The first LSN that does not follow the one before it, after that one.
     pub(super) fn read(applied: Lsn, entries: &[Entry]) -> Result<Run, (Lsn, Lsn)> {
-        let mut run = Run { skipped: 0, ops: Vec::new(), upto: applied, undecodable: None };
+        let mut run = Run { skipped: 0, steps: Vec::new(), upto: applied, undecodable: None };
         let mut before = entries.first().map_or(applied, |first| first.lsn.prev().min(applied));
         for entry in entries {
             if entry.lsn != before.next() {
@@ -40,48 +48,47 @@ impl Run {
             }
             before = entry.lsn;
             let is_new = entry.lsn > applied;
-            match entry.op().map(|op| is_new.then(|| Op::decode(op))) {
-                Some(Some(Ok(op))) => run.ops.push((entry.lsn, op)),
-                Some(Some(Err(error))) => {
-                    run.undecodable = Some((entry.lsn, error));
-                    return Ok(run);
-                }
-                Some(None) => run.skipped += 1,
-                None => {}
+            match (entry.op(), entry.kind) {
+                (Some(op), _) if is_new => match Op::decode(op) {
+                    Ok(op) => run.steps.push((entry.lsn, Step::Op(op))),
+                    Err(error) => {
+                        run.undecodable = Some((entry.lsn, error));
+                        return Ok(run);
+                    }
+                },
+                (None, Kind::Audit) if is_new => run.steps.push((entry.lsn, Step::Audit)),
+                (Some(_), _) | (None, Kind::Audit) => run.skipped += 1,
+                (None, _) => {}
             }
             run.upto = run.upto.max(entry.lsn);
         }
         Ok(run)
     }
+
+    /// Every key that is written, in order: what was there before counts for its sum, and for the
+    /// outcome of some.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Bytes> {
+        let ops = self.steps.iter().filter_map(|(_, step)| match step {
+            Step::Op(op) => Some(op),
+            Step::Audit => None,
+        });
+        ops.flat_map(|op| &op.writes).map(|write| &write.key)
+    }
+
+    /// Looks up what was there before, where memory knows it. One for each of its keys.
+    pub(super) fn priors(&self, overlays: &Overlays) -> Vec<Prior> {
+        let look =
+            |key: &Bytes| overlays.get(key).map_or(Prior::InFile, |c| Prior::Known(c.before()));
+        self.keys().map(look).collect()
+    }
 }
 
-/// The version of a record before the run, as far as it is known without reading the file.
+/// What was there of a key before the run, as far as it is known without reading the file.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Prior {
-    /// `None`: there is no record.
-    Known(Option<Lsn>),
+    Known(Before),
     /// The file knows.
     InFile,
-}
-
-/// The writes whose outcome depends on what was there before, in order: those with a condition,
-/// and the first of each op, since the answer tells whether its key existed.
-fn judged(op: &Op) -> impl Iterator<Item = (usize, &Write)> {
-    op.writes.iter().enumerate().filter(|(index, write)| {
-        let others = !planted::is(Planted::BatchHalfJudged);
-        *index == 0 || others && write.condition != Condition::default()
-    })
-}
-
-/// Looks up what the run needs to know, where memory knows it. One for each judged write.
-pub(super) fn priors(ops: &[(Lsn, Op)], overlays: &Overlays) -> Vec<Prior> {
-    let look = |key: &Bytes| overlays.get(key).map_or(Prior::InFile, |c| Prior::Known(c.version()));
-    ops.iter().flat_map(|(_, op)| judged(op)).map(|(_, write)| look(&write.key)).collect()
-}
-
-/// The keys of the judged writes, in the order of [`priors`].
-pub(super) fn judged_keys(ops: &[(Lsn, Op)]) -> impl Iterator<Item = &Bytes> {
-    ops.iter().flat_map(|(_, op)| judged(op)).map(|(_, write)| &write.key)
 }
 
 /// Ready-made encodings of the common answers: applying makes none of its own.
@@ -105,41 +112,67 @@ impl Answers {
     }
 }
 
-/// Applies one operation to the active generation: all of it or, where a condition does not hold,
-/// nothing. Takes its priors, one for each judged write.
-pub(super) fn apply_op(
-    active: &mut Overlay,
-    lsn: Lsn,
-    op: Op,
-    priors: &mut impl Iterator<Item = Option<Lsn>>,
-    answers: &Answers,
-) -> Outcome {
-    let mut existed = false;
-    let mut refusal = None;
-    for (index, write) in judged(&op) {
-        let prior = priors.next().flatten();
-        let version = active.get(&write.key).map_or(prior, Cell::version);
-        if index == 0 {
-            existed = version.is_some();
+/// What is applied to: the active generation, and the sums of everything.
+pub(super) struct Target<'a> {
+    pub(super) active: &'a mut Overlay,
+    pub(super) sums: &'a mut Sums,
+    pub(super) leaves: Leaves,
+    pub(super) answers: &'a Answers,
+}
+
+impl Target<'_> {
+    /// Takes one step: all of an operation or, where a condition does not hold, nothing. Takes its
+    /// priors, one for each write.
+    pub(super) fn take(
+        &mut self,
+        lsn: Lsn,
+        step: Step,
+        priors: &mut impl Iterator<Item = Before>,
+    ) -> Outcome {
+        let op = match step {
+            Step::Op(op) => op,
+            Step::Audit => {
+                let root = self.leaves.root(lsn, self.sums).encode();
+                return Outcome { refused: false, answer: Bytes::copy_from_slice(&root) };
+            }
+        };
+        let before = |write: &Write| {
+            let prior = priors.next().flatten();
+            self.active.get(&write.key).map_or(prior, Cell::before)
+        };
+        let before: Vec<Before> = op.writes.iter().map(before).collect();
+        let version = |index: usize| before.get(index).copied().flatten().map(|(lsn, _)| lsn);
+        for (index, write) in op.writes.iter().enumerate() {
+            let judged = index == 0 || !planted::is(Planted::BatchHalfJudged);
+            if judged && !holds(&write.condition, version(index)) {
+                let version = version(index).unwrap_or_default();
+                let index = u32::try_from(index).unwrap_or(u32::MAX);
+                let refusal = Answer::Refused { index, version };
+                return Outcome { refused: true, answer: refusal.encode() };
+            }
         }
-        if refusal.is_none() && !holds(&write.condition, version) {
-            let index = u32::try_from(index).unwrap_or(u32::MAX);
-            refusal = Some(Answer::Refused { index, version: version.unwrap_or_default() });
+        let existed = version(0).is_some();
+        for (write, before) in op.writes.into_iter().zip(before) {
+            self.write(lsn, write, before);
         }
+        self.answers.done(existed)
     }
-    if let Some(refusal) = refusal {
-        return Outcome { refused: true, answer: refusal.encode() };
-    }
-    for Write { key, action, .. } in op.writes {
+
+    fn write(&mut self, lsn: Lsn, write: Write, before: Before) {
+        let Write { key, action, .. } = write;
         let cell = match action {
             Action::Put { value, content_type } => {
-                Cell::Record(StoredRecord { version: lsn, content_type, value })
+                let leaf = self.leaves.leaf(&key, lsn, &content_type, &value);
+                Cell::Record(StoredRecord { version: lsn, content_type, value }, leaf)
             }
             Action::Delete => Cell::Gone,
         };
-        active.insert(key, cell);
+        let now = cell.leaf();
+        let before = before.map(|(_, leaf)| leaf);
+        let before = before.filter(|_| !planted::is(Planted::LeafNotSubtracted));
+        self.sums.change(&key, before, now);
+        self.active.insert(key, cell);
     }
-    answers.done(existed)
 }
 
 /// Whether a record of this version (`None`: no record) meets a condition.

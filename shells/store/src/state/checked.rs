@@ -39,7 +39,7 @@ const HEADER_SUM_AT: usize = HEADER - SUM;
 /// A backend with checksums, which also remembers whether a write or sync ever failed: redb
 /// swallows such an error when it closes a database.
 pub(super) struct Checked {
-    inner: Box<dyn StorageBackend>,
+    inner: Arc<dyn StorageBackend>,
     failed: Arc<AtomicBool>,
 }
 
@@ -47,7 +47,12 @@ impl Checked {
     /// The backend, and the flag that rises when it fails.
     pub(super) fn new(inner: Box<dyn StorageBackend>) -> (Checked, Arc<AtomicBool>) {
         let failed = Arc::new(AtomicBool::new(false));
-        (Checked { inner, failed: failed.clone() }, failed)
+        (Checked { inner: inner.into(), failed: failed.clone() }, failed)
+    }
+
+    /// For whoever reads the blocks themselves.
+    pub(super) fn blocks(&self) -> Blocks {
+        Blocks(self.inner.clone())
     }
 
     fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
@@ -60,10 +65,10 @@ impl Checked {
     fn read_header(&self, offset: usize, out: &mut [u8]) -> io::Result<()> {
         let mut header = [0; HEADER];
         self.inner.read(data_at(0), &mut header)?;
-        let (content, sum) = header.split_at(HEADER_SUM_AT);
-        if sum != crc32c::crc32c(content).to_le_bytes() {
+        if !is_header(&header) {
             return Err(mismatch(0));
         }
+        let content = &header[..HEADER_SUM_AT];
         let asked = content.get(offset..offset + out.len()).ok_or_else(unaligned)?;
         out.copy_from_slice(asked);
         Ok(())
@@ -84,11 +89,8 @@ impl Checked {
             self.inner.read(data_at(run.start), blocks)?;
             let mut sums = vec![0; blocks.len() / BLOCK * SUM];
             self.inner.read(sum_at(run.start), &mut sums)?;
-            let found = blocks.chunks_exact(BLOCK).zip(sums.chunks_exact(SUM));
-            for (number, (block, sum)) in run.zip(found) {
-                if sum != sum_of(number, block).to_le_bytes() {
-                    return Err(mismatch(number));
-                }
+            if let Some(number) = first_mismatch(run, blocks, &sums) {
+                return Err(mismatch(number));
             }
         }
         Ok(())
@@ -111,7 +113,7 @@ impl Checked {
         if !len.is_multiple_of(BLOCK as u64) {
             return Err(unaligned());
         }
-        let (before, after) = (self.blocks()?, len / BLOCK as u64);
+        let (before, after) = (self.count()?, len / BLOCK as u64);
         self.inner.set_len((after + after.div_ceil(COVERED)) * BLOCK as u64)?;
         // The new blocks are zeros; what a shrinking left of sums is not.
         let covered_till = before.next_multiple_of(COVERED).min(after);
@@ -122,12 +124,70 @@ impl Checked {
         Ok(())
     }
 
-    /// How many blocks there are, not counting sums.
-    fn blocks(&self) -> io::Result<u64> {
-        let physical = self.inner.len()? / BLOCK as u64;
-        let (whole, rest) = (physical / (COVERED + 1), physical % (COVERED + 1));
-        Ok(whole * COVERED + rest.saturating_sub(1))
+    fn count(&self) -> io::Result<u64> {
+        count(&*self.inner)
     }
+}
+
+/// The blocks of a file, beneath redb.
+#[derive(Clone, Debug)]
+pub(super) struct Blocks(Arc<dyn StorageBackend>);
+
+/// Some blocks were read.
+#[derive(Debug)]
+pub(super) struct Verified {
+    /// Where to go on; `None` at the end.
+    pub(super) next: Option<u64>,
+    /// How many bytes were read.
+    pub(super) bytes: usize,
+    /// Each is what its checksum says. One that is not may not be in use.
+    pub(super) sound: bool,
+}
+
+impl Blocks {
+    /// Compares the blocks from that one on, about so many bytes of them, with their checksums. To be
+    /// called while nothing is written.
+    pub(super) fn verify(&self, from: u64, bytes_max: usize) -> io::Result<Verified> {
+        let (mut bytes, mut sound) = (0, true);
+        let end = count(&*self.0)?;
+        let upto = end.min(from + (bytes_max / BLOCK).max(1) as u64);
+        let mut first = from;
+        if from == 0 {
+            let mut header = [0; HEADER];
+            self.0.read(data_at(0), &mut header)?;
+            (sound, bytes, first) = (is_header(&header), HEADER, 1);
+        }
+        let len = upto.saturating_sub(first) as usize * BLOCK;
+        for run in runs(first * BLOCK as u64, len)? {
+            let count = (run.end - run.start) as usize;
+            let (mut blocks, mut sums) = (vec![0; count * BLOCK], vec![0; count * SUM]);
+            self.0.read(data_at(run.start), &mut blocks)?;
+            self.0.read(sum_at(run.start), &mut sums)?;
+            sound &= first_mismatch(run, &blocks, &sums).is_none();
+            bytes += blocks.len();
+        }
+        Ok(Verified { next: (upto < end).then_some(upto), bytes, sound })
+    }
+}
+
+/// How many blocks there are, not counting sums.
+fn count(file: &dyn StorageBackend) -> io::Result<u64> {
+    let physical = file.len()? / BLOCK as u64;
+    let (whole, rest) = (physical / (COVERED + 1), physical % (COVERED + 1));
+    Ok(whole * COVERED + rest.saturating_sub(1))
+}
+
+fn is_header(header: &[u8; HEADER]) -> bool {
+    let (content, sum) = header.split_at(HEADER_SUM_AT);
+    sum == crc32c::crc32c(content).to_le_bytes()
+}
+
+/// The first of these blocks that is not what its sum says.
+fn first_mismatch(run: Range<u64>, blocks: &[u8], sums: &[u8]) -> Option<u64> {
+    let mut found = run.zip(blocks.chunks_exact(BLOCK).zip(sums.chunks_exact(SUM)));
+    found
+        .find(|(number, (block, sum))| **sum != sum_of(*number, block).to_le_bytes())
+        .map(|(n, _)| n)
 }
 
 /// Where a block is in the file.
@@ -181,7 +241,7 @@ type Edge = Bound<u64>;
 
 impl StorageBackend for Checked {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.blocks()? * BLOCK as u64)
+        Ok(self.count()? * BLOCK as u64)
     }
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         match usize::try_from(offset) {

@@ -3,17 +3,21 @@
 use highwater_core::{GroupId, Lsn};
 use redb::TableDefinition;
 
+use super::leaf::Leaf;
+
 /// Key -> record.
 pub(super) const RECORDS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("records");
 /// The core's control writes.
 pub(super) const CONTROL: TableDefinition<&[u8], &[u8]> = TableDefinition::new("control");
-/// One row under [`MARK`].
+/// Rows under [`MARK`] and [`SUMS`].
 pub(super) const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
-/// The key of the only row of [`META`].
+/// What the file says of itself.
 pub(super) const MARK: &str = "mark";
+/// The sums of all leaves, by bucket.
+pub(super) const SUMS: &str = "sums";
 
 /// The format of everything in a state file.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// The state file's name of a group.
 pub(super) fn file_name(group: GroupId) -> String {
@@ -21,7 +25,7 @@ pub(super) fn file_name(group: GroupId) -> String {
 }
 
 const MARK_LEN: usize = 20;
-const RECORD_HEADER: usize = 9;
+const RECORD_HEADER: usize = 25;
 
 /// What a state file says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +41,7 @@ pub(super) struct Mark {
 pub(super) enum BadRow {
     /// Another format than [`FORMAT`].
     Format(u32),
-    /// Its length is wrong.
+    /// Its length is wrong, or it is not what its leaf says.
     Damaged,
 }
 
@@ -69,6 +73,7 @@ impl Mark {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RecordRow<'a> {
     pub(super) version: Lsn,
+    pub(super) leaf: Leaf,
     pub(super) content_type: &'a [u8],
     pub(super) value: &'a [u8],
 }
@@ -86,17 +91,21 @@ impl<'a> RecordRow<'a> {
         let (header, rest) = out.split_at_mut(RECORD_HEADER);
         let (content_type, value) = rest.split_at_mut(self.content_type.len());
         header[..8].copy_from_slice(&self.version.0.to_le_bytes());
-        header[8] = u8::try_from(self.content_type.len()).unwrap_or(u8::MAX);
+        header[8..24].copy_from_slice(&self.leaf.0.to_le_bytes());
+        header[24] = u8::try_from(self.content_type.len()).unwrap_or(u8::MAX);
         content_type.copy_from_slice(self.content_type);
         value.copy_from_slice(self.value);
     }
 
+    /// A row as it was written; that it still is so is for its leaf to say.
     pub(super) fn read(row: &'a [u8]) -> Result<RecordRow<'a>, BadRow> {
         let (version, rest) = take_u64(row)?;
+        let (leaf, rest) = rest.split_first_chunk().ok_or(BadRow::Damaged)?;
+        let leaf = Leaf(u128::from_le_bytes(*leaf));
         let (&content_type_len, rest) = rest.split_first().ok_or(BadRow::Damaged)?;
         let (content_type, value) =
             rest.split_at_checked(usize::from(content_type_len)).ok_or(BadRow::Damaged)?;
-        Ok(RecordRow { version: Lsn(version), content_type, value })
+        Ok(RecordRow { version: Lsn(version), leaf, content_type, value })
     }
 }
 

@@ -22,9 +22,16 @@
 //!
 //! | table | key | row |
 //! | --- | --- | --- |
-//! | `records` | the record's key | u64 version, u8 length of content type, content type, value |
+//! | `records` | the record's key | u64 version, u128 leaf, u8 length of content type, content type, value |
 //! | `control` | as the core gives it | as the core gives it |
-//! | `meta` | `mark` | u32 format = 1, u64 group, u64 applied LSN |
+//! | `meta` | `mark` | u32 format = 2, u64 group, u64 applied LSN |
+//! | `meta` | `sums` | 256 times u128: the sum of the leaves in each bucket of keys |
+//!
+//! # Leaves, sums and roots
+//! Each record has a leaf, a hash of all of it, and the state the sums of those (see `leaf.rs`). A
+//! record that is read from the file is checked against its leaf, whoever reads it; the
+//! [scrub](States::scrub) reads everything, and compares the sums. At an
+//! [`Audit`](highwater_core::Kind::Audit) entry, the outcome is the root of the state as it is there.
 //!
 //! # Who bounds it
 //! The core: it asks for a checkpoint once a group has applied so much, and for the largest one's
@@ -32,7 +39,7 @@
 //!
 //! # Files that are open
 //! At most [`StateOptions::open_max`], the least recently used one being closed for the next; a
-//! group that is not used costs a map entry. All caches together take at most
+//! group that is not used costs a map entry, one that was used its sums: 4 KiB. All caches together take at most
 //! [`StateOptions::cache_bytes`].
 //!
 //! This module knows nothing of consensus: that entries are committed is its caller's word.
@@ -42,11 +49,15 @@ mod checked;
 mod error;
 mod files;
 mod layout;
+mod leaf;
 mod open;
 mod overlay;
 mod room;
+mod scrub;
 mod slot;
 mod table;
+#[cfg(any(test, madsim))]
+mod tamper;
 #[cfg(test)]
 mod tests;
 
@@ -68,17 +79,20 @@ use highwater_core::{
 pub use redb::StorageBackend;
 
 use self::{
-    apply::{Answers, Prior, Run},
+    apply::{Answers, Prior, Run, Target},
     layout::RecordRow,
+    leaf::Leaf,
     open::{Place, guarded},
-    overlay::{Cell, Frozen, PageRange},
+    overlay::{Before, Cell, Frozen, PageRange},
     room::{Patient, Room},
     slot::{File, Memory, Slot, unpoison},
     table::{LIST_BYTES_MAX, Reader},
 };
-pub use self::{error::StateError, files::StateFiles};
+pub use self::{error::StateError, files::StateFiles, scrub::Scrubbed};
 #[cfg(not(madsim))]
 pub use files::RealFiles;
+#[cfg(any(test, madsim))]
+pub use tamper::{Tamper, tamper};
 
 /// A key's current value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,8 +106,9 @@ pub struct StoredRecord {
 }
 
 impl StoredRecord {
-    fn row(&self) -> RecordRow<'_> {
-        RecordRow { version: self.version, content_type: &self.content_type, value: &self.value }
+    fn row(&self, leaf: Leaf) -> RecordRow<'_> {
+        let StoredRecord { version, content_type, value } = self;
+        RecordRow { version: *version, leaf, content_type, value }
     }
 }
 
@@ -241,8 +256,8 @@ impl States {
         })
     }
 
-    /// Applies a run of committed entries, and returns the outcome of each operation among them,
-    /// in order. Entries that the state holds already are skipped, with default outcomes.
+    /// Applies a run of committed entries, and returns the outcome of each among them that
+    /// [has one](highwater_core::Kind::has_outcome), in order. Entries that the state holds already are skipped, with default outcomes.
     ///
     /// # Errors
     /// Nothing is applied when the run does not follow what is applied, or when the file cannot be
@@ -260,18 +275,24 @@ impl States {
         let mut priors = self.priors(&slot, &run)?.into_iter();
 
         let mut outcomes = vec![Outcome::default(); run.skipped];
-        outcomes.reserve(run.ops.len());
-        let mut memory = slot.write()?;
-        let active = &mut memory.overlays.active;
+        outcomes.reserve(run.steps.len());
+        let mut guard = slot.write()?;
+        let memory = &mut *guard;
+        let mut target = Target {
+            active: &mut memory.overlays.active,
+            sums: &mut memory.sums,
+            leaves: slot.leaves,
+            answers: &self.answers,
+        };
         let mut refused = Vec::new();
-        for (lsn, op) in run.ops {
-            let outcome = apply::apply_op(active, lsn, op, &mut priors, &self.answers);
+        for (lsn, step) in run.steps {
+            let outcome = target.take(lsn, step, &mut priors);
             refused.extend(outcome.refused.then_some(lsn));
             outcomes.push(outcome);
         }
         memory.overlays.refused.extend(refused);
         memory.applied = run.upto;
-        drop(memory);
+        drop(guard);
         match run.undecodable {
             None => Ok(outcomes),
             Some((lsn, source)) => Err(StateError::Undecodable { group, lsn, source }),
@@ -307,7 +328,8 @@ impl States {
         memory.applied = lsn;
         let overlay = std::mem::take(&mut memory.overlays.active);
         let refused = std::mem::take(&mut memory.overlays.refused);
-        memory.overlays.frozen = Some(Arc::new(Frozen { lsn, overlay, refused, control }));
+        let sums = memory.sums.clone();
+        memory.overlays.frozen = Some(Arc::new(Frozen { lsn, overlay, refused, control, sums }));
         Ok(())
     }
 
@@ -319,7 +341,7 @@ impl States {
     /// nobody knows what a failed fsync left.
     pub fn flush(&self, group: GroupId) -> Result<Lsn, StateError> {
         let slot = self.slot(group);
-        let _flushing = slot.flushing();
+        let mut pass = slot.flushing();
         self.known(&slot)?;
         let frozen = {
             let memory = slot.read()?;
@@ -335,7 +357,7 @@ impl States {
                 } else {
                     frozen.lsn
                 };
-                guarded(&slot, "flushing", || table.commit(group, &frozen, upto))?;
+                guarded(&slot, "flushing", || table.commit(group, &frozen, upto, pass.as_mut()))?;
                 (None, None)
             }
             // Held until the new file is in the group's memory, so that it is not closed before.
@@ -378,6 +400,12 @@ impl States {
         Ok(())
     }
 
+    /// Takes a group out of service at once, to be [reset](States::reset): its state is not what the
+    /// others' are.
+    pub fn condemn(&self, group: GroupId, reason: &str) {
+        self.slot(group).fail(reason.into(), true);
+    }
+
     /// The oplog says that the state stands at least at `lsn`: a file that does not was lost, or
     /// replaced by an older copy.
     pub fn expect(&self, group: GroupId, lsn: Lsn) {
@@ -405,7 +433,7 @@ impl States {
             (cell, below)
         })?;
         let record = match (cell, reader) {
-            (Some(Cell::Record(record)), _) => Some(record),
+            (Some(Cell::Record(record, _)), _) => Some(record),
             (Some(Cell::Gone), _) | (None, None) => None,
             (None, Some(reader)) => guarded(&slot, "reading", || reader.get(key))?,
         };
@@ -467,26 +495,26 @@ impl States {
         Ok(refused)
     }
 
-    /// The priors of a run, one for each judged write; none at all where no record can be there.
-    fn priors(&self, slot: &Arc<Slot>, run: &Run) -> Result<Vec<Option<Lsn>>, StateError> {
-        if run.ops.is_empty() {
+    /// The priors of a run, one for each write; none at all where no record can be there.
+    fn priors(&self, slot: &Arc<Slot>, run: &Run) -> Result<Vec<Before>, StateError> {
+        if run.keys().next().is_none() {
             return Ok(Vec::new());
         }
         let (_, known, reader) = self.look(slot, |memory| {
             if !memory.has_records && memory.overlays.frozen.is_none() {
                 return (Vec::new(), Below::Nothing);
             }
-            let known = apply::priors(&run.ops, &memory.overlays);
+            let known = run.priors(&memory.overlays);
             let below = known.iter().any(|prior| matches!(prior, Prior::InFile));
             (known, if below { Below::Records } else { Below::Nothing })
         })?;
         let resolve = |(prior, key): (Prior, &Bytes)| match (prior, &reader) {
-            (Prior::Known(version), _) => Ok(version),
+            (Prior::Known(before), _) => Ok(before),
             (Prior::InFile, _) if planted::is(Planted::PriorsFromMemory) => Ok(None),
             (Prior::InFile, None) => Ok(None),
-            (Prior::InFile, Some(reader)) => reader.version(key),
+            (Prior::InFile, Some(reader)) => reader.before(key),
         };
-        let known = known.into_iter().zip(apply::judged_keys(&run.ops));
+        let known = known.into_iter().zip(run.keys());
         guarded(slot, "reading", || known.map(resolve).collect())
     }
 

@@ -72,11 +72,12 @@ impl States {
         let group = slot.group;
         let cache = self.reserve(slot);
         let opened = guarded(slot, "opening", || {
-            let table = Arc::new(Table::open(self.backend(backend), cache)?);
+            let table = Arc::new(Table::open(self.backend(backend), cache, slot.leaves)?);
             let reader = table.begin_read()?.read()?;
-            Ok((table, reader.mark()?, reader.has_records()?))
+            let mark = reader.mark()?;
+            Ok((table, mark, reader.sums()?, reader.has_records()?))
         });
-        let (table, mark, has_records) = opened.inspect_err(|_| self.release(group))?;
+        let (table, mark, sums, has_records) = opened.inspect_err(|_| self.release(group))?;
         let strange = if mark.group != group {
             Some(format!("it is the state of group {}", mark.group))
         } else if expected.is_some_and(|lsn| lsn != mark.applied) {
@@ -93,6 +94,7 @@ impl States {
             memory.applied = mark.applied;
             memory.durable = mark.applied;
             memory.has_records = has_records;
+            memory.sums = sums;
         }
         memory.file = File::Open(table.clone());
         Ok(table)
@@ -113,8 +115,8 @@ impl States {
             .map_err(|source| fail(slot, io_error(group, "making", source)))?;
         let cache = self.reserve(slot);
         let made = guarded(slot, "making", || {
-            let table = Table::create(self.backend(backend), cache)?;
-            table.commit(group, frozen, frozen.lsn)?;
+            let table = Table::create(self.backend(backend), cache, slot.leaves)?;
+            table.commit(group, frozen, frozen.lsn, None)?;
             Ok(Arc::new(table))
         });
         let published = made.and_then(|table| match self.files.publish(&name) {

@@ -10,13 +10,16 @@ use std::{
 use bytes::Bytes;
 use highwater_core::Lsn;
 
-use super::StoredRecord;
+use super::{
+    StoredRecord,
+    leaf::{Leaf, Sums},
+};
 
 /// What the overlay knows of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Cell {
-    /// Its record.
-    Record(StoredRecord),
+    /// Its record, and what that hashes to.
+    Record(StoredRecord, Leaf),
     /// It was deleted; what lies below does not count.
     Gone,
 }
@@ -29,11 +32,26 @@ impl Cell {
 
     pub(super) fn record(&self) -> Option<&StoredRecord> {
         match self {
-            Cell::Record(record) => Some(record),
+            Cell::Record(record, _) => Some(record),
             Cell::Gone => None,
         }
     }
+
+    pub(super) fn leaf(&self) -> Option<Leaf> {
+        match self {
+            Cell::Record(_, leaf) => Some(*leaf),
+            Cell::Gone => None,
+        }
+    }
+
+    /// What a write of the key needs to know of it.
+    pub(super) fn before(&self) -> Before {
+        Some((self.version()?, self.leaf()?))
+    }
 }
+
+/// What was there of a key: the record's version and leaf, if there was one.
+pub(super) type Before = Option<(Lsn, Leaf)>;
 
 /// One generation of changes. Keys and values are slices of the payloads they came in, which they
 /// keep alive until the generation is flushed.
@@ -47,6 +65,8 @@ pub(super) struct Frozen {
     /// Operations that were refused; the control writes say so as well.
     pub(super) refused: BTreeSet<Lsn>,
     pub(super) control: Vec<(Bytes, Bytes)>,
+    /// Of everything up to that LSN.
+    pub(super) sums: Sums,
 }
 
 /// Both generations, as one.
@@ -85,7 +105,7 @@ impl Overlays {
                 layer.complete = false;
                 break;
             }
-            if let Cell::Record(record) = cell {
+            if let Cell::Record(record, _) = cell {
                 records += 1;
                 bytes += record.value.len();
             }

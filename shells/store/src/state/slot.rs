@@ -10,16 +10,25 @@ use highwater_core::{
     planted::{self, Planted},
 };
 
-use super::{error::StateError, layout, overlay::Overlays, table::Table};
+use super::{
+    error::StateError,
+    layout,
+    leaf::{Leaves, Sums},
+    overlay::Overlays,
+    scrub::Pass,
+    table::Table,
+};
 
 /// A group. Locks are taken in the order of the fields; `memory` is never held during IO.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) group: GroupId,
+    pub(super) leaves: Leaves,
     /// Held by whoever changes the active generation: apply and freeze.
     turn: Mutex<()>,
-    /// Held during a flush.
-    flushing: Mutex<()>,
+    /// Held while the file's content changes, and while the scrub reads it. The scrub's pass, which
+    /// takes the changes in.
+    flushing: Mutex<Option<Pass>>,
     /// Held while the file is opened or closed.
     opening: Mutex<()>,
     memory: RwLock<Memory>,
@@ -33,8 +42,7 @@ pub(super) struct Slot {
 /// What is in memory of a group.
 #[derive(Debug)]
 pub(super) struct Memory {
-    /// Why it is out of service, if it is.
-    /// Why, and whether that was a loss.
+    /// Why it is out of service, if it is, and whether that was a loss.
     failed: Option<(String, bool)>,
     pub(super) file: File,
     /// Whether the file may hold records.
@@ -44,6 +52,8 @@ pub(super) struct Memory {
     /// What the file and the overlays hold together.
     pub(super) applied: Lsn,
     pub(super) overlays: Overlays,
+    /// Of everything that is applied.
+    pub(super) sums: Sums,
 }
 
 /// A group's file.
@@ -63,8 +73,9 @@ impl Slot {
     pub(super) fn new(group: GroupId) -> Slot {
         Slot {
             group,
+            leaves: Leaves::of(group),
             turn: Mutex::new(()),
-            flushing: Mutex::new(()),
+            flushing: Mutex::new(None),
             opening: Mutex::new(()),
             memory: RwLock::new(Memory {
                 failed: None,
@@ -73,6 +84,7 @@ impl Slot {
                 durable: Lsn(0),
                 applied: Lsn(0),
                 overlays: Overlays::default(),
+                sums: Sums::default(),
             }),
             used: AtomicU64::new(0),
             whole_from: AtomicU64::new(0),
@@ -111,7 +123,7 @@ impl Slot {
         unpoison(self.turn.lock())
     }
 
-    pub(super) fn flushing(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn flushing(&self) -> MutexGuard<'_, Option<Pass>> {
         unpoison(self.flushing.lock())
     }
 

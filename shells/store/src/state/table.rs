@@ -17,9 +17,11 @@ use redb::{
 
 use super::{
     StoredListed, StoredRecord,
-    checked::Checked,
-    layout::{BadRow, CONTROL, MARK, META, Mark, RECORDS, RecordRow},
-    overlay::{Cell, Frozen, Layer, PageRange},
+    checked::{Blocks, Checked},
+    layout::{BadRow, CONTROL, MARK, META, Mark, RECORDS, RecordRow, SUMS},
+    leaf::{Leaf, Leaves, Sums},
+    overlay::{Before, Cell, Frozen, Layer, PageRange},
+    scrub::Pass,
 };
 
 /// A list stops after so many bytes of values, since they are all in memory at once.
@@ -50,28 +52,50 @@ type Result<T> = std::result::Result<T, TableError>;
 pub(super) struct Table {
     database: Database,
     failed: Arc<AtomicBool>,
+    /// Beneath redb, and beneath its cache.
+    blocks: Blocks,
+    leaves: Leaves,
 }
 
 impl Table {
     /// Opens a database. `cache` bounds redb's cache, in bytes.
-    pub(super) fn open(backend: Box<dyn StorageBackend>, cache: usize) -> Result<Table> {
+    pub(super) fn open(
+        backend: Box<dyn StorageBackend>,
+        cache: usize,
+        leaves: Leaves,
+    ) -> Result<Table> {
         let (backend, failed) = Checked::new(backend);
         // redb would take it for a new one.
         if backend.len().map_err(Error::Io)? == 0 {
             return Err(TableError::Empty);
         }
-        Table::with(backend, failed, cache)
+        Table::with(backend, failed, cache, leaves)
     }
 
     /// Makes a database in an empty file.
-    pub(super) fn create(backend: Box<dyn StorageBackend>, cache: usize) -> Result<Table> {
+    pub(super) fn create(
+        backend: Box<dyn StorageBackend>,
+        cache: usize,
+        leaves: Leaves,
+    ) -> Result<Table> {
         let (backend, failed) = Checked::new(backend);
-        Table::with(backend, failed, cache)
+        Table::with(backend, failed, cache, leaves)
     }
 
-    fn with(backend: Checked, failed: Arc<AtomicBool>, cache: usize) -> Result<Table> {
+    fn with(
+        backend: Checked,
+        failed: Arc<AtomicBool>,
+        cache: usize,
+        leaves: Leaves,
+    ) -> Result<Table> {
+        let blocks = backend.blocks();
         let database = Builder::new().set_cache_size(cache).create_with_backend(backend)?;
-        Ok(Table { database, failed })
+        Ok(Table { database, failed, blocks, leaves })
+    }
+
+    /// The blocks beneath it.
+    pub(super) fn blocks(&self) -> &Blocks {
+        &self.blocks
     }
 
     /// Closes the database, and tells whether any write or sync failed meanwhile.
@@ -80,9 +104,15 @@ impl Table {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Makes a frozen generation durable: its records in order of keys, its control writes and its
-    /// LSN, `upto`, in one transaction.
-    pub(super) fn commit(&self, group: GroupId, frozen: &Frozen, upto: Lsn) -> Result<()> {
+    /// Makes a frozen generation durable: its records in order of keys, its control writes, its sums
+    /// and its LSN, `upto`, in one transaction. A pass of the scrub takes in what changes behind it.
+    pub(super) fn commit(
+        &self,
+        group: GroupId,
+        frozen: &Frozen,
+        upto: Lsn,
+        mut pass: Option<&mut Pass>,
+    ) -> Result<()> {
         let mark = Mark { group, applied: upto }.encode();
         if planted::is(planted::Planted::AppliedApart) {
             let apart = self.begin_write()?;
@@ -93,9 +123,15 @@ impl Table {
         {
             let mut records = transaction.open_table(RECORDS)?;
             for (key, cell) in &frozen.overlay {
+                if let Some(pass) = pass.as_mut().filter(|pass| pass.has_walked(key)) {
+                    let row = records.get(key.as_ref())?;
+                    let before =
+                        row.map(|row| read_row(self.leaves, key, row.value()).map(|r| r.leaf));
+                    pass.take_in(key, before.transpose()?, cell.leaf());
+                }
                 match cell {
-                    Cell::Record(record) => {
-                        let row = record.row();
+                    Cell::Record(record, leaf) => {
+                        let row = record.row(*leaf);
                         let mut space = records.insert_reserve(key.as_ref(), row.len())?;
                         row.write(space.as_mut());
                     }
@@ -107,13 +143,15 @@ impl Table {
             for (key, value) in &frozen.control {
                 control.insert(key.as_ref(), value.as_ref())?;
             }
-            transaction.open_table(META)?.insert(MARK, mark.as_slice())?;
+            let mut meta = transaction.open_table(META)?;
+            meta.insert(MARK, mark.as_slice())?;
+            meta.insert(SUMS, frozen.sums.encode().as_slice())?;
         }
         transaction.commit()?;
         Ok(())
     }
 
-    fn begin_write(&self) -> Result<WriteTransaction> {
+    pub(super) fn begin_write(&self) -> Result<WriteTransaction> {
         let mut transaction = self.database.begin_write()?;
         let durability = match planted::is(planted::Planted::CheckpointNotSynced) {
             false => Durability::Immediate,
@@ -140,7 +178,7 @@ pub(super) struct Moment {
 impl Moment {
     pub(super) fn read(self) -> Result<Reader> {
         let records = self.transaction.open_table(RECORDS)?;
-        Ok(Reader { records, transaction: self.transaction, _table: self.table })
+        Ok(Reader { records, transaction: self.transaction, table: self.table })
     }
 }
 
@@ -148,8 +186,8 @@ impl Moment {
 pub(super) struct Reader {
     transaction: ReadTransaction,
     records: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    /// Keeps the file open.
-    _table: Arc<Table>,
+    /// Kept open.
+    table: Arc<Table>,
 }
 
 impl Reader {
@@ -161,6 +199,16 @@ impl Reader {
                 Mark::decode(row.value()).map_err(|bad| TableError::Row(bad, "its mark".into()))
             }
             None => Err(TableError::Row(BadRow::Damaged, "its mark, which is missing,".into())),
+        }
+    }
+
+    /// The sums of all records' leaves.
+    pub(super) fn sums(&self) -> Result<Sums> {
+        let bad = |bad| TableError::Row(bad, "the sums of its records".into());
+        let meta = self.transaction.open_table(META)?;
+        match meta.get(SUMS)? {
+            Some(row) => Sums::decode(row.value()).map_err(bad),
+            None => Err(bad(BadRow::Damaged)),
         }
     }
 
@@ -208,7 +256,7 @@ impl Reader {
     /// One record.
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<StoredRecord>> {
         let Some(row) = self.records.get(key)? else { return Ok(None) };
-        let row = read_row(key, row.value())?;
+        let row = self.read_row(key, row.value())?;
         Ok(Some(StoredRecord {
             version: row.version,
             content_type: Bytes::copy_from_slice(row.content_type),
@@ -216,11 +264,60 @@ impl Reader {
         }))
     }
 
-    /// One record's version.
-    pub(super) fn version(&self, key: &[u8]) -> Result<Option<Lsn>> {
+    /// What is there of a key.
+    pub(super) fn before(&self, key: &[u8]) -> Result<Before> {
         let Some(row) = self.records.get(key)? else { return Ok(None) };
-        Ok(Some(read_row(key, row.value())?.version))
+        let row = self.read_row(key, row.value())?;
+        Ok(Some((row.version, row.leaf)))
     }
+
+    fn read_row<'a>(&self, key: &[u8], row: &'a [u8]) -> Result<RecordRow<'a>> {
+        read_row(self.table.leaves, key, row)
+    }
+
+    /// Reads records after a key, about so many bytes of them, and shows the leaf of each; the last
+    /// key, and how many bytes. `None` at the end.
+    pub(super) fn walk_records(
+        &self,
+        after: Option<&[u8]>,
+        bytes_max: usize,
+        mut show: impl FnMut(&[u8], Leaf),
+    ) -> Result<(Option<Bytes>, usize)> {
+        walk(&self.records, after, bytes_max, |key, row| {
+            show(key, self.read_row(key, row)?.leaf);
+            Ok(())
+        })
+    }
+
+    /// The same of the control rows: they are read, and that is all.
+    pub(super) fn walk_control(
+        &self,
+        after: Option<&[u8]>,
+        bytes_max: usize,
+    ) -> Result<(Option<Bytes>, usize)> {
+        walk(&self.transaction.open_table(CONTROL)?, after, bytes_max, |_, _| Ok(()))
+    }
+}
+
+type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+fn walk(
+    rows: &Rows,
+    after: Option<&[u8]>,
+    bytes_max: usize,
+    mut take: impl FnMut(&[u8], &[u8]) -> Result<()>,
+) -> Result<(Option<Bytes>, usize)> {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut bytes = 0;
+    for row in rows.range::<&[u8]>((from, Bound::Unbounded))? {
+        let (key, row) = row?;
+        take(key.value(), row.value())?;
+        bytes += key.value().len() + row.value().len();
+        if bytes >= bytes_max {
+            return Ok((Some(Bytes::copy_from_slice(key.value())), bytes));
+        }
+    }
+    Ok((None, bytes))
 }
 
 /// Merges a page of what is in memory with what is in the file below it (`None`: nothing), and
@@ -264,11 +361,11 @@ pub(super) fn merge(
         };
         let taken = if cell_first {
             match cells.next() {
-                Some((key, Cell::Record(record))) => page.take(key, record),
+                Some((key, Cell::Record(record, _))) => page.take(key, record),
                 _ => true,
             }
-        } else if let Some((key, value)) = &row {
-            let taken = page.take_row(key.value(), value.value())?;
+        } else if let (Some((key, value)), Some(reader)) = (&row, below) {
+            let taken = page.take_row(key.value(), reader.read_row(key.value(), value.value())?);
             row = next_row()?;
             taken
         } else {
@@ -302,18 +399,17 @@ impl Page {
     }
 
     /// Adds a record from the file, unless the page is full.
-    fn take_row(&mut self, key: &[u8], row: &[u8]) -> Result<bool> {
-        let row = read_row(key, row)?;
+    fn take_row(&mut self, key: &[u8], row: RecordRow<'_>) -> bool {
         let size = row.value.len();
         if self.is_full(size) {
-            return Ok(false);
+            return false;
         }
         let value = if self.values { Bytes::copy_from_slice(row.value) } else { Bytes::new() };
         let content_type = Bytes::copy_from_slice(row.content_type);
         self.read += size;
         let record = StoredRecord { version: row.version, content_type, value };
         self.push(Bytes::copy_from_slice(key), size, record);
-        Ok(true)
+        true
     }
 
     fn is_full(&self, size: usize) -> bool {
@@ -328,8 +424,13 @@ impl Page {
     }
 }
 
-fn read_row<'a>(key: &[u8], row: &'a [u8]) -> Result<RecordRow<'a>> {
-    RecordRow::read(row).map_err(|bad| {
+/// A record from its row, if it is what its leaf says.
+fn read_row<'a>(leaves: Leaves, key: &[u8], row: &'a [u8]) -> Result<RecordRow<'a>> {
+    let read = RecordRow::read(row).and_then(|row| {
+        let leaf = leaves.leaf(key, row.version, row.content_type, row.value);
+        if leaf == row.leaf { Ok(row) } else { Err(BadRow::Damaged) }
+    });
+    read.map_err(|bad| {
         let key = String::from_utf8_lossy(key);
         TableError::Row(bad, format!("the record of key {key:?}"))
     })

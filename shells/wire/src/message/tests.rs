@@ -1,6 +1,6 @@
 use highwater_core::{
     Boot, ClusterId, Formation, Hlc, Incarnation, Instant, Kind, Member, Outcome, Peer, Reject,
-    SlotCause, SlotLimits, SlotOutcome, SlotSettings, SlotStart,
+    Root, SlotCause, SlotLimits, SlotOutcome, SlotSettings, SlotStart, Verified,
 };
 
 use super::*;
@@ -88,6 +88,8 @@ fn groups() -> Vec<GroupMessage> {
         GroupMessage::Fetch { from: Lsn(40), to: Lsn(42) },
         GroupMessage::Fetched { from: Lsn(40), entries: vec![] },
         GroupMessage::Fetched { from: Lsn(40), entries: vec![entry(40, Kind::Op, b"payload")] },
+        GroupMessage::Root { lsn: Lsn(40), root: Root(0x1234_5678 << 96 | 9) },
+        GroupMessage::Verified { lsn: Lsn(40), root: Root(0x1234_5678 << 96 | 9) },
     ]
 }
 
@@ -187,6 +189,8 @@ fn status() -> NodeStatus {
         lag_bytes: 512,
         lag_us: 1500,
         quarantined: Some("the state file is damaged".into()),
+        verified: Some(Verified { lsn: Lsn(39), root: Root(0xabc), at_ms: 1_700_000_000_000 }),
+        divergences: 2,
     };
     NodeStatus {
         version: "0.1.0".into(),

@@ -140,9 +140,13 @@ fn a_closed_file_is_not_opened_for_what_memory_knows() {
     assert_eq!(disk.world().opens, opens + 1);
     now.get(GroupId(8), b"x").unwrap();
     assert_eq!(disk.world().opens, opens + 2);
-    now.apply(GROUP, &[op_entry(3, vec![blind, put("a", b"3")])]).unwrap();
-    now.get(GROUP, b"a").unwrap();
+    now.apply(GROUP, &[op_entry(3, vec![blind.clone()])]).unwrap();
+    now.get(GROUP, b"b").unwrap();
     assert_eq!(disk.world().opens, opens + 2);
+    // What "a" was is part of a sum.
+    now.apply(GROUP, &[op_entry(4, vec![blind, put("a", b"3")])]).unwrap();
+    now.get(GROUP, b"a").unwrap();
+    assert_eq!(disk.world().opens, opens + 3);
 }
 
 #[test]

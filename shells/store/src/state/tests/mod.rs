@@ -8,6 +8,7 @@ mod model;
 mod real;
 #[cfg(not(madsim))]
 mod room;
+mod roots;
 
 use std::collections::BTreeMap;
 
