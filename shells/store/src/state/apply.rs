@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use highwater_core::{
-    Entry, Lsn, Outcome,
+    Entry, Kind, Lsn, Outcome,
     planted::{self, Planted},
 };
 use highwater_wire::op::{Action, Answer, Condition, Op, OpError, Versions, Write};

@@ -1,6 +1,6 @@
 //! The bytes in a state file: names of tables and the encoding of their rows. Frozen by snapshot.
 
-use highwater_core::{GroupId, Lsn};
+use highwater_core::{GroupId, Lsn, Position, Term};
 use redb::TableDefinition;
 
 use super::leaf::Leaf;
@@ -24,7 +24,7 @@ pub(super) fn file_name(group: GroupId) -> String {
     format!("{group}.redb")
 }
 
-const MARK_LEN: usize = 20;
+const MARK_LEN: usize = 28;
 const RECORD_HEADER: usize = 25;
 
 /// What a state file says of itself.
@@ -32,8 +32,8 @@ const RECORD_HEADER: usize = 25;
 pub(super) struct Mark {
     /// Whose state it is.
     pub(super) group: GroupId,
-    /// Every entry up to here is in it, and none after.
-    pub(super) applied: Lsn,
+    /// Every entry up to this one is in it, and none after.
+    pub(super) at: Position,
 }
 
 /// Why a row cannot be read.
@@ -50,7 +50,8 @@ impl Mark {
         let mut out = [0; MARK_LEN];
         out[0..4].copy_from_slice(&FORMAT.to_le_bytes());
         out[4..12].copy_from_slice(&self.group.0.to_le_bytes());
-        out[12..20].copy_from_slice(&self.applied.0.to_le_bytes());
+        out[12..20].copy_from_slice(&self.at.lsn.0.to_le_bytes());
+        out[20..28].copy_from_slice(&self.at.term.0.to_le_bytes());
         out
     }
 
@@ -61,11 +62,13 @@ impl Mark {
             return Err(BadRow::Format(format));
         }
         let (group, rest) = take_u64(rest)?;
-        let (applied, rest) = take_u64(rest)?;
+        let (lsn, rest) = take_u64(rest)?;
+        let (term, rest) = take_u64(rest)?;
         if !rest.is_empty() {
             return Err(BadRow::Damaged);
         }
-        Ok(Mark { group: GroupId(group), applied: Lsn(applied) })
+        let at = Position { term: Term(term), lsn: Lsn(lsn) };
+        Ok(Mark { group: GroupId(group), at })
     }
 }
 

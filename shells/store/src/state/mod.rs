@@ -72,7 +72,7 @@ use std::{
 
 use bytes::Bytes;
 use highwater_core::{
-    Entry, GroupId, Lsn, Outcome,
+    Entry, GroupId, Lsn, Outcome, Position,
     planted::{self, Planted},
 };
 /// What a [`StateFiles`] hands out.
@@ -138,8 +138,19 @@ impl Default for StateOptions {
     }
 }
 
-/// Control writes, and the LSN they stand at.
-pub type Control = (Lsn, Vec<(Bytes, Bytes)>);
+/// Control writes, and what they stand at.
+pub type Control = (Position, Vec<(Bytes, Bytes)>);
+
+/// What a state is to be made durable at, and what goes with it.
+#[derive(Clone, Debug, Default)]
+pub struct Checkpoint {
+    /// What is applied.
+    pub at: Position,
+    /// Outcomes of refused operations up to here are forgotten.
+    pub pruned: Lsn,
+    /// The core's control writes.
+    pub control: Vec<(Bytes, Bytes)>,
+}
 
 /// What counts of a file, beside what memory knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,10 +242,10 @@ impl States {
     /// When the file cannot be opened or read, which is never taken for absence.
     pub fn system_control(&self) -> Result<Control, StateError> {
         let slot = self.slot(GroupId::SYSTEM);
-        let Some(table) = self.open(&slot)? else { return Ok((Lsn(0), Vec::new())) };
+        let Some(table) = self.open(&slot)? else { return Ok((Position::default(), Vec::new())) };
         guarded(&slot, "reading", || {
             let reader = table.begin_read()?.read()?;
-            Ok((reader.mark()?.applied, reader.control()?))
+            Ok((reader.mark()?.at, reader.control()?))
         })
     }
 
@@ -245,14 +256,14 @@ impl States {
     /// When the file cannot be opened or read, which is never taken for absence.
     pub fn control(&self, group: GroupId, prefixes: &[Bytes]) -> Result<Control, StateError> {
         let slot = self.slot(group);
-        let Some(table) = self.open(&slot)? else { return Ok((Lsn(0), Vec::new())) };
+        let Some(table) = self.open(&slot)? else { return Ok((Position::default(), Vec::new())) };
         guarded(&slot, "reading", || {
             let reader = table.begin_read()?.read()?;
             let mut rows = Vec::new();
             for prefix in prefixes {
                 reader.control_rows(prefix, &mut rows)?;
             }
-            Ok((reader.mark()?.applied, rows))
+            Ok((reader.mark()?.at, rows))
         })
     }
 
@@ -299,24 +310,25 @@ impl States {
         }
     }
 
-    /// Sets the active overlay aside, to be flushed together with these control writes, and begins
-    /// a new one. The system group has no operations and its entries are the core's own to apply:
-    /// for that group, `lsn` is taken as the word that they are.
+    /// Sets the active overlay aside, to be flushed together with a checkpoint's control writes, and
+    /// begins a new one. The system group has no operations and its entries are the core's own to apply:
+    /// for that group, the checkpoint is taken as the word that they are.
     ///
     /// # Errors
-    /// Unless exactly `lsn` is applied and nothing waits to be flushed; nothing is changed then.
+    /// Unless exactly the checkpoint's LSN is applied and nothing waits to be flushed; nothing is changed then.
     pub fn freeze(
         &self,
         group: GroupId,
-        lsn: Lsn,
-        control: Vec<(Bytes, Bytes)>,
+        checkpoint: Checkpoint,
     ) -> Result<(), StateError> {
+        let Checkpoint { at, pruned, control } = checkpoint;
+        let lsn = at.lsn;
         let slot = self.slot(group);
         let _turn = slot.turn();
         self.known(&slot)?;
         let mut memory = slot.write()?;
         if let Some(frozen) = &memory.overlays.frozen {
-            return Err(StateError::FlushPending { group, frozen: frozen.lsn });
+            return Err(StateError::FlushPending { group, frozen: frozen.at.lsn });
         }
         let is_applied = match group {
             GroupId::SYSTEM => lsn >= memory.applied,
@@ -329,7 +341,7 @@ impl States {
         let overlay = std::mem::take(&mut memory.overlays.active);
         let refused = std::mem::take(&mut memory.overlays.refused);
         let sums = memory.sums.clone();
-        memory.overlays.frozen = Some(Arc::new(Frozen { lsn, overlay, refused, control, sums }));
+        memory.overlays.frozen = Some(Arc::new(Frozen { at, pruned, overlay, refused, control, sums }));
         Ok(())
     }
 
@@ -352,11 +364,10 @@ impl States {
         };
         let (created, _opening) = match self.open(&slot)? {
             Some(table) => {
-                let upto = if planted::is(Planted::CheckpointNewer) {
-                    slot.read()?.applied
-                } else {
-                    frozen.lsn
-                };
+                let mut upto = frozen.at;
+                if planted::is(Planted::CheckpointNewer) {
+                    upto.lsn = slot.read()?.applied;
+                }
                 guarded(&slot, "flushing", || table.commit(group, &frozen, upto, pass.as_mut()))?;
                 (None, None)
             }
@@ -373,13 +384,13 @@ impl States {
             memory.file = File::Open(table);
         }
         memory.has_records |= has_records;
-        memory.durable = frozen.lsn;
+        memory.durable = frozen.at.lsn;
         // From here on the file shows what the overlay did; readers took both under this lock.
         memory.overlays.frozen = None;
         if planted::is(Planted::OverlayDropped) {
             memory.overlays.active.clear();
         }
-        Ok(frozen.lsn)
+        Ok(frozen.at.lsn)
     }
 
     /// Drops a group's state, in memory and durably on disk: what was damaged is applied again, from

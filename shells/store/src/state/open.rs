@@ -80,8 +80,8 @@ impl States {
         let (table, mark, sums, has_records) = opened.inspect_err(|_| self.release(group))?;
         let strange = if mark.group != group {
             Some(format!("it is the state of group {}", mark.group))
-        } else if expected.is_some_and(|lsn| lsn != mark.applied) {
-            Some(format!("it was replaced by one that stands at LSN {}", mark.applied))
+        } else if expected.is_some_and(|lsn| lsn != mark.at.lsn) {
+            Some(format!("it was replaced by one that stands at LSN {}", mark.at.lsn))
         } else {
             None
         };
@@ -91,8 +91,8 @@ impl States {
         }
         let mut memory = slot.write()?;
         if expected.is_none() {
-            memory.applied = mark.applied;
-            memory.durable = mark.applied;
+            memory.applied = mark.at.lsn;
+            memory.durable = mark.at.lsn;
             memory.has_records = has_records;
             memory.sums = sums;
         }
@@ -116,7 +116,7 @@ impl States {
         let cache = self.reserve(slot);
         let made = guarded(slot, "making", || {
             let table = Table::create(self.backend(backend), cache, slot.leaves)?;
-            table.commit(group, frozen, frozen.lsn, None)?;
+            table.commit(group, frozen, frozen.at, None)?;
             Ok(Arc::new(table))
         });
         let published = made.and_then(|table| match self.files.publish(&name) {

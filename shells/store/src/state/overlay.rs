@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use highwater_core::Lsn;
+use highwater_core::{Lsn, Position};
 
 use super::{
     StoredRecord,
@@ -60,7 +60,9 @@ pub(super) type Overlay = BTreeMap<Bytes, Cell>;
 /// A generation that waits to be flushed, with what else goes into the same transaction.
 #[derive(Debug)]
 pub(super) struct Frozen {
-    pub(super) lsn: Lsn,
+    pub(super) at: Position,
+    /// Outcomes of refused operations up to here are forgotten.
+    pub(super) pruned: Lsn,
     pub(super) overlay: Overlay,
     /// Operations that were refused; the control writes say so as well.
     pub(super) refused: BTreeSet<Lsn>,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use highwater_core::{GroupId, Lsn, control, planted};
+use highwater_core::{GroupId, Lsn, Position, control, planted};
 use redb::{
     Builder, Database, Durability, Error, ReadOnlyTable, ReadTransaction, ReadableDatabase,
     ReadableTable, ReadableTableMetadata, StorageBackend, WriteTransaction,
@@ -110,10 +110,10 @@ impl Table {
         &self,
         group: GroupId,
         frozen: &Frozen,
-        upto: Lsn,
+        upto: Position,
         mut pass: Option<&mut Pass>,
     ) -> Result<()> {
-        let mark = Mark { group, applied: upto }.encode();
+        let mark = Mark { group, at: upto }.encode();
         if planted::is(planted::Planted::AppliedApart) {
             let apart = self.begin_write()?;
             apart.open_table(META)?.insert(MARK, mark.as_slice())?;
@@ -142,6 +142,10 @@ impl Table {
             let mut control = transaction.open_table(CONTROL)?;
             for (key, value) in &frozen.control {
                 control.insert(key.as_ref(), value.as_ref())?;
+            }
+            if frozen.pruned > Lsn(0) {
+                let (from, to) = (control::refused_key(Lsn(0)), control::refused_key(frozen.pruned));
+                control.retain_in::<&[u8], _>(from.as_ref()..=to.as_ref(), |_, _| false)?;
             }
             let mut meta = transaction.open_table(META)?;
             meta.insert(MARK, mark.as_slice())?;

@@ -71,18 +71,18 @@ fn a_freeze_is_at_what_is_applied_and_one_at_a_time() {
     assert_eq!(states.flush(GROUP).unwrap(), Lsn(0));
     states.apply(GROUP, &[op_entry(1, vec![put("a", b"1")])]).unwrap();
     for lsn in [0, 2] {
-        let error = states.freeze(GROUP, Lsn(lsn), Vec::new()).unwrap_err();
+        let error = states.freeze(GROUP, checkpoint(lsn, Vec::new())).unwrap_err();
         assert!(matches!(error, StateError::NotApplied { applied: Lsn(1), .. }), "{error}");
     }
-    states.freeze(GROUP, Lsn(1), Vec::new()).unwrap();
-    let error = states.freeze(GROUP, Lsn(1), Vec::new()).unwrap_err();
+    states.freeze(GROUP, checkpoint(1, Vec::new())).unwrap();
+    let error = states.freeze(GROUP, checkpoint(1, Vec::new())).unwrap_err();
     assert!(matches!(error, StateError::FlushPending { frozen: Lsn(1), .. }), "{error}");
     assert_eq!(states.flush(GROUP).unwrap(), Lsn(1));
     assert_eq!(states.flush(GROUP).unwrap(), Lsn(1), "and again, with nothing to do");
-    let back = states.freeze(GroupId::SYSTEM, Lsn(5), Vec::new());
+    let back = states.freeze(GroupId::SYSTEM, checkpoint(5, Vec::new()));
     assert!(back.is_ok(), "the core applies the system group itself");
     states.flush(GroupId::SYSTEM).unwrap();
-    let error = states.freeze(GroupId::SYSTEM, Lsn(4), Vec::new()).unwrap_err();
+    let error = states.freeze(GroupId::SYSTEM, checkpoint(4, Vec::new())).unwrap_err();
     assert!(matches!(error, StateError::NotApplied { .. }), "{error}");
 }
 
@@ -168,7 +168,7 @@ fn a_page_is_bounded_by_bytes() {
     let in_file = write(&mut (0..90).step_by(3));
     flush_at(&states, GROUP, in_file);
     let frozen = write(&mut (1..90).step_by(3));
-    states.freeze(GROUP, Lsn(frozen), Vec::new()).unwrap();
+    states.freeze(GROUP, checkpoint(frozen, Vec::new())).unwrap();
     write(&mut (2..90).step_by(3));
 
     let walk = |values: bool| {
@@ -215,7 +215,7 @@ fn a_value_above_the_bound_of_a_page_comes_alone() {
         assert_eq!(page(Some(b"a")), (vec![Bytes::from("b")], true));
         assert_eq!(page(Some(b"b")), (vec![Bytes::from("c")], false));
         // Once more from the file.
-        let _ = states.freeze(GROUP, Lsn(3), Vec::new());
+        let _ = states.freeze(GROUP, checkpoint(3, Vec::new()));
         states.flush(GROUP).unwrap();
     }
 }

@@ -52,7 +52,7 @@ impl Subject {
                 self.applied = to;
             }
             6..=7 if self.frozen.is_none() => {
-                states.freeze(self.group, Lsn(self.applied), Vec::new())?;
+                states.freeze(self.group, checkpoint(self.applied, Vec::new()))?;
                 self.frozen = Some(self.applied);
             }
             _ => {
@@ -87,7 +87,7 @@ impl System {
     fn step(&mut self, states: &States) -> Result<(), StateError> {
         let lsn = self.durable + 3;
         self.frozen = Some(lsn);
-        states.freeze(GroupId::SYSTEM, Lsn(lsn), control_of(lsn))?;
+        states.freeze(GroupId::SYSTEM, checkpoint(lsn, control_of(lsn)))?;
         states.flush(GroupId::SYSTEM)?;
         self.settle(lsn);
         Ok(())
@@ -102,7 +102,8 @@ impl System {
     }
 
     fn check(&mut self, states: &States) {
-        let (lsn, rows) = states.system_control().unwrap();
+        let (at, rows) = states.system_control().unwrap();
+        let lsn = at.lsn;
         assert_eq!(states.applied(GroupId::SYSTEM).unwrap(), lsn);
         assert!(lsn.0 == self.durable || Some(lsn.0) == self.frozen);
         self.settle(lsn.0);
@@ -157,11 +158,11 @@ fn a_power_cut_at_any_call_is_survived() {
         let run =
             [op_entry(1, vec![put("a", b"1"), put("b", b"1")]), op_entry(2, vec![put("c", b"2")])];
         states.apply(GROUP, &run).map_err(at(0))?;
-        states.freeze(GROUP, Lsn(2), Vec::new()).map_err(at(0))?;
+        states.freeze(GROUP, checkpoint(2, Vec::new())).map_err(at(0))?;
         states.flush(GROUP).map_err(at(0))?;
         let run = [op_entry(3, vec![put("a", b"3"), delete("b")])];
         states.apply(GROUP, &run).map_err(at(2))?;
-        states.freeze(GROUP, Lsn(3), Vec::new()).map_err(at(2))?;
+        states.freeze(GROUP, checkpoint(3, Vec::new())).map_err(at(2))?;
         states.flush(GROUP).map_err(at(2))?;
         Ok(3)
     };
@@ -219,7 +220,7 @@ fn a_failed_sync_takes_the_group_out_of_service_until_the_restart() {
             now.apply(GROUP, &[op_entry(2, vec![put("a", b"2")])]).unwrap();
         }
         let (lsn, durable) = if failing >= 3 { (2, 1) } else { (1, 0) };
-        now.freeze(GROUP, Lsn(lsn), Vec::new()).unwrap();
+        now.freeze(GROUP, checkpoint(lsn, Vec::new())).unwrap();
         disk.world().syncs_left = Some(failing % 3);
         let syncs_needed = now.flush(GROUP);
         if syncs_needed.is_ok() {
@@ -235,7 +236,7 @@ fn a_failed_sync_takes_the_group_out_of_service_until_the_restart() {
         out(now.get(GROUP, b"a").err());
         out(now.list(GROUP, b"", None, 1, true).err());
         out(now.applied(GROUP).err());
-        out(now.freeze(GROUP, Lsn(lsn), Vec::new()).err());
+        out(now.freeze(GROUP, checkpoint(lsn, Vec::new())).err());
         out(now.apply(GROUP, &[op_entry(lsn + 1, vec![put("a", b"3")])]).err());
         // Another group is not concerned.
         now.apply(GroupId(8), &[op_entry(1, vec![put("x", b"1")])]).unwrap();
@@ -259,7 +260,7 @@ fn a_failed_sync_while_closing_is_not_swallowed() {
     states.apply(GROUP, &[op_entry(1, vec![put("a", b"1")])]).unwrap();
     flush_at(&states, GROUP, 1);
     states.apply(GroupId(8), &[op_entry(1, vec![put("x", b"1")])]).unwrap();
-    states.freeze(GroupId(8), Lsn(1), Vec::new()).unwrap();
+    states.freeze(GroupId(8), checkpoint(1, Vec::new())).unwrap();
     disk.world().syncs_left = Some(0);
     // Group 8's file takes the place of group 7's.
     let flushed = states.flush(GroupId(8));

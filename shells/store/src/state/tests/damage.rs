@@ -126,7 +126,7 @@ fn a_flipped_bit_is_told_or_harmless() {
             let run =
                 [op_entry(2, vec![put("key 001", b"2"), put("new", b"2"), delete("key 099")])];
             now.apply(GROUP, &run)?;
-            now.freeze(GROUP, Lsn(2), Vec::new())?;
+            now.freeze(GROUP, checkpoint(2, Vec::new()))?;
             now.flush(GROUP)?;
             let (_, after, _) = now.list(GROUP, b"", None, 1000, true)?;
             Ok::<_, StateError>((before, after))

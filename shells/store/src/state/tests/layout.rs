@@ -29,17 +29,18 @@ fn the_layout_of_a_file_is_frozen() {
         (Bytes::from_static(b"key"), Bytes::from_static(b"value")),
         (Bytes::from_static(b"key 2"), Bytes::new()),
     ];
-    now.freeze(GROUP, Lsn(2), control.clone()).unwrap();
+    now.freeze(GROUP, checkpoint(2, control.clone())).unwrap();
     now.flush(GROUP).unwrap();
     let rows = |prefixes: &[&'static [u8]]| {
         let prefixes: Vec<Bytes> = prefixes.iter().copied().map(Bytes::from_static).collect();
         now.control(GROUP, &prefixes).unwrap()
     };
-    assert_eq!(rows(&[b"key"]), (Lsn(2), control.clone()));
-    assert_eq!(rows(&[b"key ", b"z"]), (Lsn(2), control[1..].to_vec()));
-    assert_eq!(rows(&[b"key 3"]), (Lsn(2), Vec::new()));
+    let at = |lsn| checkpoint(lsn, Vec::new()).at;
+    assert_eq!(rows(&[b"key"]), (at(2), control.clone()));
+    assert_eq!(rows(&[b"key ", b"z"]), (at(2), control[1..].to_vec()));
+    assert_eq!(rows(&[b"key 3"]), (at(2), Vec::new()));
     let none = now.control(GroupId(77), &[Bytes::from_static(b"key")]).unwrap();
-    assert_eq!(none, (Lsn(0), Vec::new()));
+    assert_eq!(none, (Position::default(), Vec::new()));
     drop(now);
 
     let mut shown = String::new();

@@ -13,11 +13,11 @@ mod roots;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use highwater_core::{Entry, GroupId, Hlc, Kind, Lsn, Outcome, Term};
+use highwater_core::{Entry, GroupId, Hlc, Kind, Lsn, Outcome, Position, Term};
 use highwater_wire::op::{Action, Answer, Condition, Op, Versions, Write};
 
 use self::disk::MemDisk;
-use super::{StateOptions, States, StoredListed, StoredRecord};
+use super::{Checkpoint, StateOptions, States, StoredListed, StoredRecord};
 
 const GROUP: GroupId = GroupId(7);
 
@@ -65,8 +65,13 @@ fn delete(key: &str) -> Write {
     Write { action: Action::Delete, ..put(key, b"") }
 }
 
+/// A checkpoint in the first term.
+fn checkpoint(lsn: u64, control: Vec<(Bytes, Bytes)>) -> Checkpoint {
+    Checkpoint { at: Position { term: Term(1), lsn: Lsn(lsn) }, pruned: Lsn(0), control }
+}
+
 fn flush_at(states: &States, group: GroupId, lsn: u64) {
-    states.freeze(group, Lsn(lsn), Vec::new()).unwrap();
+    states.freeze(group, checkpoint(lsn, Vec::new())).unwrap();
     assert_eq!(states.flush(group).unwrap(), Lsn(lsn));
 }
 

@@ -50,7 +50,7 @@ impl Subject {
     }
 
     fn freeze(&mut self, states: &States) {
-        let result = states.freeze(self.group, Lsn(self.applied), Vec::new());
+        let result = states.freeze(self.group, checkpoint(self.applied, Vec::new()));
         assert_eq!(result.is_ok(), self.frozen.is_none(), "{result:?}");
         self.frozen = self.frozen.or(Some(self.applied));
     }
@@ -147,7 +147,7 @@ fn readers_see_one_prefix_while_others_apply_and_flush() {
             let run = [op_entry(lsn, keys.iter().map(write).collect())];
             states.apply(group, &run).unwrap();
             // Refused while a flush is under way; the last one must succeed.
-            while states.freeze(group, Lsn(lsn), Vec::new()).is_err() && lsn == LAST {
+            while states.freeze(group, checkpoint(lsn, Vec::new())).is_err() && lsn == LAST {
                 std::thread::yield_now();
             }
         }

@@ -7,7 +7,7 @@ use super::*;
 /// Puts a record at `lsn`, and has it flushed while the disk is full.
 fn flush_without_room(states: &Arc<States>, disk: &MemDisk, lsn: u64) {
     states.apply(GROUP, &[op_entry(lsn, vec![put("a", &lsn.to_le_bytes())])]).unwrap();
-    states.freeze(GROUP, Lsn(lsn), Vec::new()).unwrap();
+    states.freeze(GROUP, checkpoint(lsn, Vec::new())).unwrap();
     disk.world().full = true;
     let flushing = states.clone();
     let flush = thread::spawn(move || flushing.flush(GROUP));
@@ -42,7 +42,7 @@ fn a_flush_that_may_not_wait_fails() {
     let disk = MemDisk::default();
     let states = states(&disk, 4);
     states.apply(GROUP, &[op_entry(1, vec![put("a", b"1")])]).unwrap();
-    states.freeze(GROUP, Lsn(1), Vec::new()).unwrap();
+    states.freeze(GROUP, checkpoint(1, Vec::new())).unwrap();
     disk.world().full = true;
     assert!(states.flush(GROUP).is_err());
     assert!(!states.lacks_room());

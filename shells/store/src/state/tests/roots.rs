@@ -65,7 +65,7 @@ fn the_root_depends_on_the_records_alone() {
             now.apply(GROUP, model.entries(applied + 1, to)).unwrap();
             applied = to;
             if rng.chance(40) {
-                now.freeze(GROUP, Lsn(applied), Vec::new()).unwrap();
+                now.freeze(GROUP, checkpoint(applied, Vec::new())).unwrap();
                 let more = (applied + 1).min(model.last());
                 now.apply(GROUP, model.entries(more, more)).unwrap();
                 now.flush(GROUP).unwrap();
@@ -139,7 +139,7 @@ fn flushed() -> MemDisk {
     let writes = (0..100).map(|n| put(&format!("key {n:03}"), &[n; 200])).collect();
     states.apply(GROUP, &[op_entry(1, writes)]).unwrap();
     let control = vec![(Bytes::from_static(b"control"), Bytes::from(vec![0xc7; 9000]))];
-    states.freeze(GROUP, Lsn(1), control).unwrap();
+    states.freeze(GROUP, checkpoint(1, control)).unwrap();
     states.flush(GROUP).unwrap();
     drop(states);
     disk
@@ -152,7 +152,7 @@ fn a_flipped_bit_on_disk_is_found_beneath_the_cache() {
         let disk = flushed();
         let now = states(&disk, 4);
         now.list(GROUP, b"", None, 1000, true).unwrap();
-        now.control(GROUP, b"control").unwrap();
+        now.control(GROUP, &[Bytes::from_static(b"control")]).unwrap();
         assert!(scrub(&now, STEP).unwrap() > 10);
         disk.tamper(FILE, |bytes| {
             let at = bytes.windows(200).position(|part| part == pattern).unwrap();
