@@ -64,6 +64,14 @@ impl StateFiles for SimStateFiles {
         Ok(())
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.named("rename state", to);
+        let path = |name: &str| format!("{DIR}/{name}");
+        self.enter(Call::State)?.image.rename(&path(from), &path(to))?;
+        self.enter(Call::StateSync)?.image.sync_dir(DIR);
+        Ok(())
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         self.named("remove state", name);
         let file = format!("{DIR}/{name}");

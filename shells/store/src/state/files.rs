@@ -26,6 +26,13 @@ pub trait StateFiles: Send + Sync + 'static {
     /// When either fails; the file may then be found under either name.
     fn publish(&self, name: &str) -> io::Result<()>;
 
+    /// Gives a published file another name, which may be taken, and makes that durable. Whoever has the
+    /// other file open keeps it.
+    ///
+    /// # Errors
+    /// When either fails; the file may then be found under either name.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
     /// Removes a published file, if it is there, durably. Whoever has it open keeps it.
     ///
     /// # Errors
@@ -100,6 +107,11 @@ mod real {
 
         fn publish(&self, name: &str) -> io::Result<()> {
             fs::rename(self.temp(name), self.dir.join(name))?;
+            sync_dir(&self.dir)
+        }
+
+        fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+            fs::rename(self.dir.join(from), self.dir.join(to))?;
             sync_dir(&self.dir)
         }
 

@@ -55,6 +55,7 @@ mod overlay;
 mod room;
 mod scrub;
 mod slot;
+mod snapshot;
 mod table;
 #[cfg(any(test, madsim))]
 mod tamper;
@@ -88,7 +89,12 @@ use self::{
     slot::{File, Memory, Slot, unpoison},
     table::{LIST_BYTES_MAX, Reader},
 };
-pub use self::{error::StateError, files::StateFiles, scrub::Scrubbed};
+pub use self::{
+    error::StateError,
+    files::StateFiles,
+    scrub::Scrubbed,
+    snapshot::{Incoming, SNAPSHOT_BLOCK_MAX, Sealed, SnapshotError, SnapshotId},
+};
 #[cfg(not(madsim))]
 pub use files::RealFiles;
 #[cfg(any(test, madsim))]
@@ -316,11 +322,7 @@ impl States {
     ///
     /// # Errors
     /// Unless exactly the checkpoint's LSN is applied and nothing waits to be flushed; nothing is changed then.
-    pub fn freeze(
-        &self,
-        group: GroupId,
-        checkpoint: Checkpoint,
-    ) -> Result<(), StateError> {
+    pub fn freeze(&self, group: GroupId, checkpoint: Checkpoint) -> Result<(), StateError> {
         let Checkpoint { at, pruned, control } = checkpoint;
         let lsn = at.lsn;
         let slot = self.slot(group);
@@ -341,7 +343,8 @@ impl States {
         let overlay = std::mem::take(&mut memory.overlays.active);
         let refused = std::mem::take(&mut memory.overlays.refused);
         let sums = memory.sums.clone();
-        memory.overlays.frozen = Some(Arc::new(Frozen { at, pruned, overlay, refused, control, sums }));
+        memory.overlays.frozen =
+            Some(Arc::new(Frozen { at, pruned, overlay, refused, control, sums }));
         Ok(())
     }
 
@@ -407,7 +410,7 @@ impl States {
         let name = layout::file_name(group);
         self.files.remove(&name).map_err(|source| open::io_error(group, "removing", source))?;
         self.release(group);
-        unpoison(self.groups.lock()).insert(group, Arc::new(Slot::blank(group)));
+        self.replace(group, Slot::blank(group));
         Ok(())
     }
 
@@ -569,6 +572,10 @@ impl States {
     fn slot(&self, group: GroupId) -> Arc<Slot> {
         let mut groups = unpoison(self.groups.lock());
         groups.entry(group).or_insert_with(|| Arc::new(Slot::new(group))).clone()
+    }
+
+    fn replace(&self, group: GroupId, slot: Slot) {
+        unpoison(self.groups.lock()).insert(group, Arc::new(slot));
     }
 
     fn touch(&self, slot: &Slot) {

@@ -100,6 +100,14 @@ impl Slot {
         slot
     }
 
+    /// One whose file another one has taken the place of. What must be applied before it is read must
+    /// be still.
+    pub(super) fn succeeded(&self) -> Slot {
+        let slot = Slot { rebuilding: self.rebuilding, ..Slot::new(self.group) };
+        slot.set_whole_from(Lsn(self.whole_from.load(Ordering::Relaxed)));
+        slot
+    }
+
     /// Reads are refused until this is applied.
     pub(super) fn set_whole_from(&self, lsn: Lsn) {
         self.whole_from.store(lsn.0, Ordering::Relaxed);

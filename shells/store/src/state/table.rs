@@ -144,7 +144,8 @@ impl Table {
                 control.insert(key.as_ref(), value.as_ref())?;
             }
             if frozen.pruned > Lsn(0) {
-                let (from, to) = (control::refused_key(Lsn(0)), control::refused_key(frozen.pruned));
+                let (from, to) =
+                    (control::refused_key(Lsn(0)), control::refused_key(frozen.pruned));
                 control.retain_in::<&[u8], _>(from.as_ref()..=to.as_ref(), |_, _| false)?;
             }
             let mut meta = transaction.open_table(META)?;
@@ -166,10 +167,84 @@ impl Table {
         Ok(transaction)
     }
 
+    /// Adds rows to a state that is being made: not durable before it is [complete](Self::complete).
+    pub(super) fn fill(&self, rows: &mut RowBatch) -> Result<()> {
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(Durability::None)?;
+        {
+            let mut records = transaction.open_table(RECORDS)?;
+            for (key, row) in &rows.records {
+                let leaf = read_row(self.leaves, key, row)?.leaf;
+                rows.sums.change(key, None, Some(leaf));
+                records.insert(key.as_ref(), row.as_ref())?;
+            }
+            let mut control = transaction.open_table(CONTROL)?;
+            for (key, row) in &rows.control {
+                control.insert(key.as_ref(), row.as_ref())?;
+            }
+        }
+        transaction.commit()?;
+        rows.records.clear();
+        rows.control.clear();
+        rows.bytes = 0;
+        Ok(())
+    }
+
+    /// Makes a state durable whose rows are all there.
+    pub(super) fn complete(&self, group: GroupId, at: Position, sums: &Sums) -> Result<()> {
+        let transaction = self.begin_write()?;
+        {
+            let mut meta = transaction.open_table(META)?;
+            meta.insert(MARK, Mark { group, at }.encode().as_slice())?;
+            meta.insert(SUMS, sums.encode().as_slice())?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
     /// Begins to read what is committed now. Does no IO.
     pub(super) fn begin_read(self: &Arc<Table>) -> Result<Moment> {
         let transaction = self.database.begin_read()?;
         Ok(Moment { transaction, table: self.clone() })
+    }
+}
+
+/// In which table a row lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum RowKind {
+    Record = 0,
+    Control = 1,
+}
+
+/// Rows on their way into a state that is being made.
+#[derive(Default)]
+pub(super) struct RowBatch {
+    records: Vec<(Bytes, Bytes)>,
+    control: Vec<(Bytes, Bytes)>,
+    bytes: usize,
+    /// Of all records so far.
+    sums: Sums,
+}
+
+impl RowBatch {
+    /// `None` where there is no such table.
+    pub(super) fn take(&mut self, kind: u8, key: Bytes, row: Bytes) -> Option<()> {
+        self.bytes += key.len() + row.len();
+        match kind {
+            0 => self.records.push((key, row)),
+            1 => self.control.push((key, row)),
+            _ => return None,
+        }
+        Some(())
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn sums(&self) -> &Sums {
+        &self.sums
     }
 }
 
@@ -219,6 +294,27 @@ impl Reader {
     /// Whether there is any record.
     pub(super) fn has_records(&self) -> Result<bool> {
         Ok(!self.records.is_empty()?)
+    }
+
+    /// Every row, as it lies there: control rows, then records, each in order of keys; for as long as
+    /// they are wanted.
+    pub(super) fn each_row(
+        &self,
+        mut wants: impl FnMut(RowKind, &[u8], &[u8]) -> bool,
+    ) -> Result<()> {
+        for row in self.transaction.open_table(CONTROL)?.iter()? {
+            let (key, value) = row?;
+            if !wants(RowKind::Control, key.value(), value.value()) {
+                return Ok(());
+            }
+        }
+        for row in self.records.iter()? {
+            let (key, value) = row?;
+            if !wants(RowKind::Record, key.value(), value.value()) {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
     /// Every control row, in order of keys.

@@ -204,6 +204,17 @@ impl StateFiles for MemDisk {
         Ok(())
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        {
+            let mut world = self.call()?;
+            let inode = world.names.remove(from).expect("there is such a file");
+            world.names.insert(to.into(), inode);
+        }
+        let mut world = self.call()?;
+        world.durable_names = world.names.clone();
+        Ok(())
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut world = self.call()?;
         world.names.remove(name);

@@ -9,6 +9,7 @@ mod real;
 #[cfg(not(madsim))]
 mod room;
 mod roots;
+mod snapshot;
 
 use std::collections::BTreeMap;
 
