@@ -5,7 +5,7 @@ use bytes::Bytes;
 use highwater_core::{GroupId, Incarnation, Lsn, Position, Record, Term};
 
 use super::{
-    damage::flip,
+    damage::{flip, look},
     mem::{MemDisk, Rng},
     mend::{mend, read_all},
     model::{INCARNATION, Model, START, TIGHT, entry, open_small},
@@ -13,7 +13,7 @@ use super::{
     snapshots::hex,
 };
 use crate::oplog::{
-    LoadError, OpenError, Opened,
+    Found, LoadError, OpenError, Opened,
     format::Salt,
     history::{
         BlockAt, HISTORY, Part, Subject, decode_block, encode_block, encode_footer, file_name,
@@ -62,6 +62,10 @@ async fn history_is_read_like_the_rest() {
             assert!(model.matches(&log.recovered), "a restart changed something");
             model.check_loads(&log.reader, 20_000).await;
         }
+        let (found, summary) = look(&disk).await;
+        let damage = found.iter().find(|found| matches!(found, Found::Damage { .. }));
+        assert_eq!(summary.damages, 0, "{damage:?}");
+        assert!(summary.histories > 2, "{summary:?}");
     }
 }
 
