@@ -195,17 +195,30 @@ impl Sealing {
             let id = (self.segment, self.files.len() as u32);
             // It does not count before all are there.
             shared.lock().history.stale.push(id);
-            let mut making = Making::begin(shared, id, SEALING).await?;
-            for Packed { group, last, terms, blocks } in parts {
-                making.part(group, last, terms);
-                for (first, block) in blocks {
-                    making.block(first, block).await?;
-                }
+            let written = write_file(shared, id, parts).await;
+            if written.is_err() {
+                // What it takes may be what is missing.
+                let _ = shared.disk.remove(SEALING).await;
             }
-            self.files.insert(id, making.finish().await?);
+            self.files.insert(id, written?);
         }
         Ok(())
     }
+}
+
+async fn write_file<D: Disk>(
+    shared: &Shared<D>,
+    id: FileId,
+    parts: Vec<Packed>,
+) -> io::Result<Vec<Range>> {
+    let mut making = Making::begin(shared, id, SEALING).await?;
+    for Packed { group, last, terms, blocks } in parts {
+        making.part(group, last, terms);
+        for (first, block) in blocks {
+            making.block(first, block).await?;
+        }
+    }
+    making.finish().await
 }
 
 impl Growing {
