@@ -304,6 +304,7 @@ impl<'a, D: Disk> Making<'a, D> {
             part.blocks.push(BlockAt { first, at, len });
         }
         self.buffer.extend_from_slice(&block);
+        // Piece by piece, so that nobody queues long behind it.
         if self.buffer.len() >= CHUNK { self.flush().await } else { Ok(()) }
     }
 
@@ -311,7 +312,11 @@ impl<'a, D: Disk> Making<'a, D> {
         let data = self.buffer.split().freeze();
         let at = self.at;
         self.at += data.len() as u64;
-        self.shared.disk.write_at(&self.file, at, data).await
+        self.shared.disk.write_at(&self.file, at, data).await?;
+        if planted::is(Planted::SealedWithoutSync) {
+            return Ok(());
+        }
+        self.shared.disk.sync(&self.file).await
     }
 
     /// Makes it durable, and gives it its name; that is durable once the directory is synced.
@@ -321,9 +326,6 @@ impl<'a, D: Disk> Making<'a, D> {
         let footer = history::encode_footer(*incarnation, self.id.0, at, &self.parts);
         self.buffer.extend_from_slice(&footer);
         self.flush().await?;
-        if !planted::is(Planted::SealedWithoutSync) {
-            disk.sync(&self.file).await?;
-        }
         disk.rename(self.temp, &history::file_name(self.id)).await?;
         Ok(history::ranges(&self.parts))
     }
