@@ -40,6 +40,10 @@ impl<D: Disk> Keeper<D> {
         while let Some((group, from, to)) = sealing.next_left() {
             let entries = reader.load(group, from, to, CHUNK).await?;
             sealing.take_entries(group, entries);
+            if sealing.next_left() == Some((group, from, to)) {
+                // They were replaced meanwhile: the next try knows that from the start.
+                return Err(io::Error::other("a segment changes while it is sealed").into());
+            }
             if sealing.held >= sealing.held_max {
                 sealing.write_out(&self.shared).await?;
             }
