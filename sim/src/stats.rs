@@ -165,6 +165,12 @@ seen! {
     StateRebuilt: "state rebuilt from the oplog", Some(0);
     /// A segment of the oplog was filled.
     SegmentRolled: "oplog segment rolled", Some(0);
+    /// A segment's entries became history.
+    SegmentSealed: "oplog segment sealed", Some(0);
+    /// A segment that nothing counted in any more was removed.
+    SegmentRecycled: "oplog segment recycled", Some(0);
+    /// Entries were read back from history.
+    HistoryRead: "entries read from history", Some(0);
     /// A write was acknowledged.
     WriteAcked: "write acknowledged", Some(100);
     /// A write was acknowledged on a node that does not lead.
@@ -305,6 +311,9 @@ impl Seen {
         Seen::DivergedReturned,
         Seen::ScrubFound,
         Seen::Tampered,
+        Seen::SegmentSealed,
+        Seen::SegmentRecycled,
+        Seen::HistoryRead,
         Seen::LivedWithDead,
         Seen::LivedWithCut,
         Seen::LivedWithOneWay,

@@ -74,8 +74,10 @@ fn data_dir(dir: &Path) -> Option<PathBuf> {
 
 fn total(summary: &Summary) -> String {
     format!(
-        "{} segments, {} blocks, {} records, {} bytes; {} damaged; {} bytes of torn tail{}",
+        "{} segments, {} history files, {} blocks, {} records, {} bytes; {} damaged; {} bytes of \
+         torn tail{}",
         summary.segments,
+        summary.histories,
         summary.blocks,
         summary.frames,
         summary.frame_bytes,
@@ -94,6 +96,10 @@ fn describe_doubt(doubt: Option<Doubt>) -> String {
     format!("; groups{which} are in doubt until each was found sound")
 }
 
+fn describe_bases(based: usize) -> String {
+    if based == 0 { String::new() } else { format!("; {based} of the groups begin later") }
+}
+
 fn describe_loss(loss: Option<Loss>) -> &'static str {
     match loss {
         None => "",
@@ -106,7 +112,7 @@ fn describe(found: &Found) -> String {
     match found {
         Found::Segment(header) => format!(
             "{}: segment {}, first in use {}, epoch {}, incarnation {}, first block {}, {} groups{}, \
-             {} boots{}{}",
+             {} boots{}{}{}",
             header.file,
             header.segment,
             header.oldest,
@@ -116,6 +122,7 @@ fn describe(found: &Found) -> String {
             header.groups,
             if header.complete { " (all)" } else { "" },
             header.boots,
+            describe_bases(header.based),
             describe_loss(header.lost),
             describe_doubt(header.doubt)
         ),
@@ -131,6 +138,18 @@ fn describe(found: &Found) -> String {
         ),
         Found::Frame { offset, len, record } => {
             format!("    {offset:#010x} {len:>6} {}", describe_record(record))
+        }
+        Found::History(history) => {
+            let of = |(group, from, to): &(_, _, _)| format!("group {group} LSN {from} to {to}");
+            let groups: Vec<String> = history.groups.iter().map(of).collect();
+            format!(
+                "{}: history of segment {}, {} blocks, {} bytes: {}",
+                history.file,
+                history.segment,
+                history.blocks,
+                history.bytes,
+                groups.join(", ")
+            )
         }
         Found::Retired { file } => format!("{file}: not in use any more, about to be removed"),
         Found::Spare { file } => format!("{file}: spare"),

@@ -24,6 +24,18 @@
 //! the writer: the newest header may yet be lost, and the one before it must find what it names. A
 //! segment in use that is missing is damage; one that is not in use may be there or not.
 //!
+//! # History
+//! Where more than [`OplogOptions::segments_max`] segments are in use, the oldest is **sealed**: what
+//! counts of it is written into **history files**, sorted by group and LSN, and packed. Once they are
+//! fsynced, with their names, the segment is not in use any more: the next header says so, and from
+//! then on they serve in its place, also where an entry is replaced later. At a start, history of
+//! segments that are in use does not count, for it may be in part; older history is put together from
+//! the files' footers, in the order of segments, and with the headers it must leave no hole. A history
+//! file none of whose entries count is removed once two headers were written since: pruning gives
+//! room back. A block of it that can't be read is told, and once there are copies of what counts in
+//! it, the file is written anew beside and renamed. A segment is not sealed as long as something that
+//! counts in it can't be read.
+//!
 //! # Start-up
 //! [`open`] looks for the first block of the newest segment that is not as it should be. Above the
 //! highest `synced_upto` seen anywhere, the log ends there: that block and all that follow, intact
@@ -98,7 +110,7 @@ mod writer;
 pub(crate) mod tests;
 
 pub use format::{BlockKind, FrameError, Loss};
-pub use inspect::{BlockInfo, Found, HeaderInfo, Summary, inspect};
+pub use inspect::{BlockInfo, Found, HeaderInfo, HistoryInfo, Summary, inspect};
 pub use prepare::Preparer;
 pub use reader::LogReader;
 pub use recover::open;

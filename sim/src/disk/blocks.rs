@@ -43,6 +43,11 @@ pub(super) fn is_block(bytes: &[u8]) -> bool {
     bytes.starts_with(BLOCK_MAGIC)
 }
 
+/// Whether this begins with a block of a history file.
+pub(super) fn is_history(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"HWHB")
+}
+
 /// The blocks of a segment, up to the first thing that is none.
 pub(super) fn blocks(image: &mut Image, id: FileId) -> Vec<Block> {
     let mut bytes = vec![0; image.len(id).unwrap_or(0) as usize];

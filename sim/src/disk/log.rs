@@ -5,7 +5,7 @@ use std::io;
 use bytes::Bytes;
 use highwater_store::disk::Disk;
 
-use super::{Call, DiskHandle, FileId, blocks, pages::PAGE};
+use super::{Call, DiskHandle, FileId, Inner, blocks, pages::PAGE};
 use crate::{
     plan::Part,
     stats::Seen,
@@ -68,6 +68,8 @@ impl Disk for DiskHandle {
         inner.check_read(Part::Log, &self.disk.world)?;
         let data = Bytes::from(inner.image.read_some(file.id, offset, len)?);
         inner.wounds.are_read(file.id, offset, data.len() as u64, &self.disk.world);
+        let is_history = blocks::is_history(&data);
+        self.disk.world.saw_times(Seen::HistoryRead, u64::from(is_history));
         self.event(Kind::LogRead, file.id.0, offset, data.len() as u64, || {
             format!("{} at {offset}: {} bytes", file.name, data.len())
         });
@@ -112,6 +114,8 @@ impl Disk for DiskHandle {
         self.take_time(10, 100).await;
         let mut inner = self.enter_or_die(Call::Log).await;
         self.event(Kind::Name, 0, 0, digest(to.as_bytes()), || format!("rename {from} to {to}"));
+        let seals = from.starts_with("history/sealing");
+        self.disk.world.saw_times(Seen::SegmentSealed, u64::from(seals));
         inner.image.rename(from, to)
     }
 
@@ -119,7 +123,13 @@ impl Disk for DiskHandle {
         self.take_time(10, 100).await;
         let mut inner = self.enter_or_die(Call::Log).await;
         self.event(Kind::Name, 0, 0, digest(name.as_bytes()), || format!("remove {name}"));
-        inner.image.remove(name)
+        let Inner { image, wounds, .. } = &mut *inner;
+        if let Some(id) = image.find(name) {
+            let begun = blocks::segments(image).contains(&id);
+            self.disk.world.saw_times(Seen::SegmentRecycled, u64::from(begun));
+            wounds.are_gone(id);
+        }
+        image.remove(name)
     }
 
     async fn sync_dir(&self, dir: &str) -> io::Result<()> {

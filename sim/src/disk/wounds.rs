@@ -115,6 +115,11 @@ impl Wounds {
         }
     }
 
+    /// A file is removed, and all damage to it with it.
+    pub(super) fn are_gone(&mut self, file: FileId) {
+        self.0.retain(|bad| bad.file != file);
+    }
+
     /// A process writes a range: damage in it is gone.
     pub(super) fn are_written(&mut self, file: FileId, offset: u64, len: u64) {
         self.0.retain(|bad| !bad.meets(file, offset, len));

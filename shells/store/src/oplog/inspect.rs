@@ -5,7 +5,7 @@
 use std::io;
 
 use bytes::Bytes;
-use highwater_core::{Doubt, GroupId, Incarnation, Record};
+use highwater_core::{Doubt, GroupId, Incarnation, Lsn, Record};
 
 use super::{
     DIR, file_name,
@@ -13,6 +13,7 @@ use super::{
         BLOCK_HEADER, BlockFault, BlockHeader, BlockKind, HeaderFault, Loss, SECTOR, Salt,
         SegmentHeader, decode_record, frame_len,
     },
+    history::{self, FileId, HISTORY, Subject},
     parse_name,
     scan::{Cursor, Expect, Rest, read_header, rest},
     table::Table,
@@ -35,7 +36,10 @@ pub enum Found {
         /// What it says.
         record: Record,
     },
-    /// A segment that holds nothing that counts any more: it is about to be removed.
+    /// A history file and what it holds. The frames that follow are those of its blocks.
+    History(HistoryInfo),
+    /// A file that is not in use: a segment that holds nothing that counts any more, or history of one
+    /// that is still there. It is about to be removed.
     Retired {
         /// The file, within the data directory.
         file: String,
@@ -90,12 +94,29 @@ pub struct HeaderInfo {
     pub groups: usize,
     /// Whether these are all there are.
     pub complete: bool,
+    /// How many of them begin after a base.
+    pub based: usize,
     /// What was lost from the end of the segment before, for good, and cut.
     pub lost: Option<Loss>,
     /// Whether groups were in doubt when it was written, and which.
     pub doubt: Option<Doubt>,
     /// How many members' starts it remembers.
     pub boots: usize,
+}
+
+/// A history file's footer.
+#[derive(Clone, Debug)]
+pub struct HistoryInfo {
+    /// The file, within the data directory.
+    pub file: String,
+    /// The segment that it was sealed from.
+    pub segment: u64,
+    /// Length of the file, in bytes.
+    pub bytes: u64,
+    /// How many blocks it has.
+    pub blocks: usize,
+    /// What it holds: of each group, from LSN to LSN.
+    pub groups: Vec<(GroupId, Lsn, Lsn)>,
 }
 
 /// A block's header.
@@ -122,6 +143,8 @@ pub struct BlockInfo {
 pub struct Summary {
     /// Segments with a header.
     pub segments: u64,
+    /// History files with a footer.
+    pub histories: u64,
     /// Blocks that are intact.
     pub blocks: u64,
     /// Frames that are intact.
@@ -164,6 +187,15 @@ pub async fn inspect<D: Disk>(disk: &D, tell: &mut impl FnMut(Found)) -> io::Res
         sequence: 1,
         oldest,
     };
+    for name in disk.list(HISTORY).await? {
+        match history::parse_name(&name) {
+            Some(id) if id.0 < oldest => {
+                inspector.history(id, incarnation.unwrap_or_default()).await?;
+            }
+            Some(id) => (inspector.tell)(Found::Retired { file: history::file_name(id) }),
+            None => {}
+        }
+    }
     let mut expected = oldest;
     for (at, (segment, bytes, header)) in files.iter().enumerate() {
         if *segment < oldest {
@@ -204,8 +236,81 @@ struct Inspector<'a, D, T> {
 
 impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
     fn damage(&mut self, segment: u64, offset: u64, what: impl Into<String>) {
+        self.damage_in(file_name(segment), offset, what);
+    }
+
+    fn damage_in(&mut self, file: String, offset: u64, what: impl Into<String>) {
         self.summary.damages += 1;
-        (self.tell)(Found::Damage { file: file_name(segment), offset, what: what.into() });
+        (self.tell)(Found::Damage { file, offset, what: what.into() });
+    }
+
+    /// Reads a history file from end to end.
+    async fn history(&mut self, id: FileId, incarnation: Incarnation) -> io::Result<()> {
+        let name = history::file_name(id);
+        let file = self.disk.open(&name, false).await?;
+        let bytes = self.disk.len(&file).await?;
+        let parts = match history::read_footer(self.disk, &file, incarnation, id.0).await? {
+            Ok(parts) => parts,
+            Err(fault) => {
+                self.folded = None;
+                self.damage_in(name, bytes, fault.what());
+                return Ok(());
+            }
+        };
+        self.summary.histories += 1;
+        (self.tell)(Found::History(HistoryInfo {
+            file: name.clone(),
+            segment: id.0,
+            bytes,
+            blocks: parts.iter().map(|part| part.blocks.len()).sum(),
+            groups: history::ranges(&parts),
+        }));
+        for part in &parts {
+            let held = |table: &mut Table| table.hold(id.0, part.group, part.last, &part.terms);
+            if let Some(Err(what)) = self.folded.as_mut().map(held) {
+                self.folded = None;
+                self.damage_in(name.clone(), bytes, what);
+            }
+            for (n, block) in part.blocks.iter().enumerate() {
+                let of = Subject { segment: id.0, group: part.group, first: block.first };
+                let read = self.disk.read_at(&file, block.at, block.len as usize).await?;
+                let told = match history::decode_block(self.salt, of, &read) {
+                    Ok(frames) => self.sealed(block.at, frames, block.first, part.last_of(n)),
+                    Err(what) => Err(what.to_owned()),
+                };
+                if let Err(what) = told {
+                    self.damage_in(name.clone(), block.at, what);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the entries of a history file's block.
+    fn sealed(
+        &mut self,
+        offset: u64,
+        mut frames: Bytes,
+        first: Lsn,
+        last: Lsn,
+    ) -> Result<(), String> {
+        let mut next = first;
+        self.summary.blocks += 1;
+        while !frames.is_empty() {
+            let record = decode_record(&mut frames).map_err(|error| error.to_string())?;
+            let Some(record @ Record::Append { .. }) = record else {
+                return Err("it holds something that is no entry".to_owned());
+            };
+            if !matches!(&record, Record::Append { entry, .. } if entry.lsn == next) {
+                return Err(format!("LSN {next} is missing"));
+            }
+            next = next.next();
+            let len = frame_len(&record);
+            self.summary.frames += 1;
+            self.summary.frame_bytes += len as u64;
+            (self.tell)(Found::Frame { offset, len, record });
+        }
+        if next == last.next() { Ok(()) } else { Err(format!("LSN {next} is missing")) }
     }
 
     async fn spare(
@@ -259,6 +364,7 @@ impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
             incarnation: header.incarnation,
             groups: header.rows.len(),
             complete: header.complete,
+            based: header.rows.iter().filter(|row| row.base.lsn > Lsn(0)).count(),
             lost: header.lost,
             doubt: header.doubt,
             boots: header.boots.len(),

@@ -54,16 +54,17 @@ impl<D: Disk> Keeper<D> {
     /// Removes history files that an earlier run left of segments that are in use, and those that
     /// hold nothing that counts: two headers must say so, which may know it from here on.
     async fn clear(&self) -> io::Result<()> {
+        let files: Vec<_> = self.shared.lock().history.files.keys().copied().collect();
+        for id in files {
+            // One at a time: the writer must not wait for all of them.
+            let state = &mut *self.shared.lock();
+            if state.history.is_dead(id, &state.table) {
+                state.history.dead.entry(id).or_insert(state.active.segment);
+            }
+        }
         let gone = {
             let state = &mut *self.shared.lock();
-            let (table, active) = (&state.table, state.active.segment);
-            let history = &mut state.history;
-            let files: Vec<_> = history.files.keys().copied().collect();
-            for id in files {
-                if history.is_dead(id, table) {
-                    history.dead.entry(id).or_insert(active);
-                }
-            }
+            let (history, active) = (&mut state.history, state.active.segment);
             let dead = history.dead.iter().filter(|(_, found)| **found + 2 <= active);
             let dead: Vec<_> = dead.map(|(id, _)| *id).collect();
             for id in &dead {

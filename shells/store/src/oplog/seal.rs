@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, io};
 
 use bytes::{Bytes, BytesMut};
 use highwater_core::{
-    GroupId, Lsn, Term,
+    Entry, GroupId, Lsn, Record, Term,
     planted::{self, Planted},
 };
 
 use super::{
     LoadError, LogReader, file_name,
-    format::{BlockKind, Peeked, Salt, peek},
+    format::{BlockKind, Peeked, Salt, encode_record, peek},
     history::{self, BlockAt, FileId, HISTORY, Part, Range, SEALING, Subject},
     keep::Keeper,
     scan::{CHUNK, Cursor},
@@ -34,14 +34,18 @@ impl<D: Disk> Keeper<D> {
         let Shared { disk, .. } = &*self.shared;
         disk.create_dir(HISTORY).await?;
         let mut sealing = Sealing::of(&self.shared, segment);
-        // What was mended may stand before what it follows.
-        loop {
-            let before = sealing.left();
-            if before == 0 {
-                break;
+        self.gather(&mut sealing).await?;
+        // What a scan from end to end does not find in order: around damage, or where it was mended.
+        let reader = LogReader { shared: self.shared.clone() };
+        while let Some((group, from, to)) = sealing.next_left() {
+            let entries = reader.load(group, from, to, CHUNK).await?;
+            sealing.take_entries(group, entries);
+            if sealing.next_left() == Some((group, from, to)) {
+                // They were replaced meanwhile: the next try knows that from the start.
+                return Err(io::Error::other("a segment changes while it is sealed").into());
             }
-            if !self.gather(&mut sealing).await? && sealing.left() == before {
-                return Err(self.unsealed(&sealing).await?);
+            if sealing.held >= sealing.held_max {
+                sealing.write_out(&self.shared).await?;
             }
         }
         sealing.write_out(&self.shared).await?;
@@ -55,40 +59,25 @@ impl<D: Disk> Keeper<D> {
         Ok(())
     }
 
-    /// Reads the segment once from end to end, as far as it can be read: whether it was all of it.
-    async fn gather(&self, sealing: &mut Sealing) -> io::Result<bool> {
+    /// Reads the segment once, up to its end or to damage.
+    async fn gather(&self, sealing: &mut Sealing) -> io::Result<()> {
         let shared = &*self.shared;
         let segment = sealing.segment;
-        let Some(bounds) = shared.lock().segments.get(&segment).copied() else { return Ok(false) };
+        let Some(bounds) = shared.lock().segments.get(&segment).copied() else { return Ok(()) };
         let file = shared.disk.open(&file_name(segment), false).await?;
         let mut cursor = Cursor::new(&shared.disk, &file, bounds.start, bounds.end);
         let mut expect = shared.expect(segment, bounds);
         while cursor.at() < bounds.end {
             match cursor.next(&mut expect).await? {
                 Ok(block) if block.header.kind != BlockKind::Marker => sealing.take(&block.body),
-                _ => return Ok(false),
+                _ => break,
             }
             if sealing.held >= sealing.held_max {
                 sealing.write_out(shared).await?;
             }
             tokio::task::yield_now().await;
         }
-        Ok(true)
-    }
-
-    /// What keeps a segment from being sealed.
-    async fn unsealed(&self, sealing: &Sealing) -> io::Result<LoadError> {
-        let reader = LogReader { shared: self.shared.clone() };
-        reader.index(sealing.segment).await?;
-        reader.mend_segment(sealing.segment).await?;
-        let wanted = sealing.parts.iter().find(|(_, part)| part.next <= part.last);
-        let wanted = wanted.map_or(Default::default(), |(id, part)| (*id, part.next, part.next));
-        Ok(LoadError::Damaged {
-            file: file_name(sealing.segment),
-            offset: 0,
-            what: "it can't be sealed".to_owned(),
-            missing: reader.missing(sealing.segment, wanted),
-        })
+        Ok(())
     }
 }
 
@@ -151,9 +140,19 @@ impl Sealing {
         }
     }
 
-    /// How many entries are still to be found.
-    fn left(&self) -> u64 {
-        self.parts.values().map(|part| (part.last.0 + 1).saturating_sub(part.next.0)).sum()
+    /// What is still to be found: of one group, from LSN to LSN.
+    fn next_left(&self) -> Option<Range> {
+        let mut left = self.parts.iter().filter(|(_, part)| part.next <= part.last);
+        left.next().map(|(group, part)| (*group, part.next, part.last))
+    }
+
+    /// Takes entries that were read one by one: the next ones of a group.
+    fn take_entries(&mut self, group: GroupId, entries: Vec<Entry>) {
+        let mut frames = BytesMut::new();
+        for entry in entries {
+            encode_record(&Record::Append { group, entry }, &mut frames);
+        }
+        self.take(&frames.freeze());
     }
 
     /// Takes the entries that count out of a block's body, which was checked as a whole.
@@ -164,7 +163,7 @@ impl Sealing {
                 && let Some(part) = self.parts.get_mut(&group)
                 && lsn == part.next
                 && lsn <= part.last
-                && part.terms_from(lsn).first().is_some_and(|(_, known)| *known == term)
+                && part.term_at(lsn) == Some(term)
             {
                 part.frames.extend_from_slice(&body[at..at + len]);
                 part.next = lsn.next();
@@ -200,17 +199,30 @@ impl Sealing {
             let id = (self.segment, self.files.len() as u32);
             // It does not count before all are there.
             shared.lock().history.stale.push(id);
-            let mut making = Making::begin(shared, id, SEALING).await?;
-            for Packed { group, last, terms, blocks } in parts {
-                making.part(group, last, terms);
-                for (first, block) in blocks {
-                    making.block(first, block).await?;
-                }
+            let written = write_file(shared, id, parts).await;
+            if written.is_err() {
+                // What it takes may be what is missing.
+                let _ = shared.disk.remove(SEALING).await;
             }
-            self.files.insert(id, making.finish().await?);
+            self.files.insert(id, written?);
         }
         Ok(())
     }
+}
+
+async fn write_file<D: Disk>(
+    shared: &Shared<D>,
+    id: FileId,
+    parts: Vec<Packed>,
+) -> io::Result<Vec<Range>> {
+    let mut making = Making::begin(shared, id, SEALING).await?;
+    for Packed { group, last, terms, blocks } in parts {
+        making.part(group, last, terms);
+        for (first, block) in blocks {
+            making.block(first, block).await?;
+        }
+    }
+    making.finish().await
 }
 
 impl Growing {
@@ -230,9 +242,14 @@ impl Growing {
         len
     }
 
-    /// The terms from an entry on, up to the next one that is wanted.
+    fn term_at(&self, lsn: Lsn) -> Option<Term> {
+        let started = self.terms.partition_point(|(first, _)| *first <= lsn);
+        Some(self.terms.get(started.checked_sub(1)?)?.1)
+    }
+
+    /// The terms from an entry on, before the next one that is wanted.
     fn terms_from(&self, first: Lsn) -> Vec<(Lsn, Term)> {
-        terms_within(&self.terms, first, self.next.max(first))
+        terms_within(&self.terms, first, self.next.prev())
     }
 }
 
@@ -291,6 +308,7 @@ impl<'a, D: Disk> Making<'a, D> {
             part.blocks.push(BlockAt { first, at, len });
         }
         self.buffer.extend_from_slice(&block);
+        // Piece by piece, so that nobody queues long behind it.
         if self.buffer.len() >= CHUNK { self.flush().await } else { Ok(()) }
     }
 
@@ -298,7 +316,11 @@ impl<'a, D: Disk> Making<'a, D> {
         let data = self.buffer.split().freeze();
         let at = self.at;
         self.at += data.len() as u64;
-        self.shared.disk.write_at(&self.file, at, data).await
+        self.shared.disk.write_at(&self.file, at, data).await?;
+        if planted::is(Planted::SealedWithoutSync) {
+            return Ok(());
+        }
+        self.shared.disk.sync(&self.file).await
     }
 
     /// Makes it durable, and gives it its name; that is durable once the directory is synced.
@@ -308,9 +330,6 @@ impl<'a, D: Disk> Making<'a, D> {
         let footer = history::encode_footer(*incarnation, self.id.0, at, &self.parts);
         self.buffer.extend_from_slice(&footer);
         self.flush().await?;
-        if !planted::is(Planted::SealedWithoutSync) {
-            disk.sync(&self.file).await?;
-        }
         disk.rename(self.temp, &history::file_name(self.id)).await?;
         Ok(history::ranges(&self.parts))
     }

@@ -5,15 +5,16 @@ use bytes::Bytes;
 use highwater_core::{GroupId, Incarnation, Lsn, Record, Term};
 
 use super::{
-    damage::flip,
+    damage::{flip, look},
     mem::{MemDisk, Rng},
     mend::{mend, read_all},
     model::{INCARNATION, Model, START, TIGHT, base_at, entry, open_small},
     recycle::segments,
     snapshots::hex,
 };
+use crate::disk::RealDisk;
 use crate::oplog::{
-    LoadError, OpenError, Opened,
+    Found, LoadError, OpenError, Opened,
     format::Salt,
     history::{
         BlockAt, HISTORY, Part, Subject, decode_block, encode_block, encode_footer, file_name,
@@ -62,6 +63,10 @@ async fn history_is_read_like_the_rest() {
             assert!(model.matches(&log.recovered), "a restart changed something");
             model.check_loads(&log.reader, 20_000).await;
         }
+        let (found, summary) = look(&disk).await;
+        let damage = found.iter().find(|found| matches!(found, Found::Damage { .. }));
+        assert_eq!(summary.damages, 0, "{damage:?}");
+        assert!(summary.histories > 2, "{summary:?}");
     }
 }
 
@@ -260,4 +265,30 @@ async fn what_was_sealed_is_replaced_later() {
             model.check_loads(&again.reader, 10_000).await;
         }
     }
+}
+
+/// The same on the file system there is.
+#[tokio::test]
+async fn history_on_a_real_disk() {
+    let dir = std::env::temp_dir().join(format!("highwater-history-{}", std::process::id()));
+    let disk = RealDisk::open(dir.clone()).expect("a directory of its own");
+    let mut log = open(disk.clone(), &START, TIGHT).await.expect("a blank disk");
+    for lsn in 1..=300 {
+        log.preparer.fill().await.expect("the disk is fine");
+        log.writer.write(vec![entry(1, lsn, 1, vec![lsn as u8; 3000])]).await.expect("room");
+        log.preparer.tidy().await.expect("the disk is fine");
+    }
+    drop(log);
+    let log = open(disk, &START, TIGHT).await.expect("a sound log");
+    let files = std::fs::read_dir(dir.join(HISTORY)).expect("there is history").count();
+    assert!(files > 4, "{files} history files are few");
+    let mut next = Lsn(1);
+    while next <= Lsn(300) {
+        let entries = log.reader.load(GroupId(1), next, Lsn(300), 50_000).await.expect("all of it");
+        assert!(entries.iter().all(|entry| entry.payload[..] == vec![entry.lsn.0 as u8; 3000]));
+        assert_eq!(entries[0].lsn, next);
+        next = entries[entries.len() - 1].lsn.next();
+    }
+    drop(log);
+    std::fs::remove_dir_all(dir).expect("it is there");
 }
