@@ -19,7 +19,7 @@ use crate::{
     faults::Faults,
     history::{Ask, Told},
     oracles::{
-        liveness::{CONVERGENCE_NS, LIVENESS_TIMEOUT},
+        liveness::{CONVERGENCE_NS, LIVENESS_TIMEOUT, REST_MS},
         silence::{SETTLING_MS, SILENCE_MS},
     },
     page::acts,
@@ -301,8 +301,10 @@ async fn write_everywhere(
     Vec::new()
 }
 
-/// Waits until whatever was done to states is found and rebuilt: nobody reads them meanwhile.
+/// Waits until the last audit is over, and whatever was done to states is found and rebuilt: nobody
+/// reads them meanwhile.
 async fn find_out(cluster: &Arc<Cluster>, whole: &[NodeId]) {
+    pause_ms(REST_MS).await;
     let deadline_ns = now_ns() + CONVERGENCE_NS;
     while !cluster.judge.undetected(whole).is_empty() || !cluster.judge.unsettled(whole).is_empty()
     {

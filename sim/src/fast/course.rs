@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     history::{Ask, Call, Told},
-    oracles::liveness::{CONVERGENCE_NS, LIVENESS_TIMEOUT},
+    oracles::liveness::{CONVERGENCE_NS, LIVENESS_TIMEOUT, REST_MS},
     plan::{Plan, Weather},
     rng::Rng,
     stats::Seen,
@@ -35,7 +35,10 @@ enum Phase {
     /// Each database takes a write through each node: the n-th of these.
     Writes(usize),
     /// All replicas come to the same.
-    Agrees,
+    Agrees {
+        /// They did, and the last audit was waited for.
+        rested: bool,
+    },
     /// Each database is read from each node, in both ways: the n-th of these.
     Reads(usize),
     Done,
@@ -242,7 +245,7 @@ impl Cluster {
             Phase::Lives => self.course.phase = Phase::Ends,
             Phase::Gathers => self.gather(),
             Phase::Writes(nth) => self.write(nth),
-            Phase::Agrees => self.agree(),
+            Phase::Agrees { rested } => self.agree(rested),
             Phase::Reads(nth) => self.read_back(nth),
             Phase::Ends | Phase::Done => {}
         }
@@ -286,7 +289,7 @@ impl Cluster {
 
     fn write(&mut self, nth: usize) {
         self.course.phase = Phase::Writes(nth);
-        let Some((node, database)) = self.nth_pair(nth) else { return self.agree() };
+        let Some((node, database)) = self.nth_pair(nth) else { return self.agree(false) };
         if self.is_up(node) {
             let ask = Ask::Write(last_op(self.world.tick()));
             self.call(self.course_caller(), node, &database, ask, LIVENESS_TIMEOUT);
@@ -297,11 +300,15 @@ impl Cluster {
         }
     }
 
-    fn agree(&mut self) {
-        self.course.phase = Phase::Agrees;
+    /// Waits until all hold the same, and still do once the last audit is over.
+    fn agree(&mut self, rested: bool) {
+        self.course.phase = Phase::Agrees { rested };
         let why = self.judge.unsettled(&self.plan.nodes);
-        if why.is_empty() {
+        if why.is_empty() && rested {
             self.read_back(0);
+        } else if why.is_empty() {
+            self.course.phase = Phase::Agrees { rested: true };
+            self.course_at(now_ns() + REST_MS * MS);
         } else if self.is_late() {
             self.fail_liveness(&format!("{why:?}"));
         } else {

@@ -9,6 +9,8 @@ use highwater_core::{GroupId, Lsn, NodeId, Term};
 
 /// How long a healed cluster may take to work as it should.
 pub(crate) const CONVERGENCE_NS: u64 = 20_000_000_000;
+/// After the last write, audits are over by then.
+pub(crate) const REST_MS: u64 = 2_500;
 /// How long a call on a healed cluster may take.
 pub(crate) const LIVENESS_TIMEOUT: Duration = Duration::from_secs(5);
 
