@@ -14,7 +14,7 @@ use highwater_core::{
     Request, RequestId, Term,
     planted::{self, Planted},
 };
-use highwater_store::state::States;
+use highwater_store::state::{Checkpoint, States};
 use highwater_wire::peer::{ForwardReply, ForwardRequest, NodeStatus, PeerMessage, SlotAsk};
 use tokio::sync::{
     mpsc::{Receiver, UnboundedReceiver, UnboundedSender},
@@ -28,6 +28,7 @@ use crate::{
     shared::Shared,
     slots::Slots,
     status,
+    transfer::{Asked, ReceiverJob, Transfers},
     workers::{ReadJob, StateJob},
 };
 
@@ -39,6 +40,10 @@ const REQUESTS_MAX: usize = 65_536;
 const PEER_BUDGET_MAX: Duration = Duration::from_secs(60);
 /// How long a node that is to end waits for the answers under way.
 const STOP_GRACE: Duration = Duration::from_secs(1);
+/// How long a block of a snapshot may take before it is asked for again.
+const BLOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// So often it is: to make a snapshot of a large state takes its time.
+const BLOCK_ASKS_MAX: u32 = 60;
 /// How long other nodes may take for the cluster view.
 const CLUSTER_BUDGET: Duration = Duration::from_millis(500);
 /// How old this node's own word on how it stands may be: to gather it walks every group.
@@ -155,6 +160,15 @@ struct Forwarded {
     reply: oneshot::Sender<Option<ForwardReply>>,
 }
 
+/// A snapshot that is being received.
+struct Fetching {
+    from: NodeId,
+    /// When its next block is late.
+    expires: Instant,
+    /// How often that was so since the last one.
+    late: u32,
+}
+
 /// A cluster view that is being gathered.
 struct Gathering {
     id: u64,
@@ -168,6 +182,7 @@ struct Gathering {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     Request(RequestId),
+    Block(GroupId),
     Forward(NodeId, u64),
     Gathering,
     Stop,
@@ -180,6 +195,8 @@ pub(crate) struct Driver<C, T> {
     waiting: BTreeMap<RequestId, Waiting>,
     /// By the node that carries them out.
     forwarded: BTreeMap<NodeId, BTreeMap<u64, Forwarded>>,
+    /// Snapshots that are being received.
+    fetches: BTreeMap<GroupId, Fetching>,
     /// When abandoned calls were looked for.
     evicted: Instant,
     gathering: Option<Gathering>,
@@ -233,6 +250,7 @@ pub(crate) struct Hands<C, T> {
     pub(crate) log: UnboundedSender<(highwater_core::WriteId, Vec<highwater_core::Record>)>,
     pub(crate) loads: UnboundedSender<ReadJob>,
     pub(crate) state: UnboundedSender<StateJob>,
+    pub(crate) transfers: Transfers,
     pub(crate) states: Arc<States>,
     #[cfg(madsim)]
     pub(crate) observer: Option<Arc<dyn crate::Observer>>,
@@ -248,6 +266,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             hands,
             waiting: BTreeMap::new(),
             forwarded: BTreeMap::new(),
+            fetches: BTreeMap::new(),
             evicted: now,
             gathering: None,
             view_wanted: Vec::new(),
@@ -291,7 +310,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             };
             self.now = self.hands.clock.now().mono;
             match woken {
-                Woken::Completed(input) => inputs.push(input),
+                Woken::Completed(input) => self.on_completed(input, &mut inputs),
                 Woken::Arrived(inbound) => self.on_inbound(inbound, &mut inputs),
                 Woken::Asked(command) => self.on_command(command, &mut inputs),
                 Woken::Alone => {
@@ -311,7 +330,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
     fn take_queued(&mut self, sources: &mut Sources, inputs: &mut Vec<Input>) {
         for _ in 0..INPUTS_MAX {
             let Ok(input) = sources.completions.try_recv() else { break };
-            inputs.push(input);
+            self.on_completed(input, inputs);
         }
         for _ in 0..INPUTS_MAX {
             let Ok(inbound) = sources.inbound.try_recv() else { break };
@@ -406,8 +425,13 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             Effect::Apply { group, entries } => {
                 drop(self.hands.state.send(StateJob::Apply { group, entries }));
             }
-            Effect::Checkpoint { group, lsn, control } => {
-                drop(self.hands.state.send(StateJob::Checkpoint { group, lsn, control }));
+            Effect::Checkpoint { group, at, pruned, control } => {
+                let checkpoint = Checkpoint { at, pruned, control };
+                drop(self.hands.state.send(StateJob::Checkpoint { group, checkpoint }));
+            }
+            Effect::Bootstrap { group, from, above } => self.fetch(group, from, above),
+            Effect::Install { group, prefixes, .. } => {
+                drop(self.hands.state.send(StateJob::Install { group, prefixes }));
             }
             Effect::Send { to, message } => self.outgoing.push((to, PeerMessage::Core(message))),
             Effect::Reply { request, reply } => self.answer(request, Some(reply)),
@@ -532,6 +556,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             self.due.remove(&(at, due));
             match due {
                 Due::Request(id) => self.cancel(id, inputs),
+                Due::Block(group) => self.block_is_late(group, inputs),
                 Due::Forward(to, id) => self.answer_forwarded(to, id, None),
                 Due::Gathering => self.finish_gathering(),
                 Due::Stop => self.stopping = Stopping::Now,
@@ -599,6 +624,78 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         }
     }
 
+    // --- snapshots ---
+
+    fn fetch(&mut self, group: GroupId, from: NodeId, above: Lsn) {
+        let expires = self.now.plus(micros(BLOCK_PATIENCE));
+        self.due.insert((expires, Due::Block(group)));
+        self.fetches.insert(group, Fetching { from, expires, late: 0 });
+        let job = ReceiverJob::Fetch { group, from, above };
+        // Where that is full, it is late, and given up.
+        let _ = self.hands.transfers.receiver.try_send(job);
+    }
+
+    /// The answer came, or what to wait for it for.
+    fn on_block(&mut self, from: NodeId, message: PeerMessage, inputs: &mut Vec<Input>) {
+        let (PeerMessage::SnapshotBlock { group, .. } | PeerMessage::SnapshotNone { group, .. }) =
+            &message
+        else {
+            return;
+        };
+        let group = *group;
+        let expires = self.now.plus(micros(BLOCK_PATIENCE));
+        let Some(fetching) = self.fetches.get_mut(&group).filter(|f| f.from == from) else { return };
+        match message {
+            PeerMessage::SnapshotBlock { id, number, blocks, bytes, content, .. } => {
+                self.due.remove(&(fetching.expires, Due::Block(group)));
+                (fetching.expires, fetching.late) = (expires, 0);
+                self.due.insert((expires, Due::Block(group)));
+                let job = ReceiverJob::Block { group, id, number, blocks, bytes, content };
+                let _ = self.hands.transfers.receiver.try_send(job);
+            }
+            PeerMessage::SnapshotNone { reason, .. } => self.give_up_fetch(group, reason, inputs),
+            _ => {}
+        }
+    }
+
+    fn block_is_late(&mut self, group: GroupId, inputs: &mut Vec<Input>) {
+        let Some(fetching) = self.fetches.get_mut(&group) else { return };
+        fetching.late += 1;
+        if fetching.late > BLOCK_ASKS_MAX || !self.hands.node.is_alive(fetching.from) {
+            let reason = format!("node {} does not answer", fetching.from);
+            return self.give_up_fetch(group, reason, inputs);
+        }
+        fetching.expires = self.now.plus(micros(BLOCK_PATIENCE));
+        self.due.insert((fetching.expires, Due::Block(group)));
+        let _ = self.hands.transfers.receiver.try_send(ReceiverJob::AskAgain { group });
+    }
+
+    fn give_up_fetch(&mut self, group: GroupId, reason: String, inputs: &mut Vec<Input>) {
+        if self.end_fetch(group) {
+            let _ = self.hands.transfers.receiver.try_send(ReceiverJob::Forget { group });
+            inputs.push(Input::SnapshotFailed { group, reason });
+        }
+    }
+
+    /// Whether there was one.
+    fn end_fetch(&mut self, group: GroupId) -> bool {
+        let Some(Fetching { expires, .. }) = self.fetches.remove(&group) else { return false };
+        self.due.remove(&(expires, Due::Block(group)))
+    }
+
+    /// A worker has done something. What a fetch comes to counts once.
+    fn on_completed(&mut self, input: Input, inputs: &mut Vec<Input>) {
+        let counts = match &input {
+            Input::SnapshotReady { group, .. } | Input::SnapshotFailed { group, .. } => {
+                self.end_fetch(*group)
+            }
+            _ => true,
+        };
+        if counts {
+            inputs.push(input);
+        }
+    }
+
     // --- messages ---
 
     /// Whether a sender is the latest start of its node. What an earlier one was to carry out for
@@ -633,6 +730,14 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             }
             PeerMessage::ForwardReply { id, reply } => {
                 self.answer_forwarded(node, id, Some(reply));
+            }
+            PeerMessage::SnapshotAsk { group, ask } => {
+                let asked = Asked { from: node, group, ask };
+                // A donor that is busy is asked again.
+                let _ = self.hands.transfers.donor.try_send(asked);
+            }
+            PeerMessage::SnapshotBlock { .. } | PeerMessage::SnapshotNone { .. } => {
+                self.on_block(node, message, inputs);
             }
             PeerMessage::StatusQuery { id } => {
                 let status = self.own_status();
@@ -787,7 +892,7 @@ pub fn forward_reply_of(reply: Option<Reply>) -> ForwardReply {
         Some(Reply::Rejected(reject)) => ForwardReply::Rejected(reject),
         // Reads are not forwarded; an answer to one could only be a bug, and is no promise.
         None if planted::is(Planted::ExpiryAsRejection) => ForwardReply::Rejected(Reject::Expired),
-        Some(Reply::Readable { .. }) | None => ForwardReply::Unknown,
+        Some(Reply::Readable { .. } | Reply::Unknown) | None => ForwardReply::Unknown,
     }
 }
 
@@ -836,6 +941,14 @@ fn log_notice(notice: &Notice) {
             "the replicas of a database are not the same: whoever is not as the majority is leaves \
              service and is rebuilt"
         ),
+        Notice::Bootstrapping { group, from, above } => tracing::warn!(
+            %group, %from, %above,
+            "no log can bring a database up to date here: a snapshot is fetched"
+        ),
+        Notice::Bootstrapped { group, at } => {
+            tracing::warn!(%group, %at, "a database goes on from a snapshot");
+        }
+        Notice::Pruned { group, first } => tracing::debug!(%group, %first, "a log is pruned"),
         Notice::Sound { group } => {
             tracing::warn!(%group, "a group that had lost the end of its log holds it again: it votes");
         }

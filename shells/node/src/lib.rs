@@ -12,6 +12,7 @@ mod shared;
 mod slots;
 mod status;
 mod stream;
+mod transfer;
 mod workers;
 
 use std::{collections::BTreeMap, future::Future, sync::Arc};
@@ -195,15 +196,20 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
         jobs: state.downgrade(),
         at: None,
     };
+    let transport = Arc::new(parts.transport);
+    let outbox: Arc<dyn Transport> = transport.clone();
+    let maker = identity.member.incarnation;
+    let transfers = transfer::start(&states, &outbox, &shared, done.clone(), maker);
     let hands = driver::Hands {
         clock: parts.clock,
         node,
-        transport: parts.transport,
+        transport,
         shared: shared.clone(),
         about: status::About { identity, addresses, http, version },
         log,
         loads,
         state,
+        transfers,
         states: states.clone(),
         #[cfg(madsim)]
         observer: parts.observer,
@@ -239,9 +245,9 @@ fn system_control(
     let system = groups.iter().find(|group| group.group == GroupId::SYSTEM);
     let last = system.map_or(Lsn(0), |group| group.last);
     match states.system_control() {
-        Ok((applied, control)) if applied <= last || !in_doubt => return Ok((applied, control)),
-        Ok((applied, _)) => {
-            tracing::warn!(%applied, %last, "the catalog is ahead of the oplog: it is rebuilt");
+        Ok((at, control)) if at.lsn <= last || !in_doubt => return Ok((at.lsn, control)),
+        Ok((at, _)) => {
+            tracing::warn!(applied = %at.lsn, %last, "the catalog is ahead of the oplog: it is rebuilt");
         }
         Err(error) if error.is_loss() => {
             tracing::error!(%error, "the catalog is damaged: it is rebuilt from the oplog");

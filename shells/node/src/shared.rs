@@ -35,6 +35,15 @@ pub(crate) struct Shared {
     pub(crate) replayed: AtomicU64,
     /// Applies that failed.
     pub(crate) apply_errors: AtomicU64,
+    /// Snapshots that are being received.
+    transfers: Mutex<BTreeMap<GroupId, Progress>>,
+}
+
+/// How much of a snapshot is here, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) bytes: u64,
+    pub(crate) of: u64,
 }
 
 /// Counts, and wakes in the order of waiting. tokio's `watch` draws the order in which it wakes
@@ -103,6 +112,7 @@ impl Shared {
             acked: AtomicU64::new(0),
             replayed: AtomicU64::new(0),
             apply_errors: AtomicU64::new(0),
+            transfers: Mutex::default(),
         }
     }
 
@@ -115,6 +125,20 @@ impl Shared {
     pub(crate) fn update(&self, change: impl FnOnce(&mut Routes)) {
         change(&mut self.routes());
         self.changed.beat();
+    }
+
+    /// How much of a snapshot is here; `None`: it is not being received any more.
+    pub(crate) fn note_transfer(&self, group: GroupId, progress: Option<Progress>) {
+        let mut transfers = self.transfers.lock().unwrap_or_else(PoisonError::into_inner);
+        match progress {
+            Some(progress) => drop(transfers.insert(group, progress)),
+            None => drop(transfers.remove(&group)),
+        }
+    }
+
+    /// The snapshots that are being received.
+    pub(crate) fn transfers(&self) -> BTreeMap<GroupId, Progress> {
+        self.transfers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// To be taken before looking at the routes, so that no change is missed.

@@ -109,6 +109,8 @@ fn group_status(node: &Node, group: &GroupView<'_>) -> GroupStatus {
         quarantined: group.quarantined.map(String::from),
         verified: group.verified,
         divergences: group.divergences,
+        first: marks.first(),
+        rebootstrapping: group.bootstrapping,
     }
 }
 
@@ -135,7 +137,7 @@ pub(crate) fn metrics(node: &Node) -> Metrics {
                 database: String::from(database),
                 leader: group.role == RoleView::Leader,
                 watermarks: [
-                    ("first", 1),
+                    ("first", marks.first().0),
                     ("appended", marks.appended().0),
                     ("durable", marks.durable().0),
                     ("committed", marks.committed().0),

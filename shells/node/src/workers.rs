@@ -18,7 +18,7 @@ use highwater_core::{
 use highwater_store::{
     disk::Disk,
     oplog::{LoadError, LogReader, LogWriter},
-    state::{StateError, States},
+    state::{Checkpoint, StateError, States},
 };
 use tokio::sync::{
     mpsc::{self, UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel},
@@ -214,8 +214,12 @@ pub(crate) enum StateJob {
     },
     Checkpoint {
         group: GroupId,
-        lsn: Lsn,
-        control: Vec<(Bytes, Bytes)>,
+        checkpoint: Checkpoint,
+    },
+    /// A [`highwater_core::Effect::Install`].
+    Install {
+        group: GroupId,
+        prefixes: Vec<Bytes>,
     },
     /// Somebody found the state damaged.
     Lost {
@@ -269,12 +273,14 @@ impl Applier {
             StateJob::ReadControl { group, .. }
             | StateJob::Apply { group, .. }
             | StateJob::Checkpoint { group, .. }
+            | StateJob::Install { group, .. }
                 if self.lost.contains(&group) => {}
             StateJob::ReadControl { group, prefixes, lsn } => {
                 self.read_control(group, &prefixes, lsn);
             }
             StateJob::Apply { group, entries } => self.apply(group, &entries),
-            StateJob::Checkpoint { group, lsn, control } => self.checkpoint(group, lsn, control),
+            StateJob::Checkpoint { group, checkpoint } => self.checkpoint(group, checkpoint),
+            StateJob::Install { group, prefixes } => self.install(group, &prefixes),
             StateJob::Lost { group, reason } => self.lose(group, reason),
             StateJob::Reopen { group, upto } => {
                 self.lost.remove(&group);
@@ -285,12 +291,23 @@ impl Applier {
 
     fn read_control(&mut self, group: GroupId, prefixes: &[Bytes], expected: Lsn) {
         match guarded(|| self.worker.states.control(group, prefixes)) {
-            Ok((lsn, _)) if lsn < expected => {
-                let reason = format!("it stands at {lsn}, and was checkpointed at {expected}");
+            Ok((at, _)) if at.lsn < expected => {
+                let reason = format!("it stands at {}, and was checkpointed at {expected}", at.lsn);
                 self.lose(group, reason);
             }
-            Ok((lsn, rows)) => {
-                let _ = self.worker.done.send(Input::Control { group, lsn, rows });
+            Ok((at, rows)) => {
+                let _ = self.worker.done.send(Input::Control { group, at, rows });
+            }
+            Err(failure) => self.fail(group, failure),
+        }
+    }
+
+    /// A snapshot takes the place of the state.
+    fn install(&mut self, group: GroupId, prefixes: &[Bytes]) {
+        let states = &self.worker.states;
+        match guarded(|| states.install(group).and_then(|()| states.control(group, prefixes))) {
+            Ok((at, rows)) => {
+                let _ = self.worker.done.send(Input::Control { group, at, rows });
             }
             Err(failure) => self.fail(group, failure),
         }
@@ -318,14 +335,14 @@ impl Applier {
     }
 
     /// Freezes what the flusher is to make durable.
-    fn checkpoint(&mut self, group: GroupId, lsn: Lsn, control: Vec<(Bytes, Bytes)>) {
-        let states = &self.worker.states;
+    fn checkpoint(&mut self, group: GroupId, checkpoint: Checkpoint) {
+        let (states, lsn) = (&self.worker.states, checkpoint.at.lsn);
         let frozen = guarded(|| {
             // After a restart the state may be ahead of what the core has replayed: durable already.
             if group != GroupId::SYSTEM && states.applied(group)? > lsn {
                 return Ok(false);
             }
-            states.freeze(group, lsn, control).map(|()| true)
+            states.freeze(group, checkpoint).map(|()| true)
         });
         match frozen {
             Ok(true) => drop(self.flushes.send(FlushJob::Flush(group, lsn))),

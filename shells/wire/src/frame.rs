@@ -45,6 +45,9 @@ pub(crate) enum FrameType {
     Recall = 11,
     Recalled = 12,
     Root = 13,
+    SnapshotAsk = 14,
+    SnapshotBlock = 15,
+    SnapshotNone = 16,
 }
 
 impl FrameType {
@@ -63,6 +66,9 @@ impl FrameType {
             11 => Some(FrameType::Recall),
             12 => Some(FrameType::Recalled),
             13 => Some(FrameType::Root),
+            14 => Some(FrameType::SnapshotAsk),
+            15 => Some(FrameType::SnapshotBlock),
+            16 => Some(FrameType::SnapshotNone),
             _ => None,
         }
     }

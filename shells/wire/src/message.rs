@@ -9,7 +9,8 @@ use crate::{
     peer::{ForwardRequest, Hello, PeerMessage},
     v1::{
         AppendV1, FetchedV1, ForwardReplyV1, ForwardRequestV1, ForwardV1, GroupBodyV1, GroupV1,
-        HeartbeatV1, HelloV1, NodesV1, RecallV1, RecalledV1, RootV1, StatusQueryV1, StatusV1,
+        HeartbeatV1, HelloV1, NodesV1, RecallV1, RecalledV1, RootV1, SnapshotAskV1, SnapshotBlockV1,
+        SnapshotNoneV1, StatusQueryV1, StatusV1,
     },
 };
 
@@ -57,6 +58,19 @@ pub fn encode(message: &PeerMessage, out: &mut BytesMut) {
             let control = ForwardReplyV1 { id: *id, reply: reply.into() };
             put(FrameType::ForwardReply, &control, out, no_tail);
         }
+        PeerMessage::SnapshotAsk { group, ask } => {
+            put(FrameType::SnapshotAsk, &SnapshotAskV1::new(*group, *ask), out, no_tail);
+        }
+        PeerMessage::SnapshotBlock { group, id, number, blocks, bytes, content } => {
+            let (number, blocks, bytes) = (*number, *blocks, *bytes);
+            let control =
+                SnapshotBlockV1 { group: group.0, id: (*id).into(), number, blocks, bytes };
+            put(FrameType::SnapshotBlock, &control, out, |out| out.extend_from_slice(content));
+        }
+        PeerMessage::SnapshotNone { group, reason } => {
+            let control = SnapshotNoneV1 { group: group.0, reason: reason.clone() };
+            put(FrameType::SnapshotNone, &control, out, no_tail);
+        }
         PeerMessage::StatusQuery { id } => {
             put(FrameType::StatusQuery, &StatusQueryV1 { id: *id }, out, no_tail);
         }
@@ -77,7 +91,7 @@ pub fn decode(frame: Bytes) -> Result<PeerMessage, DecodeError> {
         FrameType::Fetched => return decode_fetched(frame),
         _ => {}
     }
-    if frame.kind != FrameType::Forward {
+    if !matches!(frame.kind, FrameType::Forward | FrameType::SnapshotBlock) {
         frame.no_tail()?;
     }
     Ok(match frame.kind {
@@ -124,6 +138,16 @@ pub fn decode(frame: Bytes) -> Result<PeerMessage, DecodeError> {
         FrameType::ForwardReply => {
             let ForwardReplyV1 { id, reply } = frame.control()?;
             PeerMessage::ForwardReply { id, reply: reply.into() }
+        }
+        FrameType::SnapshotAsk => frame.control::<SnapshotAskV1>()?.into(),
+        FrameType::SnapshotBlock => {
+            let SnapshotBlockV1 { group, id, number, blocks, bytes } = frame.control()?;
+            let (group, content) = (GroupId(group), frame.tail);
+            PeerMessage::SnapshotBlock { group, id: id.into(), number, blocks, bytes, content }
+        }
+        FrameType::SnapshotNone => {
+            let SnapshotNoneV1 { group, reason } = frame.control()?;
+            PeerMessage::SnapshotNone { group: GroupId(group), reason }
         }
         FrameType::StatusQuery => {
             PeerMessage::StatusQuery { id: frame.control::<StatusQueryV1>()?.id }

@@ -2,8 +2,7 @@
 
 use bytes::Bytes;
 use highwater_core::{
-    GroupId, Lsn, Message, NodeId, OnceKey, Outcome, Reject, SlotOutcome, SlotSettings, Term,
-    Verified,
+    GroupId, Incarnation, Lsn, Message, NodeId, OnceKey, Outcome, Position, Reject, SlotOutcome, SlotSettings, Term, Verified,
 };
 
 /// One message between two nodes.
@@ -27,6 +26,35 @@ pub enum PeerMessage {
         /// The outcome.
         reply: ForwardReply,
     },
+    /// "Give me a snapshot of this group", or its next block.
+    SnapshotAsk {
+        /// Whose.
+        group: GroupId,
+        /// What.
+        ask: SnapshotAsk,
+    },
+    /// A block of it.
+    SnapshotBlock {
+        /// Whose.
+        group: GroupId,
+        /// Of which snapshot.
+        id: SnapshotId,
+        /// Which block.
+        number: u32,
+        /// How many there are.
+        blocks: u32,
+        /// How long all of them are, in bytes.
+        bytes: u64,
+        /// Its content.
+        content: Bytes,
+    },
+    /// There is no snapshot to be had here.
+    SnapshotNone {
+        /// Whose.
+        group: GroupId,
+        /// Why.
+        reason: String,
+    },
     /// "How do you stand?"
     StatusQuery {
         /// The sender's name for it.
@@ -38,6 +66,31 @@ pub enum PeerMessage {
         id: u64,
         /// How it stands.
         status: NodeStatus,
+    },
+}
+
+/// Which snapshot of a group: blocks of two different ones are never put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotId {
+    /// What it stands at.
+    pub at: Position,
+    /// The data directory that made it.
+    pub maker: Incarnation,
+}
+
+/// What is wanted of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotAsk {
+    /// The first block of one that stands here or later.
+    Above(Lsn),
+    /// A block of this one; of another one its first, if this is not to be had any more.
+    Block {
+        /// Which snapshot.
+        id: SnapshotId,
+        /// Which block.
+        number: u32,
+        /// Where another one must stand at least.
+        above: Lsn,
     },
 }
 
@@ -172,6 +225,10 @@ pub struct GroupStatus {
     pub verified: Option<Verified>,
     /// How often it was found to differ from a majority, since the node was started.
     pub divergences: u64,
+    /// The first LSN that its log has, or will have.
+    pub first: Lsn,
+    /// It waits for a snapshot, or puts it in place.
+    pub rebootstrapping: bool,
 }
 
 /// Who opens a connection between nodes, told by both sides first. The transport checks the

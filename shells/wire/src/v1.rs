@@ -2,6 +2,7 @@
 //! being them: those may change freely, these never do. A new shape is a new type.
 
 mod slots;
+mod snapshots;
 
 use highwater_core::{
     Boot, ClusterId, Formation, GroupId, GroupMessage, Incarnation, Instant, Lsn, Member, Message,
@@ -9,6 +10,7 @@ use highwater_core::{
 };
 use rkyv::{Archive, Deserialize, Serialize};
 use slots::{SlotAskV1, SlotOutcomeV1};
+pub(crate) use snapshots::{SnapshotAskV1, SnapshotBlockV1, SnapshotNoneV1};
 
 use crate::peer::{ForwardReply, GroupStatus, Hello, NodeStatus};
 
@@ -486,6 +488,8 @@ struct GroupStatusV1 {
     quarantined: Option<String>,
     verified: Option<VerifiedV1>,
     divergences: u64,
+    first: u64,
+    rebootstrapping: bool,
 }
 
 /// [`Verified`].
@@ -524,6 +528,8 @@ impl StatusV1 {
             quarantined: g.quarantined.clone(),
             verified: g.verified.map(Into::into),
             divergences: g.divergences,
+            first: g.first.0,
+            rebootstrapping: g.rebootstrapping,
         };
         StatusV1 {
             id,
@@ -553,6 +559,8 @@ impl From<StatusV1> for NodeStatus {
             quarantined: g.quarantined,
             verified: g.verified.map(Into::into),
             divergences: g.divergences,
+            first: Lsn(g.first),
+            rebootstrapping: g.rebootstrapping,
         };
         NodeStatus {
             version: v.version,

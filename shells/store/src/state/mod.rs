@@ -93,7 +93,7 @@ pub use self::{
     error::StateError,
     files::StateFiles,
     scrub::Scrubbed,
-    snapshot::{Incoming, SNAPSHOT_BLOCK_MAX, Sealed, SnapshotError, SnapshotId},
+    snapshot::{Incoming, SNAPSHOT_BLOCK_MAX, Sealed, SnapshotError},
 };
 #[cfg(not(madsim))]
 pub use files::RealFiles;
@@ -409,6 +409,10 @@ impl States {
         old.fail("its state is being rebuilt".into(), false);
         let name = layout::file_name(group);
         self.files.remove(&name).map_err(|source| open::io_error(group, "removing", source))?;
+        // Nobody must get what is of no use here.
+        if let Err(error) = self.unseal(group) {
+            tracing::warn!(%group, %error, "its snapshot can't be removed");
+        }
         self.release(group);
         self.replace(group, Slot::blank(group));
         Ok(())

@@ -21,6 +21,7 @@ use std::io;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use highwater_core::{GroupId, Incarnation, Lsn, Position, Term};
+use highwater_wire::peer::SnapshotId;
 use redb::StorageBackend;
 
 use super::{
@@ -47,15 +48,6 @@ pub const SNAPSHOT_BLOCK_MAX: usize = 20 << 20;
 const SYNC_EVERY: u64 = 4 << 20;
 /// So many bytes of rows make one transaction of a state that is being made.
 const COMMIT_EVERY: usize = 16 << 20;
-
-/// Which snapshot: blocks of two different ones are never put together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SnapshotId {
-    /// What it stands at.
-    pub at: Position,
-    /// The data directory that made it.
-    pub maker: Incarnation,
-}
 
 /// Why there is no snapshot, or no more of it.
 #[derive(Debug, thiserror::Error)]
@@ -578,6 +570,21 @@ impl States {
             return Err(SnapshotError::Io { file: next, source });
         }
         self.files.publish(&next).map_err(failed(&next))
+    }
+
+    /// What the state stands at that was [prepared](States::prepare) and not installed; `None` where there
+    /// is none that can be used.
+    ///
+    /// # Errors
+    /// Where the operating system refuses.
+    pub fn prepared(&self, group: GroupId) -> Result<Option<Position>, SnapshotError> {
+        let next = next_name(group);
+        let Some(file) = self.files.open(&next).map_err(failed(&next))? else { return Ok(None) };
+        let mark = || {
+            let table = std::sync::Arc::new(Table::open(file, 1 << 20, Leaves::of(group))?);
+            table.begin_read()?.read()?.mark()
+        };
+        Ok(mark().ok().filter(|mark| mark.group == group).map(|mark| mark.at))
     }
 
     /// Puts the state that was [prepared](States::prepare) in the place of a group's, in one moment,

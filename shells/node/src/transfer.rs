@@ -1,0 +1,262 @@
+//! Snapshots on their way between nodes. Whoever needs one asks another node for the first block of one
+//! that will do, and then for one block after the other; what was received before a break, or a restart
+//! of either side, is not asked for again. Two workers do the reading and writing: the **donor** seals
+//! and reads, the **receiver** keeps what comes and makes a state of it. The driver passes messages on,
+//! and keeps the deadlines. Nothing here waits for anything but a disk.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use highwater_core::{GroupId, Incarnation, Input, Lsn, NodeId};
+use highwater_store::state::{Incoming, Sealed, SnapshotError, States};
+use highwater_wire::peer::{PeerMessage, SnapshotAsk, SnapshotId};
+use tokio::sync::mpsc::{self, Receiver, Sender};
+
+use crate::{
+    env::Transport,
+    shared::{Progress, Shared},
+    workers::Completions,
+};
+
+/// Questions that wait for the donor; more are dropped, and asked again.
+const ASKS_MAX: usize = 64;
+/// What waits for the receiver; a block that finds it full is asked for again.
+const BLOCKS_MAX: usize = 16;
+/// Snapshots that the donor keeps open.
+const SEALED_MAX: usize = 16;
+
+/// A node asks for a part of a snapshot.
+pub(crate) struct Asked {
+    pub(crate) from: NodeId,
+    pub(crate) group: GroupId,
+    pub(crate) ask: SnapshotAsk,
+}
+
+/// What the receiver is to do.
+pub(crate) enum ReceiverJob {
+    /// A [`highwater_core::Effect::Bootstrap`].
+    Fetch { group: GroupId, from: NodeId, above: Lsn },
+    /// A block came from the node that was asked.
+    Block { group: GroupId, id: SnapshotId, number: u32, blocks: u32, bytes: u64, content: Bytes },
+    /// An answer is overdue.
+    AskAgain { group: GroupId },
+    /// It was given up.
+    Forget { group: GroupId },
+}
+
+/// The way to both workers.
+pub(crate) struct Transfers {
+    pub(crate) donor: Sender<Asked>,
+    pub(crate) receiver: Sender<ReceiverJob>,
+}
+
+/// Starts both workers; they end with their queues.
+pub(crate) fn start(
+    states: &Arc<States>,
+    transport: &Arc<dyn Transport>,
+    shared: &Arc<Shared>,
+    done: Completions,
+    maker: Incarnation,
+) -> Transfers {
+    let (donor, asked) = mpsc::channel(ASKS_MAX);
+    let (receiver, jobs) = mpsc::channel(BLOCKS_MAX);
+    let mut donates = Donor {
+        states: states.clone(),
+        transport: transport.clone(),
+        maker,
+        sealed: BTreeMap::new(),
+    };
+    let mut receives = Receives {
+        states: states.clone(),
+        transport: transport.clone(),
+        shared: shared.clone(),
+        done,
+        fetches: BTreeMap::new(),
+    };
+    spawn(asked, move |asked| donates.answer(asked));
+    spawn(jobs, move |job| receives.run(job));
+    Transfers { donor, receiver }
+}
+
+/// In production each worker has a thread of its own: files block.
+#[cfg(not(madsim))]
+fn spawn<J: Send + 'static>(mut jobs: Receiver<J>, mut run: impl FnMut(J) + Send + 'static) {
+    std::thread::spawn(move || {
+        while let Some(job) = jobs.blocking_recv() {
+            run(job);
+        }
+    });
+}
+
+/// In the simulator they are tasks, and time is modelled around what they do.
+#[cfg(madsim)]
+fn spawn<J: Send + 'static>(mut jobs: Receiver<J>, mut run: impl FnMut(J) + Send + 'static) {
+    tokio::spawn(async move {
+        while let Some(job) = jobs.recv().await {
+            tokio::time::sleep(std::time::Duration::from_micros(500)).await;
+            run(job);
+        }
+    });
+}
+
+/// Gives snapshots to others.
+struct Donor {
+    states: Arc<States>,
+    transport: Arc<dyn Transport>,
+    maker: Incarnation,
+    sealed: BTreeMap<GroupId, Sealed>,
+}
+
+impl Donor {
+    fn answer(&mut self, Asked { from, group, ask }: Asked) {
+        let message = self.block(group, ask).unwrap_or_else(|error| {
+            self.sealed.remove(&group);
+            let reason = error.to_string();
+            tracing::warn!(%group, to = %from, reason, "no snapshot can be given");
+            PeerMessage::SnapshotNone { group, reason }
+        });
+        self.transport.send(vec![(from, message)]);
+    }
+
+    fn block(&mut self, group: GroupId, ask: SnapshotAsk) -> Result<PeerMessage, SnapshotError> {
+        let (id, number, above) = match ask {
+            SnapshotAsk::Above(above) => (None, 0, above),
+            SnapshotAsk::Block { id, number, above } => (Some(id), number, above),
+        };
+        // One of a state that is out of service is none.
+        self.states.applied(group)?;
+        let held = self.sealed.get(&group).map(Sealed::id);
+        let will_do = held.is_some_and(|held| match id {
+            Some(id) => held == id,
+            None => held.at.lsn >= above,
+        });
+        if !will_do {
+            let sealed = self.states.seal(group, above, self.maker)?;
+            if self.sealed.len() >= SEALED_MAX {
+                self.sealed.pop_first();
+            }
+            self.sealed.insert(group, sealed);
+        }
+        let Some(sealed) = self.sealed.get(&group) else { return Err(SnapshotError::Other) };
+        // Of another one than was begun, the first block.
+        let number = if id.is_none_or(|id| id == sealed.id()) { number } else { 0 };
+        Ok(PeerMessage::SnapshotBlock {
+            group,
+            id: sealed.id(),
+            number,
+            blocks: sealed.blocks(),
+            bytes: sealed.bytes(),
+            content: sealed.block(number)?,
+        })
+    }
+}
+
+/// A snapshot that is being received.
+struct Fetch {
+    from: NodeId,
+    above: Lsn,
+    incoming: Option<Incoming>,
+}
+
+/// Receives snapshots.
+struct Receives {
+    states: Arc<States>,
+    transport: Arc<dyn Transport>,
+    shared: Arc<Shared>,
+    done: Completions,
+    fetches: BTreeMap<GroupId, Fetch>,
+}
+
+impl Receives {
+    fn run(&mut self, job: ReceiverJob) {
+        let (group, done) = match job {
+            ReceiverJob::Fetch { group, from, above } => (group, self.fetch(group, from, above)),
+            ReceiverJob::Block { group, id, number, blocks, bytes, content } => {
+                (group, self.take(group, id, (number, blocks, bytes), &content))
+            }
+            ReceiverJob::AskAgain { group } => {
+                self.ask(group);
+                (group, Ok(()))
+            }
+            ReceiverJob::Forget { group } => {
+                self.forget(group);
+                (group, Ok(()))
+            }
+        };
+        if let Err(error) = done {
+            self.forget(group);
+            let _ = self.done.send(Input::SnapshotFailed { group, reason: error.to_string() });
+        }
+    }
+
+    fn forget(&mut self, group: GroupId) {
+        self.fetches.remove(&group);
+        self.shared.note_transfer(group, None);
+    }
+
+    fn fetch(&mut self, group: GroupId, from: NodeId, above: Lsn) -> Result<(), SnapshotError> {
+        // It may be here since before a restart, in whole or in part.
+        if let Some(at) = self.states.prepared(group)?.filter(|at| at.lsn >= above) {
+            let _ = self.done.send(Input::SnapshotReady { group, at });
+            return Ok(());
+        }
+        let incoming = self.states.resume(group)?.filter(|i| i.id().at.lsn >= above);
+        if let Some(incoming) = &incoming {
+            tracing::info!(%group, block = incoming.next(), "a snapshot is fetched on where it was");
+        }
+        self.fetches.insert(group, Fetch { from, above, incoming });
+        self.ask(group);
+        Ok(())
+    }
+
+    /// Asks for what comes next.
+    fn ask(&self, group: GroupId) {
+        let Some(Fetch { from, above, incoming }) = self.fetches.get(&group) else { return };
+        let above = *above;
+        let ask = match incoming {
+            None => SnapshotAsk::Above(above),
+            Some(i) => SnapshotAsk::Block { id: i.id(), number: i.next(), above },
+        };
+        self.transport.send(vec![(*from, PeerMessage::SnapshotAsk { group, ask })]);
+    }
+
+    fn take(
+        &mut self,
+        group: GroupId,
+        id: SnapshotId,
+        (number, blocks, bytes): (u32, u32, u64),
+        content: &[u8],
+    ) -> Result<(), SnapshotError> {
+        let Some(fetch) = self.fetches.get_mut(&group) else { return Ok(()) };
+        match &mut fetch.incoming {
+            Some(incoming) if incoming.id() == id => {
+                if number != incoming.next() {
+                    return Ok(()); // It came before.
+                }
+                incoming.take(content)?;
+            }
+            _ if number == 0 && id.at.lsn >= fetch.above => {
+                fetch.incoming = Some(self.states.receive(group, id, content)?);
+            }
+            // What was begun is not to be had any more.
+            _ => {
+                fetch.incoming = None;
+                self.ask(group);
+                return Ok(());
+            }
+        }
+        let received = fetch.incoming.as_ref().map_or((0, 0), |i| (i.bytes(), i.next()));
+        self.shared.note_transfer(group, Some(Progress { bytes: received.0, of: bytes }));
+        if received.1 < blocks {
+            self.ask(group);
+            return Ok(());
+        }
+        let incoming = fetch.incoming.take();
+        self.forget(group);
+        if let Some(incoming) = incoming {
+            let at = self.states.prepare(incoming)?;
+            let _ = self.done.send(Input::SnapshotReady { group, at });
+        }
+        Ok(())
+    }
+}
