@@ -106,7 +106,8 @@ impl Retention {
 
     /// The log is to begin there. Whether it does that further on than before.
     pub(crate) fn cut(&mut self, base: Base) -> bool {
-        let rises = base.position.lsn > self.base.position.lsn;
+        let counted = base.bytes <= self.tally.total().bytes && base.effective <= self.effective;
+        let rises = counted && base.position.lsn > self.base.position.lsn;
         if rises {
             self.base = base;
         }
@@ -116,6 +117,11 @@ impl Retention {
     /// The weight of what is kept.
     pub(crate) fn kept_bytes(&self) -> u64 {
         self.tally.total().bytes - self.base.bytes
+    }
+
+    /// Whether there is room to wait for followers that are behind: up to twice what is to be kept.
+    pub(crate) fn is_patient(&self, config: &Config) -> bool {
+        config.retention_bytes == 0 || self.kept_bytes() <= 2 * config.retention_bytes.max(LEAST)
     }
 
     /// Whether time alone will make something of the log too old.

@@ -311,7 +311,7 @@ impl Slots {
     pub(crate) fn take_prune(&mut self, lsn: Lsn, base: Base) -> bool {
         let needed = self.horizon().is_some_and(|first| first <= base.position.lsn)
             && !planted::is(Planted::PruneIgnoresSlots);
-        lsn > self.lsn && !needed && self.retention.cut(base)
+        lsn > self.lsn && base.position.lsn < lsn && !needed && self.retention.cut(base)
     }
 
     /// What would come before the log of whoever holds nothing but the state, which stands at `at`.

@@ -175,7 +175,7 @@ impl Group {
         consequences: &mut Consequences,
     ) {
         self.applying.loading = false;
-        if !self.applies() {
+        if !self.applies() || self.bootstrap.holds_apply() {
             return;
         }
         let marks = self.log.marks();

@@ -76,6 +76,11 @@ impl Audit {
         self.due = true;
     }
 
+    /// Another state is in its place: what was reported is of the one before.
+    pub(super) fn replaced(&mut self) {
+        (self.own, self.unreported, self.due) = (None, false, true);
+    }
+
     /// The state is gone: it begins anew, and so does what is known of it.
     pub(super) fn restart(&mut self) {
         *self = Audit { divergences: self.divergences, ..Audit::new(Lsn(0)) };

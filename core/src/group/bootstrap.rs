@@ -21,7 +21,7 @@ use crate::{
     message::GroupMessage,
     planted::{self, Planted},
     retention::Base,
-    types::{Lsn, NodeId, Term, WriteId},
+    types::{GroupId, Lsn, NodeId, Term, WriteId},
 };
 
 /// So often in a run is a state replaced that failed, and did not merely get lost.
@@ -112,6 +112,10 @@ impl Group {
     }
 
     pub(super) fn want_snapshot(&mut self, above: Lsn) {
+        // Its state is the core's own, and nothing of it is pruned.
+        if self.id == GroupId::SYSTEM {
+            return;
+        }
         match &mut self.bootstrap {
             Bootstrap::No => self.bootstrap = Bootstrap::Wanted { above },
             // What comes may be of before that: then it is fetched again.
@@ -123,12 +127,24 @@ impl Group {
     /// Fetches a snapshot where one is wanted, and puts it in place when nothing is being applied.
     pub(super) fn tend_bootstrap(&mut self, ctx: &mut Context) {
         if !self.applies() {
-            self.bootstrap = Bootstrap::No;
+            // What the log is joining is written already.
+            if !matches!(self.bootstrap, Bootstrap::Joining { .. }) {
+                self.bootstrap = Bootstrap::No;
+            }
             return ctx.clear_timer(Reason::Bootstrap(self.id));
         }
-        let base = self.log.base().position.lsn;
-        if self.log.marks().applied() < base {
+        let (base, applied) = (self.log.base().position.lsn, self.log.marks().applied());
+        if applied < base {
             self.want_snapshot(base);
+        }
+        // Entries may have come after all.
+        let is_late = match self.bootstrap {
+            Bootstrap::Wanted { above } => applied >= above.max(base),
+            Bootstrap::Ready { at } => at.lsn <= applied,
+            _ => false,
+        };
+        if is_late {
+            self.bootstrap = Bootstrap::No;
         }
         // The state may be further than the log knows.
         if matches!(self.bootstrap, Bootstrap::Wanted { .. }) && !self.know_slots(ctx) {
@@ -175,15 +191,18 @@ impl Group {
     pub(crate) fn on_snapshot_ready(&mut self, ctx: &mut Context, at: Position) {
         self.fetching = false;
         let Bootstrap::Wanted { above } = self.bootstrap else { return };
-        self.bootstrap = if at.lsn <= self.log.marks().applied() {
-            // Entries came after all.
-            Bootstrap::No
-        } else if at.lsn < above {
+        self.bootstrap = if self.contradicts(at) || at.lsn < above {
             self.retry_bootstrap(ctx);
             Bootstrap::Wanted { above }
         } else {
             Bootstrap::Ready { at }
         };
+    }
+
+    /// Whether that can't be the state of this group.
+    fn contradicts(&self, at: Position) -> bool {
+        let known = self.log.term_at(at.lsn).filter(|_| at.lsn <= self.log.marks().committed());
+        at.term > Term::MAX || known.is_some_and(|term| term != at.term)
     }
 
     pub(crate) fn on_snapshot_failed(&mut self, ctx: &mut Context) {
@@ -221,10 +240,15 @@ impl Group {
 
     /// Nothing of the log is committed that the state does not hold.
     fn begin_log_anew(&mut self, ctx: &mut Context, base: Base) {
-        if self.is_leader() {
-            let reason = String::from("its state is ahead of its log, which nobody's is");
+        if self.contradicts(base.position) {
+            let reason = String::from("its state contradicts what is committed in its log");
             return self.quarantine(ctx, reason);
         }
+        // Who leads, or would, does so with the log that it has.
+        if self.is_leader() {
+            self.become_follower(ctx, self.term, None);
+        }
+        self.stop_campaigning(ctx);
         // What this replica confirmed in a term must stay in its log as long as it is in that term.
         let drops = self.log.last().lsn > base.position.lsn;
         let least = if drops { self.term.next() } else { self.term };
@@ -257,15 +281,21 @@ impl Group {
     /// The snapshot is what is applied here.
     fn install(&mut self, ctx: &mut Context, base: Base, keeps: bool) {
         self.bootstrap = Bootstrap::No;
-        let lsn = base.position.lsn;
+        let Position { lsn, term: of_base } = base.position;
         self.log.install(base, keeps);
+        self.audit.replaced();
         self.resolved = lsn.max(self.resolved);
         self.forget_wanted_before(self.log.marks().first());
         self.forget_wanted(self.log.marks().appended().next());
         ctx.persist_hint(Record::Checkpointed { group: self.id, lsn });
         ctx.notice(Notice::Bootstrapped { group: self.id, at: lsn });
         // What came of them is not known here.
-        let beyond = self.proposals.split_off(&(lsn.next(), Term(0)));
+        let mut beyond = self.proposals.split_off(&(lsn.next(), Term(0)));
+        // Those of before its term are dead.
+        let dead: Vec<_> = beyond.extract_if(.., |(_, term), _| *term < of_base).collect();
+        if let Role::Leader(leader) = &mut self.role {
+            leader.once.forget_upto(lsn);
+        }
         for asker in core::mem::replace(&mut self.proposals, beyond).into_values() {
             match asker {
                 Asker::One(request) => ctx.reply(request, Reply::Unknown),
@@ -279,6 +309,10 @@ impl Group {
                 }
             }
         }
+        for (_, asker) in dead {
+            self.supersede(ctx, asker);
+        }
+        self.prune_log(ctx);
         let appended = self.log.marks().appended();
         if let Role::Follower { leader, verified, round, .. } = &mut self.role {
             *verified = appended.min(*verified);

@@ -34,12 +34,13 @@ impl Group {
         }
         let base = self.log.base().position;
         if prev.lsn < base.lsn {
-            // What is pruned is committed, so whoever leads has it too. (Where it was committed in a
-            // later term than this one, this leader has no quorum any more for anything else.)
-            entries.retain(|e| e.lsn > base.lsn);
-            if entries.first().is_some_and(|e| e.prev_term != base.term) {
-                return ctx.fault(from, "it contradicts what is committed");
+            // What is pruned is committed, so whoever leads has it too, unless it was committed in a later
+            // term: then this leader is told nothing that it has not.
+            let reaches = entries.iter().find(|e| e.lsn == base.lsn).map(|e| e.term);
+            if reaches != Some(base.term) {
+                return self.reject_append(ctx, from, base.lsn, round);
             }
+            entries.retain(|e| e.lsn > base.lsn);
             prev = base;
         }
         let known = self.log.term_at(prev.lsn);

@@ -27,6 +27,13 @@ const ASKERS_MAX: usize = 1024;
 #[derive(Default)]
 pub(super) struct LeaderOnce(BTreeMap<Bytes, (Lsn, OnceKey)>);
 
+impl LeaderOnce {
+    /// What came of those is in a snapshot.
+    pub(super) fn forget_upto(&mut self, lsn: Lsn) {
+        self.0.retain(|_, (at, _)| *at > lsn);
+    }
+}
+
 /// Where a keyed request stands.
 enum Standing {
     /// It has an answer.

@@ -172,7 +172,9 @@ impl Progress {
             return;
         }
         self.notice = None;
-        let back_to = hint.max(self.matched).min(self.next.prev());
+        // Further on than was sent is only who has a snapshot.
+        let has_more = hint >= self.next;
+        let back_to = if has_more { hint } else { hint.max(self.matched).min(self.next.prev()) };
         self.next = back_to.next();
         while self.inflight.back().is_some_and(|(last, _)| *last > back_to) {
             self.inflight_bytes -= self.inflight.pop_back().map_or(0, |(_, bytes)| bytes);

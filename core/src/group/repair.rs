@@ -74,6 +74,10 @@ impl Group {
         reason: String,
     ) {
         ctx.set_timer_by(Reason::Repair(self.id), ctx.now.mono.plus(ctx.config.retry_us));
+        if !whole && from < self.log.marks().first() {
+            // It was pruned meanwhile.
+            return;
+        }
         let from = from.max(self.log.marks().first());
         let to = to.min(self.log.marks().appended());
         if from > to {

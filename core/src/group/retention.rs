@@ -5,6 +5,8 @@ use super::{
     Group, Role,
     progress::{Flow, Progress},
 };
+use alloc::string::String;
+
 use crate::{
     context::Context,
     entry::{Kind, Position, Record},
@@ -29,8 +31,7 @@ impl Group {
         let needed = slots.horizon().filter(|_| !planted::is(Planted::PruneIgnoresSlots));
         let needed = needed.map_or(Lsn(u64::MAX), Lsn::prev);
         // Whoever follows is waited for, but not without end.
-        let too_much = 2 * ctx.config.retention_bytes;
-        let patient = retention.kept_bytes() <= too_much;
+        let patient = retention.is_patient(&ctx.config);
         let followed = if patient { self.followed(ctx) } else { Lsn(u64::MAX) };
         let bound = needed.min(followed);
         let Some(base) = retention.wants_cut(&ctx.config, now_ms, bound) else { return };
@@ -71,6 +72,10 @@ impl Group {
     pub(super) fn prune_log(&mut self, ctx: &mut Context) {
         let base = self.slots.base();
         let marks = self.log.marks();
+        // Only where members lie.
+        if self.log.term_at(base.position.lsn).is_some_and(|term| term != base.position.term) {
+            return self.quarantine(ctx, String::from("its log is pruned of what it does not have"));
+        }
         let early = planted::is(Planted::PruneBeforeCheckpoint);
         let durable = if early { marks.applied() } else { marks.checkpointed() };
         let pruned = base.position.lsn <= marks.pruned();

@@ -237,7 +237,9 @@ impl Group {
             Some((slots, once)) => {
                 let base = slots.base_at(at);
                 (self.slots, self.once) = (SlotTable::Known(slots), once);
-                self.stand_on(ctx, base);
+                if self.applies() {
+                    self.stand_on(ctx, base);
+                }
             }
             None => {
                 let reason = "the slots or the remembered keys in its state can't be read";

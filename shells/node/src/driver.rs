@@ -680,7 +680,8 @@ impl<C: Clock, T: Transport> Driver<C, T> {
     /// Whether there was one.
     fn end_fetch(&mut self, group: GroupId) -> bool {
         let Some(Fetching { expires, .. }) = self.fetches.remove(&group) else { return false };
-        self.due.remove(&(expires, Due::Block(group)))
+        self.due.remove(&(expires, Due::Block(group)));
+        true
     }
 
     /// A worker has done something. What a fetch comes to counts once.

@@ -4,7 +4,7 @@
 //! and reads, the **receiver** keeps what comes and makes a state of it. The driver passes messages on,
 //! and keeps the deadlines. Nothing here waits for anything but a disk.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use highwater_core::{GroupId, Incarnation, Input, Lsn, NodeId};
@@ -138,8 +138,9 @@ impl Donor {
             self.sealed.insert(group, sealed);
         }
         let Some(sealed) = self.sealed.get(&group) else { return Err(SnapshotError::Other) };
-        // Of another one than was begun, the first block.
-        let number = if id.is_none_or(|id| id == sealed.id()) { number } else { 0 };
+        // Of another one than was begun, the first block; of one that is there in whole, any.
+        let same = id.is_none_or(|id| id == sealed.id());
+        let number = if same { number.min(sealed.blocks() - 1) } else { 0 };
         Ok(PeerMessage::SnapshotBlock {
             group,
             id: sealed.id(),
@@ -230,10 +231,12 @@ impl Receives {
         let Some(fetch) = self.fetches.get_mut(&group) else { return Ok(()) };
         match &mut fetch.incoming {
             Some(incoming) if incoming.id() == id => {
-                if number != incoming.next() {
-                    return Ok(()); // It came before.
+                match number.cmp(&incoming.next()) {
+                    Ordering::Equal => incoming.take(content)?,
+                    // Asked for only to learn that it is there in whole.
+                    Ordering::Less if incoming.next() == blocks => {}
+                    _ => return Ok(()), // It came before.
                 }
-                incoming.take(content)?;
             }
             _ if number == 0 && id.at.lsn >= fetch.above => {
                 fetch.incoming = Some(self.states.receive(group, id, content)?);

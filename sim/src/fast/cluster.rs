@@ -200,16 +200,20 @@ impl Cluster {
             Event::Apply { node, process, group, entries } => {
                 self.apply(node, process, group, &entries);
             }
-            Event::Freeze { node, process, group, lsn, control } => {
-                self.freeze(node, process, group, lsn, control);
+            Event::Freeze { node, process, group, checkpoint } => {
+                self.freeze(node, process, group, checkpoint);
             }
-            Event::Flushed { node, process, group, lsn, control } => {
+            Event::Flushed { node, process, group, checkpoint } => {
                 if self.process(node, process).is_some() {
+                    let Checkpoint { at, pruned, control } = checkpoint;
                     let states = &mut self.machine_mut(node).states;
-                    states.entry(group).or_default().flushed(lsn, control);
-                    let input = Input::Checkpointed { group, lsn };
+                    states.entry(group).or_default().flushed(at, pruned, control);
+                    let input = Input::Checkpointed { group, lsn: at.lsn };
                     self.deliver(node, process, Arrival::Done(input));
                 }
+            }
+            Event::Install { node, process, group, prefixes } => {
+                self.install(node, process, group, &prefixes);
             }
             Event::Call { call, turn } => self.wake_call(call, turn),
             Event::Patience { caller } => self.look_after(caller),
@@ -485,17 +489,27 @@ impl Cluster {
             Effect::ReadControl { group, prefixes, .. } => {
                 let at_ns = self.state_job_ns(node, process);
                 let state = self.machine_mut(node).states.get(&group);
-                let (lsn, rows) = state.map(|s| s.control_rows(&prefixes)).unwrap_or_default();
-                let input = Box::new(Input::Control { group, lsn, rows });
+                let (at, rows) = state.map(|s| s.control_rows(&prefixes)).unwrap_or_default();
+                let input = Box::new(Input::Control { group, at, rows });
                 self.agenda.at(at_ns, Event::Done { node, process, input });
             }
             Effect::Apply { group, entries } => {
                 let at_ns = self.state_job_ns(node, process);
                 self.agenda.at(at_ns, Event::Apply { node, process, group, entries });
             }
-            Effect::Checkpoint { group, lsn, control } => {
+            Effect::Checkpoint { group, at, pruned, control } => {
                 let at_ns = self.state_job_ns(node, process);
-                self.agenda.at(at_ns, Event::Freeze { node, process, group, lsn, control });
+                let checkpoint = Checkpoint { at, pruned, control };
+                self.agenda.at(at_ns, Event::Freeze { node, process, group, checkpoint });
+            }
+            Effect::Bootstrap { group, from, above } => {
+                let input = Box::new(self.snapshot(node, group, from, above));
+                let ns = self.machine_mut(node).disk_ns(2_000, 50_000);
+                self.agenda.after(ns, Event::Done { node, process, input });
+            }
+            Effect::Install { group, prefixes, .. } => {
+                let at_ns = self.state_job_ns(node, process);
+                self.agenda.at(at_ns, Event::Install { node, process, group, prefixes });
             }
             Effect::Halt { reason } => {
                 self.world.fail("halt", format!("{node:?} ended by itself: {reason}"));
@@ -575,8 +589,35 @@ impl Cluster {
         }
     }
 
-    fn freeze(&mut self, node: NodeId, id: u64, group: GroupId, lsn: Lsn, control: Control) {
-        let at_ns = now_ns();
+    /// A snapshot is made and travels in one moment, where its donor runs and can be reached.
+    fn snapshot(&mut self, node: NodeId, group: GroupId, from: NodeId, above: Lsn) -> Input {
+        let reached = self.is_up(from) && self.network.reaches(node, from);
+        let held = self.machine(from).states.get(&group).filter(|_| reached).map(State::snapshot);
+        match held.filter(|state| state.checkpointed().lsn >= above) {
+            Some(state) => {
+                let at = state.checkpointed();
+                self.machine_mut(node).snapshots.insert(group, state);
+                Input::SnapshotReady { group, at }
+            }
+            None => Input::SnapshotFailed { group, reason: "it has none".to_owned() },
+        }
+    }
+
+    fn install(&mut self, node: NodeId, id: u64, group: GroupId, prefixes: &[Bytes]) {
+        if self.process(node, id).is_none() {
+            return;
+        }
+        let machine = self.machine_mut(node);
+        let state = machine.snapshots.remove(&group).expect("what is installed is ready");
+        let (at, rows) = state.control_rows(prefixes);
+        machine.states.insert(group, state);
+        self.judge.installed((node, id), group, at);
+        self.world.saw(Seen::Bootstrapped);
+        self.deliver(node, id, Arrival::Done(Input::Control { group, at, rows }));
+    }
+
+    fn freeze(&mut self, node: NodeId, id: u64, group: GroupId, checkpoint: Checkpoint) {
+        let (at_ns, lsn) = (now_ns(), checkpoint.at.lsn);
         let applied = self.machine_mut(node).states.entry(group).or_default().applied();
         let Some(process) = self.process(node, id) else { return };
         // After a restart the state may be ahead of what the core has replayed: durable already.
@@ -586,6 +627,6 @@ impl Cluster {
         }
         process.flushed_ns = process.flushed_ns.max(at_ns) + FLUSH_NS;
         let at_ns = process.flushed_ns;
-        self.agenda.at(at_ns, Event::Flushed { node, process: id, group, lsn, control });
+        self.agenda.at(at_ns, Event::Flushed { node, process: id, group, checkpoint });
     }
 }

@@ -305,7 +305,11 @@ impl Driver {
                     self.answer_forwarded(id, Some(reply), pass);
                 }
             }
-            PeerMessage::StatusQuery { .. } | PeerMessage::StatusReply { .. } => {}
+            PeerMessage::StatusQuery { .. }
+            | PeerMessage::StatusReply { .. }
+            | PeerMessage::SnapshotAsk { .. }
+            | PeerMessage::SnapshotBlock { .. }
+            | PeerMessage::SnapshotNone { .. } => {}
         }
     }
 
@@ -341,6 +345,8 @@ impl Driver {
             | Effect::Reopen { .. }
             | Effect::DropState { .. }
             | Effect::Checkpoint { .. }
+            | Effect::Bootstrap { .. }
+            | Effect::Install { .. }
             | Effect::Fence { .. }
             | Effect::Halt { .. } => pass.jobs.push(effect),
         }

@@ -7,7 +7,8 @@ use std::{
 };
 
 use highwater_core::{
-    Boot, Doubt, Entry, Formation, GroupId, Lsn, Member, Record, RecoveredGroup, Term, WriteId,
+    Base, Boot, Doubt, Entry, Formation, GroupId, Lsn, Member, Position, Record, RecoveredGroup,
+    Term, WriteId,
 };
 
 /// One group's part of an oplog.
@@ -16,9 +17,29 @@ struct GroupLog {
     term: Term,
     vote: Option<Member>,
     checkpointed: Lsn,
+    base: Base,
+    /// What comes after that.
     entries: Vec<Entry>,
     sound: bool,
     acked: BTreeMap<Member, (Term, Lsn)>,
+}
+
+impl GroupLog {
+    fn last(&self) -> Lsn {
+        Lsn(self.base.position.lsn.0 + self.entries.len() as u64)
+    }
+
+    /// Where an entry is in `entries`.
+    fn at(&self, lsn: Lsn) -> Option<usize> {
+        lsn.0.checked_sub(self.base.position.lsn.0 + 1).map(|at| at as usize)
+    }
+
+    fn begin_after(&mut self, base: Base) {
+        let Position { lsn, term } = base.position;
+        let held = self.at(lsn).filter(|at| self.entries.get(*at).is_some_and(|e| e.term == term));
+        self.entries.drain(..held.map_or(self.entries.len(), |at| at + 1));
+        self.base = base;
+    }
 }
 
 /// What a sequence of records says.
@@ -40,15 +61,17 @@ impl Image {
             }
             Record::Append { group, entry } => {
                 let log = self.groups.entry(group).or_default();
-                let at = entry.lsn.0 as usize - 1;
-                assert!(at <= log.entries.len(), "no hole in a log");
+                let at = log.at(entry.lsn).filter(|at| *at <= log.entries.len());
+                let at = at.expect("no hole in a log");
                 log.entries.truncate(at);
                 log.entries.push(entry);
             }
             Record::Checkpointed { group, lsn } => {
                 self.groups.entry(group).or_default().checkpointed = lsn;
             }
-            Record::Base { .. } => {}
+            Record::Base { group, base } => {
+                self.groups.entry(group).or_default().begin_after(base);
+            }
             Record::Boot { member, boot } => {
                 self.boots.insert(member, boot);
             }
@@ -143,9 +166,11 @@ impl Oplog {
     /// Reads entries back, up to the first that can't be read: no more than `bytes_max` but for the
     /// first one.
     pub(super) fn load(&self, group: GroupId, from: Lsn, to: Lsn, bytes_max: usize) -> Vec<Entry> {
-        let log = self.written.groups.get(&group).map(|log| log.entries.as_slice());
-        let wanted =
-            log.and_then(|log| log.get(from.0 as usize - 1..(to.0 as usize).min(log.len())));
+        let log = self.written.groups.get(&group);
+        let wanted = log.and_then(|log| {
+            let (first, end) = (log.at(from)?, log.at(to)? + 1);
+            log.entries.get(first..end.min(log.entries.len()))
+        });
         let mut bytes = 0;
         let mut found: Vec<Entry> = Vec::new();
         for entry in wanted.unwrap_or_default() {
@@ -161,7 +186,7 @@ impl Oplog {
 
     /// The last entry that is durable.
     pub(super) fn last(&self, group: GroupId) -> Lsn {
-        Lsn(self.durable.groups.get(&group).map_or(0, |log| log.entries.len() as u64))
+        self.durable.groups.get(&group).map_or(Lsn(0), GroupLog::last)
     }
 
     /// These entries can't be read any more.
@@ -195,8 +220,8 @@ impl Oplog {
                 term: log.term,
                 vote: log.vote,
                 checkpointed: log.checkpointed,
-                base: Default::default(),
-                last: Lsn(log.entries.len() as u64),
+                base: log.base,
+                last: log.last(),
                 terms,
                 sound: log.sound,
                 acked: log.acked.iter().map(|(m, (term, lsn))| (*m, *term, *lsn)).collect(),

@@ -4,19 +4,19 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use highwater_core::{Entry, GroupId, Lsn, Outcome};
+use highwater_core::{Entry, GroupId, Lsn, Outcome, Position, control::refused_lsn};
 use highwater_node::api::{ListQuery, Listed, Record};
 use highwater_wire::op::{Answer, Op};
 
 use crate::oracles::reference::Reference;
 
 /// One group's state.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct State {
     content: Reference,
     applied: Lsn,
     /// A crash returns to here.
-    checkpointed: Lsn,
+    checkpointed: Position,
     /// The core's control writes, as of the last checkpoint.
     control: BTreeMap<Bytes, Bytes>,
 }
@@ -53,29 +53,44 @@ impl State {
     }
 
     /// A checkpoint of the state at `lsn` is durable.
-    pub(super) fn flushed(&mut self, lsn: Lsn, control: Vec<(Bytes, Bytes)>) {
-        self.applied = self.applied.max(lsn);
-        self.checkpointed = self.checkpointed.max(lsn);
+    pub(super) fn flushed(&mut self, at: Position, pruned: Lsn, control: Vec<(Bytes, Bytes)>) {
+        self.applied = self.applied.max(at.lsn);
+        if at.lsn > self.checkpointed.lsn {
+            self.checkpointed = at;
+        }
         self.control.extend(control);
+        self.control.retain(|key, _| refused_lsn(key).is_none_or(|lsn| lsn > pruned));
+    }
+
+    /// What another node would get of it.
+    pub(super) fn snapshot(&self) -> State {
+        let mut snapshot = self.clone();
+        snapshot.crash();
+        snapshot
+    }
+
+    /// What it stands at durably.
+    pub(super) fn checkpointed(&self) -> Position {
+        self.checkpointed
     }
 
     /// The process is gone.
     pub(super) fn crash(&mut self) {
-        self.applied = self.checkpointed;
+        self.applied = self.checkpointed.lsn;
         self.content.revert(self.applied);
     }
 
     /// The last checkpoint, and the control writes up to it.
-    pub(super) fn control(&self) -> (Lsn, Vec<(Bytes, Bytes)>) {
+    pub(super) fn control(&self) -> (Position, Vec<(Bytes, Bytes)>) {
         let control = self.control.iter().map(|(key, value)| (key.clone(), value.clone()));
         (self.checkpointed, control.collect())
     }
 
     /// Those whose keys have one of these prefixes.
-    pub(super) fn control_rows(&self, prefixes: &[Bytes]) -> (Lsn, Vec<(Bytes, Bytes)>) {
-        let (lsn, mut rows) = self.control();
+    pub(super) fn control_rows(&self, prefixes: &[Bytes]) -> (Position, Vec<(Bytes, Bytes)>) {
+        let (at, mut rows) = self.control();
         rows.retain(|(key, _)| prefixes.iter().any(|prefix| key.starts_with(prefix)));
-        (lsn, rows)
+        (at, rows)
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<Record> {

@@ -9,7 +9,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use highwater_core::{
-    Boot, Doubt, GroupId, Incarnation, Lsn, Member, NodeId, Record, RecoveredGroup, Term, WriteId,
+    Boot, Doubt, GroupId, Incarnation, Lsn, Member, NodeId, Position, Record, RecoveredGroup, Term,
+    WriteId,
 };
 
 use super::{
@@ -51,6 +52,7 @@ enum Written {
     Formation(Vec<Member>),
     HardState(GroupId, Term, Option<Member>),
     Append(GroupId, Lsn, Mark),
+    Base(GroupId, Position),
     Boot(Member, Boot),
     Acked(GroupId, Member, Term, Lsn),
     Sound(GroupId),
@@ -70,6 +72,7 @@ impl Image {
                 (group.term, group.vote) = (*term, *vote);
             }
             Written::Append(group, lsn, mark) => self.of(*group).log.append(*lsn, *mark)?,
+            Written::Base(group, base) => self.of(*group).log.begin_after(*base)?,
             Written::Acked(group, member, term, lsn) => {
                 self.of(*group).acked.insert(*member, (*term, *lsn));
             }
@@ -161,7 +164,9 @@ impl Image {
 
 impl GroupImage {
     fn has_log_of(&self, found: &RecoveredGroup) -> bool {
-        found.last == self.log.last().lsn && found.terms == self.log.terms()
+        found.base.position == self.log.base()
+            && found.last == self.log.last().lsn
+            && found.terms == self.log.terms()
     }
 
     fn is(&self, found: &RecoveredGroup) -> bool {
@@ -214,7 +219,8 @@ impl DurableLog {
                     Written::Acked(*group, *member, *term, *lsn)
                 }
                 Record::Sound { group, .. } => Written::Sound(*group),
-                Record::Checkpointed { .. } | Record::Base { .. } => continue,
+                Record::Base { group, base } => Written::Base(*group, base.position),
+                Record::Checkpointed { .. } => continue,
             };
             self.written.apply(&written)?;
             self.history.push(written);

@@ -408,11 +408,11 @@ impl States {
         let _opening = old.opening();
         old.fail("its state is being rebuilt".into(), false);
         let name = layout::file_name(group);
+        // First what others may get of it.
+        self.files
+            .remove(&snapshot::snap_name(group))
+            .map_err(|source| open::io_error(group, "removing a snapshot", source))?;
         self.files.remove(&name).map_err(|source| open::io_error(group, "removing", source))?;
-        // Nobody must get what is of no use here.
-        if let Err(error) = self.unseal(group) {
-            tracing::warn!(%group, %error, "its snapshot can't be removed");
-        }
         self.release(group);
         self.replace(group, Slot::blank(group));
         Ok(())

@@ -85,7 +85,7 @@ pub enum SnapshotError {
     },
 }
 
-fn snap_name(group: GroupId) -> String {
+pub(super) fn snap_name(group: GroupId) -> String {
     format!("{group}.snap")
 }
 
