@@ -101,6 +101,8 @@ pub enum Planted {
     PruneIgnoresSlots = 84,
     /// The log is pruned of what the state does not hold durably (failures 8).
     PruneBeforeCheckpoint = 85,
+    /// A stream that is to begin before what the log has begins where it can, without a word (failures 6).
+    StreamFromPruned = 87,
     /// A replica speaks of the log that a snapshot gave it before that is durable.
     SpeaksBeforeRebase = 86,
     /// A cut of what was fsynced does not note that the log lost its end.

@@ -55,6 +55,7 @@ codes! {
     AlreadyExists, "already_exists", CONFLICT, "It stands with other settings";
     PreconditionFailed, "precondition_failed", PRECONDITION_FAILED, "A precondition does not hold";
     SlotInvalidated, "slot_invalidated", GONE, "The slot is invalidated";
+    LogPruned, "log_pruned", GONE, "The log is pruned";
     DatabaseRecreated, "database_recreated", GONE, "The database was made anew";
     LsnOutOfRange, "lsn_out_of_range", UNPROCESSABLE_ENTITY, "The LSN is not there yet";
     IdempotencyMismatch, "idempotency_mismatch", UNPROCESSABLE_ENTITY,
@@ -289,6 +290,15 @@ fn definite(error: Error) -> Option<Problem> {
         )
         .lsn(first)
         .cause(cause_text(cause)),
+        Error::LogPruned { first } => Problem::new(
+            Code::LogPruned,
+            format!(
+                "the log goes back to LSN {first}; begin with a snapshot of the database, and go on \
+                 behind that"
+            ),
+        )
+        .lsn(first)
+        .cause(cause_text(SlotCause::LogRemoved)),
         Error::NoLeader { leader } => {
             Problem::new(Code::NoLeader, "nothing was changed; retrying is safe").leader(leader)
         }

@@ -183,8 +183,7 @@ impl<'a> Group<'a> {
     fn watermarks(&self) -> Watermarks {
         let Some(status) = self.best() else { return Watermarks::default() };
         Watermarks {
-            // Nothing is pruned yet.
-            first: 1,
+            first: status.first.0,
             appended: status.appended.0,
             durable: status.durable.0,
             committed: status.committed.0,
@@ -227,7 +226,7 @@ fn replica(node: &NodeView, status: Option<&GroupStatus>, committed: u64) -> Rep
         lag_ops,
         lag_bytes: status.map(|status| if lag_ops == Some(0) { 0 } else { status.lag_bytes }),
         lag_ms: status.map(|status| if lag_ops == Some(0) { 0 } else { status.lag_us / 1000 }),
-        rebootstrapping: false,
+        rebootstrapping: status.is_some_and(|status| status.rebootstrapping),
         // The first failed apply quarantines a group.
         apply_errors: u64::from(quarantined),
         divergences: status.map_or(0, |status| status.divergences),

@@ -170,6 +170,12 @@ pub enum Error {
         /// The commit mark.
         committed: Lsn,
     },
+    /// It is before what the log still has.
+    #[error("the log goes back to {first}")]
+    LogPruned {
+        /// The first LSN that the log still has.
+        first: Lsn,
+    },
     /// There is no such slot.
     #[error("there is no such slot")]
     NoSuchSlot,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use highwater_core::{
-    Effect, GroupId, Incarnation, Input, Instant, Lsn, Node, NodeId, Notice, Peer, Reject, Reply,
+    Base, Effect, GroupId, Incarnation, Input, Instant, Lsn, Node, NodeId, Notice, Peer, Reject, Reply,
     Request, RequestId, Term,
     planted::{self, Planted},
 };
@@ -78,6 +78,11 @@ pub(crate) enum Command {
     Committed {
         group: GroupId,
         reply: oneshot::Sender<Lsn>,
+    },
+    /// Where a group's log begins: as far as all replicas agree, and here.
+    Bases {
+        group: GroupId,
+        reply: oneshot::Sender<(Base, Base)>,
     },
     /// The slots as they are known here; `None` where they are not.
     Slots {
@@ -781,6 +786,11 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 let view = self.hands.node.group(group);
                 let committed = view.map_or(Lsn(0), |view| view.watermarks.committed());
                 let _ = reply.send(committed);
+            }
+            Command::Bases { group, reply } => {
+                let here = self.hands.node.group(group).map(|view| view.base).unwrap_or_default();
+                let agreed = self.hands.node.slots(group).map_or(here, |slots| slots.base);
+                let _ = reply.send((agreed, here));
             }
             Command::Slots { group, reply } => {
                 let view = self.hands.node.slots(group);

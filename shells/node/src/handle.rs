@@ -480,7 +480,10 @@ impl Handle {
             // A full queue is no harm: the next one to see it tells.
             let _ = self.commands.try_send(Command::Damaged { group, reason: error.to_string() });
         }
-        Error::NotReady(error.to_string())
+        match error {
+            StateError::Pruned { first, .. } => Error::LogPruned { first: *first },
+            _ => Error::NotReady(error.to_string()),
+        }
     }
 }
 

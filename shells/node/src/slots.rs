@@ -39,7 +39,7 @@ impl Slots {
             connected: connected(slot.name),
             expires_in_ms: slot.expires_in_ms,
         });
-        Slots { first: view.first, all: all.collect() }
+        Slots { first: view.base.position.lsn.next(), all: all.collect() }
     }
 }
 
@@ -159,6 +159,7 @@ impl Handle {
                 SlotOutcome::NoSuchSlot => Err(Error::NoSuchSlot),
                 SlotOutcome::Differs => Err(Error::SlotDiffers),
                 SlotOutcome::Invalidated { cause } => Err(Error::SlotInvalidated { cause, first }),
+            SlotOutcome::Pruned { first } => Err(Error::LogPruned { first }),
                 SlotOutcome::AboveCommitted { committed } => Err(Error::OutOfRange { committed }),
                 done => Ok(done),
             },

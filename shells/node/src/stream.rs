@@ -4,15 +4,17 @@
 use std::{sync::Arc, time::Duration};
 
 use highwater_core::{
-    Entry, GroupId, Hlc, Lsn, Term,
+    Base, Entry, GroupId, Hlc, Lsn, Term,
     planted::{self, Planted},
 };
+use highwater_store::oplog::LoadError;
 use highwater_wire::op::Op;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::{
     api::{Bookmark, Consistency, Error},
     deadline::Deadline,
+    driver::Command,
     feed::Feed,
     handle::Handle,
     shared::Changes,
@@ -128,10 +130,12 @@ impl Handle {
             let left = deadline.left().ok_or(Error::Behind { applied })?;
             wait(&mut applications, &mut routes, left).await;
         }
+        let bases = self.bases(group).await?;
+        self.check_history(after, bases)?;
         let prev = if planted::is(Planted::StreamGuessesPrev) {
             after
         } else {
-            self.effective_upto(group, after).await?
+            self.effective_upto(group, after, bases.1).await?
         };
         Ok(ChangeStream {
             handle: self.clone(),
@@ -144,11 +148,13 @@ impl Handle {
         })
     }
 
-    /// The last effective op up to an applied LSN; 0 where there is none.
-    async fn effective_upto(&self, group: GroupId, upto: Lsn) -> Result<Lsn, Error> {
+    /// The last effective op up to an applied LSN, in a log that begins after `base`; 0 where there is
+    /// none.
+    async fn effective_upto(&self, group: GroupId, upto: Lsn, base: Base) -> Result<Lsn, Error> {
         let (mut to, (mut window, most)) = (upto, LOOK_BACK);
-        while to > Lsn(0) {
-            let from = Lsn(to.0.saturating_sub(window - 1).max(1));
+        let first = base.position.lsn.next();
+        while to >= first {
+            let from = Lsn(to.0.saturating_sub(window - 1).max(first.0));
             let entries = self.history(group, (from, to), LOOK_BACK_BYTES).await?;
             let last = entries.last().map_or(Lsn(0), |entry| entry.lsn);
             if last < to && window > 1 {
@@ -163,7 +169,7 @@ impl Handle {
             }
             (to, window) = (from.prev(), (2 * window).min(most));
         }
-        Ok(Lsn(0))
+        Ok(base.effective)
     }
 
     /// Entries of this node's oplog, at least the first one.
@@ -178,7 +184,34 @@ impl Handle {
         let gone = || Error::NotReady(String::from("this node is stopping"));
         self.history.send(job).await.map_err(|_| gone())?;
         let entries = answer.await.map_err(|_| gone())?;
-        entries.map_err(|reason| Error::NotReady(format!("the oplog can't be read: {reason}")))
+        entries.map_err(|error| match error {
+            LoadError::Pruned { first, .. } => Error::LogPruned { first },
+            error => Error::NotReady(format!("the oplog can't be read: {error}")),
+        })
+    }
+
+    /// Where the log begins: as far as all replicas agree, and here.
+    async fn bases(&self, group: GroupId) -> Result<(Base, Base), Error> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || Error::NotReady(String::from("this node is stopping"));
+        self.send(Command::Bases { group, reply }).await.map_err(|()| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+
+    /// Whether the history behind an LSN is to be had here.
+    ///
+    /// # Errors
+    /// [`Error::LogPruned`] where it is to be had nowhere; [`Error::NotReady`] where others have it.
+    fn check_history(&self, after: Lsn, (agreed, here): (Base, Base)) -> Result<(), Error> {
+        if after < agreed.position.lsn && !planted::is(Planted::StreamFromPruned) {
+            return Err(Error::LogPruned { first: agreed.position.lsn.next() });
+        }
+        if after < here.position.lsn {
+            let first = here.position.lsn.next();
+            let why = format!("this node came as a snapshot, and has history from LSN {first} on only");
+            return Err(Error::NotReady(why));
+        }
+        Ok(())
     }
 }
 

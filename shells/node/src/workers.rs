@@ -181,7 +181,7 @@ pub(crate) struct HistoryJob {
     pub(crate) from: Lsn,
     pub(crate) to: Lsn,
     pub(crate) max_bytes: usize,
-    pub(crate) reply: oneshot::Sender<Result<Vec<Entry>, String>>,
+    pub(crate) reply: oneshot::Sender<Result<Vec<Entry>, LoadError>>,
 }
 
 /// Reads history for streams, beside what the core reads: however much they read, it does not wait
@@ -196,7 +196,7 @@ pub(crate) async fn read_history<D: Disk>(
         if let Err(error) = &read {
             tell_damage(error, &done);
         }
-        drop(reply.send(read.map_err(|error| error.to_string())));
+        drop(reply.send(read));
     }
 }
 

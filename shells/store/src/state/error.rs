@@ -62,6 +62,14 @@ pub enum StateError {
         /// Where it stands.
         applied: Lsn,
     },
+    /// What is asked for was forgotten with the log that it is about.
+    #[error("the log of group {group} begins at LSN {first}: what is before it was pruned")]
+    Pruned {
+        /// Whose.
+        group: GroupId,
+        /// The first LSN of which it is known.
+        first: Lsn,
+    },
     /// The state's file is of a format that this version does not know.
     #[error(
         "{file}, the state of group {group}, has format {found}; this version of Highwater reads \

@@ -24,7 +24,7 @@ pub(super) fn file_name(group: GroupId) -> String {
     format!("{group}.redb")
 }
 
-const MARK_LEN: usize = 28;
+const MARK_LEN: usize = 36;
 const RECORD_HEADER: usize = 25;
 
 /// What a state file says of itself.
@@ -34,6 +34,8 @@ pub(super) struct Mark {
     pub(super) group: GroupId,
     /// Every entry up to this one is in it, and none after.
     pub(super) at: Position,
+    /// Which operations were refused up to here is not known any more.
+    pub(super) pruned: Lsn,
 }
 
 /// Why a row cannot be read.
@@ -52,6 +54,7 @@ impl Mark {
         out[4..12].copy_from_slice(&self.group.0.to_le_bytes());
         out[12..20].copy_from_slice(&self.at.lsn.0.to_le_bytes());
         out[20..28].copy_from_slice(&self.at.term.0.to_le_bytes());
+        out[28..36].copy_from_slice(&self.pruned.0.to_le_bytes());
         out
     }
 
@@ -64,11 +67,12 @@ impl Mark {
         let (group, rest) = take_u64(rest)?;
         let (lsn, rest) = take_u64(rest)?;
         let (term, rest) = take_u64(rest)?;
+        let (pruned, rest) = take_u64(rest)?;
         if !rest.is_empty() {
             return Err(BadRow::Damaged);
         }
         let at = Position { term: Term(term), lsn: Lsn(lsn) };
-        Ok(Mark { group: GroupId(group), at })
+        Ok(Mark { group: GroupId(group), at, pruned: Lsn(pruned) })
     }
 }
 

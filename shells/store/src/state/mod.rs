@@ -340,6 +340,8 @@ impl States {
             return Err(StateError::NotApplied { group, lsn, applied: memory.applied });
         }
         memory.applied = lsn;
+        // Before any row is gone.
+        memory.pruned = pruned.max(memory.pruned);
         let overlay = std::mem::take(&mut memory.overlays.active);
         let refused = std::mem::take(&mut memory.overlays.refused);
         let sums = memory.sums.clone();
@@ -501,11 +503,16 @@ impl States {
     /// Which of the applied operations in a range of LSNs, both ends included, were refused.
     ///
     /// # Errors
-    /// When the file cannot be read, or the state is being rebuilt.
+    /// When the file cannot be read, the state is being rebuilt, or that is not known any more since the
+    /// log is pruned.
     pub fn refused(&self, group: GroupId, from: Lsn, to: Lsn) -> Result<BTreeSet<Lsn>, StateError> {
         let slot = self.slot(group);
         let (applied, mut refused, reader) =
             self.look(&slot, |memory| (memory.overlays.refused_within(from, to), Below::File))?;
+        let pruned = slot.read()?.pruned;
+        if from <= pruned {
+            return Err(StateError::Pruned { group, first: pruned.next() });
+        }
         if let Some(reader) = reader {
             refused.extend(guarded(&slot, "reading", || reader.refused(from, to))?);
         }
@@ -576,6 +583,11 @@ impl States {
     fn slot(&self, group: GroupId) -> Arc<Slot> {
         let mut groups = unpoison(self.groups.lock());
         groups.entry(group).or_insert_with(|| Arc::new(Slot::new(group))).clone()
+    }
+
+    /// Whether a group's state is still this one.
+    fn is_current(&self, slot: &Arc<Slot>) -> bool {
+        unpoison(self.groups.lock()).get(&slot.group).is_none_or(|now| Arc::ptr_eq(now, slot))
     }
 
     fn replace(&self, group: GroupId, slot: Slot) {

@@ -39,6 +39,10 @@ impl States {
     pub(super) fn open(&self, slot: &Arc<Slot>) -> Result<Option<Arc<Table>>, StateError> {
         let _opening = slot.opening();
         self.touch(slot);
+        if !self.is_current(slot) {
+            // The file of that name is not its own any more.
+            return Err(slot.succeeded_meanwhile());
+        }
         let expected = {
             let memory = slot.read()?;
             match &memory.file {
@@ -93,6 +97,7 @@ impl States {
         if expected.is_none() {
             memory.applied = mark.at.lsn;
             memory.durable = mark.at.lsn;
+            memory.pruned = mark.pruned;
             memory.has_records = has_records;
             memory.sums = sums;
         }

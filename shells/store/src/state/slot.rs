@@ -49,6 +49,8 @@ pub(super) struct Memory {
     pub(super) has_records: bool,
     /// What the file holds.
     pub(super) durable: Lsn,
+    /// Which operations were refused up to here is not known any more.
+    pub(super) pruned: Lsn,
     /// What the file and the overlays hold together.
     pub(super) applied: Lsn,
     pub(super) overlays: Overlays,
@@ -82,6 +84,7 @@ impl Slot {
                 file: File::Unknown,
                 has_records: false,
                 durable: Lsn(0),
+                pruned: Lsn(0),
                 applied: Lsn(0),
                 overlays: Overlays::default(),
                 sums: Sums::default(),
@@ -205,6 +208,11 @@ impl Slot {
             self.fail("its file could not be closed: a write or fsync failed".into(), false);
         }
         closed();
+    }
+
+    /// Another state has taken its place.
+    pub(super) fn succeeded_meanwhile(&self) -> StateError {
+        self.out_of_service("another state has just taken its place: ask again".into(), false)
     }
 
     fn panicked(&self) -> StateError {

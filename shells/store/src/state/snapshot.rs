@@ -11,7 +11,7 @@
 //! is a prefix of that.
 //!
 //! The head: `HWSNAP01`, u32 version = 1, u64 group, u64 LSN, u64 term, u128 incarnation of the
-//! maker, the sums of the state's leaves. A row: u8 0 record or 1 control, u16 length of the key, the
+//! maker, u64 LSN up to which refused operations are forgotten, the sums of the state's leaves. A row: u8 0 record or 1 control, u16 length of the key, the
 //! key, u32 length, and the row as it is in the state. Records come in order of keys.
 //!
 //! What is installed was checked three times: each block, each record against its leaf, and all of
@@ -27,7 +27,7 @@ use redb::StorageBackend;
 use super::{
     States,
     error::StateError,
-    layout,
+    layout::{self, Mark},
     leaf::{Leaves, SUMS_LEN, Sums},
     open::{guarded, io_error},
     slot::Slot,
@@ -37,7 +37,7 @@ use super::{
 const MAGIC: [u8; 8] = *b"HWSNAP01";
 const TRAILER_MAGIC: [u8; 8] = *b"HWSNAPIX";
 const VERSION: u32 = 1;
-const HEAD: usize = 8 + 4 + 8 + 8 + 8 + 16 + SUMS_LEN;
+const HEAD: usize = 8 + 4 + 8 + 8 + 8 + 16 + 8 + SUMS_LEN;
 const FRAME: u64 = 8;
 const TRAILER: u64 = 24;
 /// Rows are gathered into blocks of about so many bytes, before they are compressed.
@@ -116,6 +116,7 @@ fn sum(number: u32, content: &[u8]) -> u32 {
 struct Head {
     group: GroupId,
     id: SnapshotId,
+    pruned: Lsn,
     sums: Sums,
 }
 
@@ -128,6 +129,7 @@ impl Head {
         out.put_u64_le(self.id.at.lsn.0);
         out.put_u64_le(self.id.at.term.0);
         out.put_u128_le(self.id.maker.0);
+        out.put_u64_le(self.pruned.0);
         out.put_slice(&self.sums.encode());
         out.freeze()
     }
@@ -143,8 +145,9 @@ impl Head {
         let (group, lsn) = (GroupId(at.get_u64_le()), Lsn(at.get_u64_le()));
         let at_position = Position { term: Term(at.get_u64_le()), lsn };
         let maker = Incarnation(at.get_u128_le());
+        let pruned = Lsn(at.get_u64_le());
         let sums = Sums::decode(at).ok()?;
-        Some(Head { group, id: SnapshotId { at: at_position, maker }, sums })
+        Some(Head { group, id: SnapshotId { at: at_position, maker }, pruned, sums })
     }
 }
 
@@ -404,7 +407,7 @@ impl States {
         }
         let id = SnapshotId { at: mark.at, maker };
         let file = self.files.create_temp(&name).map_err(failed(&name))?;
-        self.write_snapshot(&slot, &reader, &Head { group, id, sums }, file)?;
+        self.write_snapshot(&slot, &reader, &Head { group, id, pruned: mark.pruned, sums }, file)?;
         self.files.publish(&name).map_err(failed(&name))?;
         let file = self.files.open(&name).map_err(failed(&name))?;
         let file = file.ok_or_else(|| damaged(&name, "it has vanished"))?;
@@ -564,7 +567,7 @@ impl States {
         if rows.sums() != &head.sums {
             return Err(bad("its records are not what their sums say"));
         }
-        table.complete(group, head.id.at, &head.sums).map_err(&made)?;
+        table.complete(Mark { group, at: head.id.at, pruned: head.pruned }, &head.sums).map_err(&made)?;
         if table.close() {
             let source = io::Error::other("a write or fsync failed");
             return Err(SnapshotError::Io { file: next, source });

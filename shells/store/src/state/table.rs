@@ -113,7 +113,7 @@ impl Table {
         upto: Position,
         mut pass: Option<&mut Pass>,
     ) -> Result<()> {
-        let mark = Mark { group, at: upto }.encode();
+        let mark = Mark { group, at: upto, pruned: frozen.pruned }.encode();
         if planted::is(planted::Planted::AppliedApart) {
             let apart = self.begin_write()?;
             apart.open_table(META)?.insert(MARK, mark.as_slice())?;
@@ -191,11 +191,11 @@ impl Table {
     }
 
     /// Makes a state durable whose rows are all there.
-    pub(super) fn complete(&self, group: GroupId, at: Position, sums: &Sums) -> Result<()> {
+    pub(super) fn complete(&self, mark: Mark, sums: &Sums) -> Result<()> {
         let transaction = self.begin_write()?;
         {
             let mut meta = transaction.open_table(META)?;
-            meta.insert(MARK, Mark { group, at }.encode().as_slice())?;
+            meta.insert(MARK, mark.encode().as_slice())?;
             meta.insert(SUMS, sums.encode().as_slice())?;
         }
         transaction.commit()?;
