@@ -337,7 +337,7 @@ impl Seen {
     ];
 
     /// In how many percent of a profile's seeds it is due. The swarm owes each thing in one percent.
-    fn due_in(self, profile: Profile) -> Option<u64> {
+    pub(crate) fn due_in(self, profile: Profile) -> Option<u64> {
         let percent = self.due_percent()?;
         match profile {
             Profile::Default => {

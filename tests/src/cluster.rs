@@ -41,6 +41,26 @@ pub struct Node {
     process: Mutex<Option<Process>>,
 }
 
+/// Holds the ports of nodes that `init` chose against other tests, which may run at the same time:
+/// `init` sees only what is listened on, and not what another new cluster, or a node that is down,
+/// will listen on. `None` where another test holds one.
+fn reserve(scratch: &Scratch, nodes: &[Node]) -> Option<Vec<fs::File>> {
+    let dir = scratch.path().with_file_name("ports");
+    fs::create_dir_all(&dir).expect("a directory for the ports");
+    let addresses = nodes.iter().flat_map(|node| [node.http, node.quic]);
+    let shared = addresses.filter(|address| address.ip().is_loopback());
+    let hold = |address: SocketAddr| {
+        let path = dir.join(address.to_string());
+        let file = fs::File::create(path).expect("a file for the port");
+        match file.try_lock() {
+            Ok(()) => Some(file),
+            Err(fs::TryLockError::WouldBlock) => None,
+            Err(fs::TryLockError::Error(error)) => panic!("a port can't be held: {error}"),
+        }
+    };
+    shared.map(hold).collect()
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -297,6 +317,7 @@ pub struct Cluster {
     /// The directory that `init` made.
     pub dir: PathBuf,
     nodes: Vec<Node>,
+    _ports: Vec<fs::File>,
     _scratch: Scratch,
 }
 
@@ -320,9 +341,14 @@ impl Cluster {
         let count = nodes.to_string();
         let path = dir.to_str().expect("a path in UTF-8");
         let fixed = ["init", "--nodes", &count, "--dir", path];
-        let _ = binary::run(&[&fixed, args].concat()).ok();
-        let nodes = (1..=nodes as u64).map(|id| Node::load(&dir, id)).collect();
-        Cluster { dir, nodes, _scratch: scratch }
+        loop {
+            let _ = binary::run(&[&fixed, args].concat()).ok();
+            let nodes: Vec<Node> = (1..=nodes as u64).map(|id| Node::load(&dir, id)).collect();
+            if let Some(ports) = reserve(&scratch, &nodes) {
+                return Cluster { dir, nodes, _ports: ports, _scratch: scratch };
+            }
+            fs::remove_dir_all(&dir).expect("a directory that can be removed");
+        }
     }
 
     /// Starts every node and waits until all are ready and know the same leader.
@@ -506,5 +532,21 @@ impl Drop for Cluster {
             assert!(thread::panicking() || !panicked, "node {} panicked: see above", node.id);
         }
         let _ = io::stderr().flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_one_clusters_until_it_is_gone() {
+        let scratch = Scratch::new("ports");
+        let first = Cluster::init(1, &[]);
+        let again = Node::load(&first.dir, 1);
+        assert!(reserve(&scratch, &[again]).is_none());
+        let again = Node::load(&first.dir, 1);
+        drop(first);
+        assert!(reserve(&scratch, &[again]).is_some());
     }
 }

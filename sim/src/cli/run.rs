@@ -104,8 +104,12 @@ fn tell_finding(report: &Report, args: &Args) {
 fn tell_summary(summary: &Summary, args: &Args, seconds: f64) {
     let Summary { totals, failed, .. } = summary;
     println!("{:<42} {:>10} {:>7} {:>5}", "took effect", "times", "seeds", "%");
+    // What the profile does not bring about is no row of its table.
     for seen in Seen::ALL {
         let (times, seeds) = totals.get(*seen);
+        if times == 0 && seen.due_in(args.profile).is_none() {
+            continue;
+        }
         let percent = seeds * 100 / totals.seeds.max(1);
         println!("{:<42} {times:>10} {seeds:>7} {percent:>5}", seen.name());
     }
@@ -136,8 +140,8 @@ fn summary_json(summary: &Summary, args: &Args, seconds: f64) -> serde_json::Val
         .iter()
         .map(|seen| {
             let (times, seeds) = summary.totals.get(*seen);
-            let value =
-                json!({ "times": times, "seeds": seeds, "due_percent": seen.due_percent() });
+            let due = seen.due_in(args.profile);
+            let value = json!({ "times": times, "seeds": seeds, "due_percent": due });
             (seen.name().to_owned(), value)
         })
         .collect();
