@@ -99,9 +99,7 @@ impl Entry {
             Kind::Once => Some(
                 OnceEntry::decode(self.payload.clone()).map(|once| once.op).unwrap_or_default(),
             ),
-            Kind::TermStart | Kind::CreateDatabase | Kind::Slot | Kind::Prune | Kind::Audit => {
-                None
-            },
+            Kind::TermStart | Kind::CreateDatabase | Kind::Slot | Kind::Prune | Kind::Audit => None,
         }
     }
 }

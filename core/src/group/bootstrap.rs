@@ -106,8 +106,13 @@ impl Group {
         if self.replacements < REPLACEMENTS_MAX && !self.discarding {
             self.replacements += 1;
             self.discarding = true;
-            let reason = String::from("it failed, and the log that it needs was pruned");
-            ctx.emit(Effect::DropState { group: self.id, reason });
+            match self.gone.take() {
+                Some(reason) => self.on_state_lost(ctx, reason),
+                None => {
+                    let reason = String::from("it failed, and the log that it needs was pruned");
+                    ctx.emit(Effect::DropState { group: self.id, reason });
+                }
+            }
         }
     }
 

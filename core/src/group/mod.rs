@@ -138,6 +138,8 @@ pub(crate) struct Group {
     replacements: u32,
     /// The state is being dropped.
     discarding: bool,
+    /// Why it is gone already, though it is out of service.
+    gone: Option<String>,
     /// What other members vouched for.
     acks: Acks,
     /// The highest commit mark that any leader told, even where the entries are not here yet.
@@ -191,6 +193,7 @@ impl Group {
             bootstraps: 0,
             replacements: 0,
             discarding: false,
+            gone: None,
             acks: Acks::recover(&found.acked),
             known_committed: applied,
             behind_since: None,
@@ -492,6 +495,7 @@ impl Group {
     /// begins further on. The system group's own state is in the core, and in service.
     pub(crate) fn on_state_lost(&mut self, ctx: &mut Context, reason: String) {
         if !self.applies() && !self.discarding && !self.audit.is_condemned() {
+            self.gone = Some(reason);
             return;
         }
         self.discarding = false;

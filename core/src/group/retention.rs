@@ -74,7 +74,8 @@ impl Group {
         let marks = self.log.marks();
         // Only where members lie.
         if self.log.term_at(base.position.lsn).is_some_and(|term| term != base.position.term) {
-            return self.quarantine(ctx, String::from("its log is pruned of what it does not have"));
+            return self
+                .quarantine(ctx, String::from("its log is pruned of what it does not have"));
         }
         let early = planted::is(Planted::PruneBeforeCheckpoint);
         let durable = if early { marks.applied() } else { marks.checkpointed() };

@@ -9,7 +9,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use highwater_core::{Lsn, NodeId};
+use highwater_core::{Lsn, NodeId, SlotCause};
 use highwater_node::api::Error;
 use serde::Serialize;
 

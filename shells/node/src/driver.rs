@@ -1,6 +1,9 @@
 //! The loop that feeds the core and carries out its effects. It owns the core, every deadline, and
 //! the requests under way; it decides nothing that the core decides.
 
+mod fetches;
+mod notices;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
@@ -9,13 +12,15 @@ use std::{
     time::Duration,
 };
 
+use fetches::Fetching;
 use highwater_core::{
-    Base, Effect, GroupId, Incarnation, Input, Instant, Lsn, Node, NodeId, Notice, Peer, Reject, Reply,
-    Request, RequestId, Term,
+    Base, Effect, GroupId, Incarnation, Input, Instant, Lsn, Node, NodeId, Notice, Peer, Reject,
+    Reply, Request, RequestId, Term,
     planted::{self, Planted},
 };
 use highwater_store::state::{Checkpoint, States};
 use highwater_wire::peer::{ForwardReply, ForwardRequest, NodeStatus, PeerMessage, SlotAsk};
+use notices::log_notice;
 use tokio::sync::{
     mpsc::{Receiver, UnboundedReceiver, UnboundedSender},
     oneshot,
@@ -28,7 +33,7 @@ use crate::{
     shared::Shared,
     slots::Slots,
     status,
-    transfer::{Asked, ReceiverJob, Transfers},
+    transfer::{Asked, Transfers},
     workers::{ReadJob, StateJob},
 };
 
@@ -40,10 +45,6 @@ const REQUESTS_MAX: usize = 65_536;
 const PEER_BUDGET_MAX: Duration = Duration::from_secs(60);
 /// How long a node that is to end waits for the answers under way.
 const STOP_GRACE: Duration = Duration::from_secs(1);
-/// How long a block of a snapshot may take before it is asked for again.
-const BLOCK_PATIENCE: Duration = Duration::from_secs(2);
-/// So often it is: to make a snapshot of a large state takes its time.
-const BLOCK_ASKS_MAX: u32 = 60;
 /// How long other nodes may take for the cluster view.
 const CLUSTER_BUDGET: Duration = Duration::from_millis(500);
 /// How old this node's own word on how it stands may be: to gather it walks every group.
@@ -163,15 +164,6 @@ impl Waiting {
 struct Forwarded {
     expires: Instant,
     reply: oneshot::Sender<Option<ForwardReply>>,
-}
-
-/// A snapshot that is being received.
-struct Fetching {
-    from: NodeId,
-    /// When its next block is late.
-    expires: Instant,
-    /// How often that was so since the last one.
-    late: u32,
 }
 
 /// A cluster view that is being gathered.
@@ -629,79 +621,6 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         }
     }
 
-    // --- snapshots ---
-
-    fn fetch(&mut self, group: GroupId, from: NodeId, above: Lsn) {
-        let expires = self.now.plus(micros(BLOCK_PATIENCE));
-        self.due.insert((expires, Due::Block(group)));
-        self.fetches.insert(group, Fetching { from, expires, late: 0 });
-        let job = ReceiverJob::Fetch { group, from, above };
-        // Where that is full, it is late, and given up.
-        let _ = self.hands.transfers.receiver.try_send(job);
-    }
-
-    /// The answer came, or what to wait for it for.
-    fn on_block(&mut self, from: NodeId, message: PeerMessage, inputs: &mut Vec<Input>) {
-        let (PeerMessage::SnapshotBlock { group, .. } | PeerMessage::SnapshotNone { group, .. }) =
-            &message
-        else {
-            return;
-        };
-        let group = *group;
-        let expires = self.now.plus(micros(BLOCK_PATIENCE));
-        let Some(fetching) = self.fetches.get_mut(&group).filter(|f| f.from == from) else { return };
-        match message {
-            PeerMessage::SnapshotBlock { id, number, blocks, bytes, content, .. } => {
-                self.due.remove(&(fetching.expires, Due::Block(group)));
-                (fetching.expires, fetching.late) = (expires, 0);
-                self.due.insert((expires, Due::Block(group)));
-                let job = ReceiverJob::Block { group, id, number, blocks, bytes, content };
-                let _ = self.hands.transfers.receiver.try_send(job);
-            }
-            PeerMessage::SnapshotNone { reason, .. } => self.give_up_fetch(group, reason, inputs),
-            _ => {}
-        }
-    }
-
-    fn block_is_late(&mut self, group: GroupId, inputs: &mut Vec<Input>) {
-        let Some(fetching) = self.fetches.get_mut(&group) else { return };
-        fetching.late += 1;
-        if fetching.late > BLOCK_ASKS_MAX || !self.hands.node.is_alive(fetching.from) {
-            let reason = format!("node {} does not answer", fetching.from);
-            return self.give_up_fetch(group, reason, inputs);
-        }
-        fetching.expires = self.now.plus(micros(BLOCK_PATIENCE));
-        self.due.insert((fetching.expires, Due::Block(group)));
-        let _ = self.hands.transfers.receiver.try_send(ReceiverJob::AskAgain { group });
-    }
-
-    fn give_up_fetch(&mut self, group: GroupId, reason: String, inputs: &mut Vec<Input>) {
-        if self.end_fetch(group) {
-            let _ = self.hands.transfers.receiver.try_send(ReceiverJob::Forget { group });
-            inputs.push(Input::SnapshotFailed { group, reason });
-        }
-    }
-
-    /// Whether there was one.
-    fn end_fetch(&mut self, group: GroupId) -> bool {
-        let Some(Fetching { expires, .. }) = self.fetches.remove(&group) else { return false };
-        self.due.remove(&(expires, Due::Block(group)));
-        true
-    }
-
-    /// A worker has done something. What a fetch comes to counts once.
-    fn on_completed(&mut self, input: Input, inputs: &mut Vec<Input>) {
-        let counts = match &input {
-            Input::SnapshotReady { group, .. } | Input::SnapshotFailed { group, .. } => {
-                self.end_fetch(*group)
-            }
-            _ => true,
-        };
-        if counts {
-            inputs.push(input);
-        }
-    }
-
     // --- messages ---
 
     /// Whether a sender is the latest start of its node. What an earlier one was to carry out for
@@ -918,66 +837,6 @@ fn quarantined_by(effect: &Effect) -> Option<GroupId> {
     match effect {
         Effect::Notice(Notice::Quarantined { group, .. }) => Some(*group),
         _ => None,
-    }
-}
-
-fn log_notice(notice: &Notice) {
-    match notice {
-        Notice::Formed { member: true } => tracing::info!("the cluster is formed; this node votes"),
-        Notice::Formed { member: false } => tracing::warn!(
-            "the cluster was formed with another data directory of this node: it follows and \
-             serves local reads, but does not vote until it is replaced through membership"
-        ),
-        Notice::Quarantined { group, reason } => tracing::error!(
-            %group, %reason,
-            "a database is quarantined on this node: it is not served from here; others are not \
-             affected"
-        ),
-        Notice::Rebuilding { group, reason } => tracing::error!(
-            %group, %reason,
-            "a database's state was damaged on this node: it is dropped and rebuilt from the oplog, \
-             and not served from here until then; others are not affected"
-        ),
-        Notice::Rebuilt { group } => {
-            tracing::warn!(%group, "a database's state is rebuilt, and served again");
-        }
-        Notice::Diverged { group, lsn } => tracing::error!(
-            %group, %lsn,
-            "a database's state on this node is not what a majority has: it is dropped and rebuilt \
-             from the oplog, and not served from here until then. This is damage, or a bug: please \
-             report it"
-        ),
-        Notice::RootsDiffer { group, lsn } => tracing::error!(
-            %group, %lsn,
-            "the replicas of a database are not the same: whoever is not as the majority is leaves \
-             service and is rebuilt"
-        ),
-        Notice::Bootstrapping { group, from, above } => tracing::warn!(
-            %group, %from, %above,
-            "no log can bring a database up to date here: a snapshot is fetched"
-        ),
-        Notice::Bootstrapped { group, at } => {
-            tracing::warn!(%group, %at, "a database goes on from a snapshot");
-        }
-        Notice::Pruned { group, first } => tracing::debug!(%group, %first, "a log is pruned"),
-        Notice::Sound { group } => {
-            tracing::warn!(%group, "a group that had lost the end of its log holds it again: it votes");
-        }
-        Notice::Unreadable { group, from, to, reason } => {
-            tracing::error!(%group, %from, %to, %reason, "entries can't be read: peers are asked");
-        }
-        Notice::Mended { group, from, to } => {
-            tracing::warn!(%group, %from, %to, "damaged entries were fetched from a peer");
-        }
-        Notice::SlotAtRisk { group, name, cause } => {
-            tracing::warn!(%group, slot = %name, ?cause, "a slot has used three quarters of a limit");
-        }
-        Notice::SlotInvalidated { group, name, cause } => {
-            tracing::error!(%group, slot = %name, ?cause, "a slot is invalidated: it holds back nothing");
-        }
-        Notice::PeerFault { node, reason } => {
-            tracing::warn!(%node, reason, "a peer sent what no correct node sends; dropped");
-        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use highwater_core::{GroupId, NodeId, Term};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::{feed::Feeds, scrub::Progress, slots::Consumers, stream::STREAMS_MAX};
+use crate::{feed::Feeds, scrub, slots::Consumers, stream::STREAMS_MAX};
 
 /// Read by many handles, written by one driver.
 pub(crate) struct Shared {
@@ -26,7 +26,7 @@ pub(crate) struct Shared {
     /// Streams that may still be opened.
     pub(crate) streams: Arc<Semaphore>,
     /// What the scrub has read.
-    pub(crate) scrub: Progress,
+    pub(crate) scrub: scrub::Progress,
     /// fsyncs of the oplog.
     pub(crate) syncs: AtomicU64,
     /// Writes acknowledged through this node's handles.
@@ -36,12 +36,12 @@ pub(crate) struct Shared {
     /// Applies that failed.
     pub(crate) apply_errors: AtomicU64,
     /// Snapshots that are being received.
-    transfers: Mutex<BTreeMap<GroupId, Progress>>,
+    transfers: Mutex<BTreeMap<GroupId, Received>>,
 }
 
 /// How much of a snapshot is here, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Progress {
+pub(crate) struct Received {
     pub(crate) bytes: u64,
     pub(crate) of: u64,
 }
@@ -107,7 +107,7 @@ impl Shared {
             feeds: Feeds::default(),
             consumers: Consumers::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-            scrub: Progress::default(),
+            scrub: scrub::Progress::default(),
             syncs: AtomicU64::new(0),
             acked: AtomicU64::new(0),
             replayed: AtomicU64::new(0),
@@ -128,16 +128,16 @@ impl Shared {
     }
 
     /// How much of a snapshot is here; `None`: it is not being received any more.
-    pub(crate) fn note_transfer(&self, group: GroupId, progress: Option<Progress>) {
+    pub(crate) fn note_transfer(&self, group: GroupId, received: Option<Received>) {
         let mut transfers = self.transfers.lock().unwrap_or_else(PoisonError::into_inner);
-        match progress {
-            Some(progress) => drop(transfers.insert(group, progress)),
+        match received {
+            Some(received) => drop(transfers.insert(group, received)),
             None => drop(transfers.remove(&group)),
         }
     }
 
     /// The snapshots that are being received.
-    pub(crate) fn transfers(&self) -> BTreeMap<GroupId, Progress> {
+    pub(crate) fn transfers(&self) -> BTreeMap<GroupId, Received> {
         self.transfers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -159,7 +159,7 @@ impl Handle {
                 SlotOutcome::NoSuchSlot => Err(Error::NoSuchSlot),
                 SlotOutcome::Differs => Err(Error::SlotDiffers),
                 SlotOutcome::Invalidated { cause } => Err(Error::SlotInvalidated { cause, first }),
-            SlotOutcome::Pruned { first } => Err(Error::LogPruned { first }),
+                SlotOutcome::Pruned { first } => Err(Error::LogPruned { first }),
                 SlotOutcome::AboveCommitted { committed } => Err(Error::OutOfRange { committed }),
                 done => Ok(done),
             },

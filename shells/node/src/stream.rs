@@ -208,7 +208,8 @@ impl Handle {
         }
         if after < here.position.lsn {
             let first = here.position.lsn.next();
-            let why = format!("this node came as a snapshot, and has history from LSN {first} on only");
+            let why =
+                format!("this node came as a snapshot, and has history from LSN {first} on only");
             return Err(Error::NotReady(why));
         }
         Ok(())

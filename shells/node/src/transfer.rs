@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use crate::{
     env::Transport,
-    shared::{Progress, Shared},
+    shared::{Received, Shared},
     workers::Completions,
 };
 
@@ -123,9 +123,8 @@ impl Donor {
             SnapshotAsk::Above(above) => (None, 0, above),
             SnapshotAsk::Block { id, number, above } => (Some(id), number, above),
         };
-        // One of a state that is out of service is none.
-        self.states.applied(group)?;
-        let held = self.sealed.get(&group).map(Sealed::id);
+        let held = self.sealed.get(&group).filter(|sealed| self.states.vouches_for(sealed));
+        let held = held.map(Sealed::id);
         let will_do = held.is_some_and(|held| match id {
             Some(id) => held == id,
             None => held.at.lsn >= above,
@@ -248,9 +247,9 @@ impl Receives {
                 return Ok(());
             }
         }
-        let received = fetch.incoming.as_ref().map_or((0, 0), |i| (i.bytes(), i.next()));
-        self.shared.note_transfer(group, Some(Progress { bytes: received.0, of: bytes }));
-        if received.1 < blocks {
+        let (received, next) = fetch.incoming.as_ref().map_or((0, 0), |i| (i.bytes(), i.next()));
+        self.shared.note_transfer(group, Some(Received { bytes: received, of: bytes }));
+        if next < blocks {
             self.ask(group);
             return Ok(());
         }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use highwater_core::{Doubt, Entry, Record};
+use highwater_core::{Doubt, Entry, Position, Record};
 use highwater_store::{
     disk::RealDisk,
     oplog::{self, Found, Loss, Summary},
@@ -180,8 +180,9 @@ fn describe_record(record: &Record) -> String {
             format!("group {group}: lsn {lsn}, term {term}, {kind:?}{}", describe_payload(entry))
         }
         Record::Checkpointed { group, lsn } => format!("group {group}: checkpointed up to {lsn}"),
-        Record::Base { group, position } => {
-            format!("group {group}: begins after lsn {}, term {}", position.lsn, position.term)
+        Record::Base { group, base } => {
+            let Position { lsn, term } = base.position;
+            format!("group {group}: begins after lsn {lsn}, term {term}")
         }
         Record::Boot { member, boot } => {
             let node = member.node;

@@ -9,8 +9,8 @@ use crate::{
     peer::{ForwardRequest, Hello, PeerMessage},
     v1::{
         AppendV1, FetchedV1, ForwardReplyV1, ForwardRequestV1, ForwardV1, GroupBodyV1, GroupV1,
-        HeartbeatV1, HelloV1, NodesV1, RecallV1, RecalledV1, RootV1, SnapshotAskV1, SnapshotBlockV1,
-        SnapshotNoneV1, StatusQueryV1, StatusV1,
+        HeartbeatV1, HelloV1, NodesV1, RecallV1, RecalledV1, RootV1, SnapshotAskV1,
+        SnapshotBlockV1, SnapshotNoneV1, StatusQueryV1, StatusV1,
     },
 };
 

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use highwater_core::{
-    GroupId, Incarnation, Lsn, Message, NodeId, OnceKey, Outcome, Position, Reject, SlotOutcome, SlotSettings, Term, Verified,
+    GroupId, Incarnation, Lsn, Message, NodeId, OnceKey, Outcome, Position, Reject, SlotOutcome,
+    SlotSettings, Term, Verified,
 };
 
 /// One message between two nodes.

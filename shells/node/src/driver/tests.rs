@@ -8,8 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use highwater_core::{
-    Boot, ClusterId, Config, Identity, Incarnation, Member, Message, Now, Outcome, Record,
-    Recovered, WriteId,
+    Boot, ClusterId, Config, Identity, Incarnation, Member, Message, Now, Outcome, Position,
+    Record, Recovered, WriteId,
 };
 use highwater_store::state::StateOptions;
 use tokio::{
@@ -64,14 +64,18 @@ impl Workers {
         {
             done.push(match job {
                 StateJob::ReadControl { group, lsn, .. } => {
-                    Input::Control { group, lsn, rows: Vec::new() }
+                    let at = Position { lsn, ..Position::default() };
+                    Input::Control { group, at, rows: Vec::new() }
                 }
                 StateJob::Apply { group, entries } => {
                     let ops = entries.iter().filter(|entry| entry.kind.has_outcome());
                     let outcomes = ops.map(|_| Outcome::default()).collect();
                     Input::Applied { group, upto: entries.last().unwrap().lsn, outcomes }
                 }
-                StateJob::Checkpoint { group, lsn, .. } => Input::Checkpointed { group, lsn },
+                StateJob::Checkpoint { group, checkpoint } => {
+                    Input::Checkpointed { group, lsn: checkpoint.at.lsn }
+                }
+                StateJob::Install { .. } => panic!("no snapshot was asked for"),
                 StateJob::Lost { group, reason } => Input::StateLost { group, reason },
                 StateJob::Reopen { .. } => continue,
             });
@@ -119,6 +123,7 @@ impl Rig {
             log,
             loads: mpsc::unbounded_channel().0,
             state,
+            transfers: Transfers { donor: mpsc::channel(1).0, receiver: mpsc::channel(1).0 },
             states: Arc::new(States::new(Box::new(Poisoned), StateOptions::default())),
         };
         let workers = Workers { log: log_jobs, state: state_jobs, applying: true };

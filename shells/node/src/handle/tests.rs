@@ -24,6 +24,10 @@ impl StateFiles for NoFiles {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+
     fn remove(&self, _: &str) -> io::Result<()> {
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use highwater_core::{Kind, Term};
+use highwater_core::{Kind, Position, Term};
 use highwater_store::state::{StateFiles, StateOptions, StorageBackend};
 
 use super::*;
@@ -21,6 +21,10 @@ impl StateFiles for Poisoned {
     }
 
     fn publish(&self, _: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
         Ok(())
     }
 
@@ -56,7 +60,11 @@ fn apply(group: u64) -> StateJob {
 #[tokio::test]
 async fn a_panic_fails_one_group_and_the_worker_goes_on() {
     let (jobs, mut completions) = worker();
-    let checkpoint = |group| StateJob::Checkpoint { group, lsn: Lsn(1), control: Vec::new() };
+    let checkpoint = |group| {
+        let at = Position { term: Term(1), lsn: Lsn(1) };
+        let checkpoint = Checkpoint { at, pruned: Lsn(0), control: Vec::new() };
+        StateJob::Checkpoint { group, checkpoint }
+    };
     for job in [apply(7), apply(8), checkpoint(GroupId(8)), apply(9)] {
         assert!(jobs.send(job).is_ok());
     }
@@ -78,7 +86,7 @@ async fn told(completions: &mut UnboundedReceiver<Input>) -> String {
     match completions.recv().await {
         Some(Input::Applied { group, upto, .. }) => format!("{group:?} applied {upto:?}"),
         Some(Input::StateLost { group, .. }) => format!("{group:?} lost"),
-        Some(Input::Control { group, lsn, .. }) => format!("{group:?} stands at {lsn:?}"),
+        Some(Input::Control { group, at, .. }) => format!("{group:?} stands at {:?}", at.lsn),
         other => panic!("{other:?}"),
     }
 }

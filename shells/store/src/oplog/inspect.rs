@@ -364,7 +364,7 @@ impl<D: Disk, T: FnMut(Found)> Inspector<'_, D, T> {
             incarnation: header.incarnation,
             groups: header.rows.len(),
             complete: header.complete,
-            based: header.rows.iter().filter(|row| row.base.lsn > Lsn(0)).count(),
+            based: header.rows.iter().filter(|row| row.base.position.lsn > Lsn(0)).count(),
             lost: header.lost,
             doubt: header.doubt,
             boots: header.boots.len(),

@@ -17,7 +17,10 @@
 //! What is installed was checked three times: each block, each record against its leaf, and all of
 //! them against the sums.
 
-use std::io;
+use std::{
+    io,
+    sync::{Arc, Weak},
+};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use highwater_core::{GroupId, Incarnation, Lsn, Position, Term};
@@ -236,6 +239,8 @@ pub struct Sealed {
     file: Box<dyn StorageBackend>,
     name: String,
     id: SnapshotId,
+    /// What it is of; a state that is dropped takes it along.
+    slot: Weak<Slot>,
     /// Where blocks begin, and where the last one ends.
     offsets: Vec<u64>,
 }
@@ -251,6 +256,7 @@ impl Sealed {
         group: GroupId,
         name: String,
         file: Box<dyn StorageBackend>,
+        slot: &Arc<Slot>,
     ) -> Result<Sealed, SnapshotError> {
         let io = failed(&name);
         let len = file.len().map_err(&io)?;
@@ -276,7 +282,7 @@ impl Sealed {
             return Err(damaged(&name, "its index is out of order"));
         }
         let id = SnapshotId { at: Position::default(), maker: Incarnation::default() };
-        let mut sealed = Sealed { file, name, id, offsets };
+        let mut sealed = Sealed { file, name, id, slot: Arc::downgrade(slot), offsets };
         let head = Head::decode(&sealed.block(0)?).filter(|head| head.group == group);
         let head = head.ok_or_else(|| damaged(&sealed.name, "its head can't be read"))?;
         sealed.id = head.id;
@@ -388,13 +394,14 @@ impl States {
         maker: Incarnation,
     ) -> Result<Sealed, SnapshotError> {
         let name = snap_name(group);
+        let slot = self.slot(group);
         if let Some(file) = self.files.open(&name).map_err(failed(&name))?
-            && let Ok(sealed) = Sealed::open(group, name.clone(), file)
+            && let Ok(sealed) = Sealed::open(group, name.clone(), file, &slot)
             && sealed.id.at.lsn >= above
+            && self.vouches_for(&sealed)
         {
             return Ok(sealed);
         }
-        let slot = self.slot(group);
         let behind = |durable| SnapshotError::Behind { durable, above };
         let Some(table) = self.open(&slot)? else { return Err(behind(Lsn(0))) };
         let (reader, mark, sums) = guarded(&slot, "reading", || {
@@ -411,7 +418,18 @@ impl States {
         self.files.publish(&name).map_err(failed(&name))?;
         let file = self.files.open(&name).map_err(failed(&name))?;
         let file = file.ok_or_else(|| damaged(&name, "it has vanished"))?;
-        Sealed::open(group, name, file)
+        let sealed = Sealed::open(group, name, file, &slot)?;
+        if !self.vouches_for(&sealed) {
+            // The state was dropped meanwhile, which left nothing for this to be removed with.
+            self.unseal(group)?;
+            return Err(SnapshotError::Other);
+        }
+        Ok(sealed)
+    }
+
+    /// Whether a snapshot is of the state that is in service.
+    pub fn vouches_for(&self, sealed: &Sealed) -> bool {
+        sealed.slot.upgrade().is_some_and(|slot| slot.read().is_ok() && self.is_current(&slot))
     }
 
     fn write_snapshot(
@@ -567,7 +585,9 @@ impl States {
         if rows.sums() != &head.sums {
             return Err(bad("its records are not what their sums say"));
         }
-        table.complete(Mark { group, at: head.id.at, pruned: head.pruned }, &head.sums).map_err(&made)?;
+        table
+            .complete(Mark { group, at: head.id.at, pruned: head.pruned }, &head.sums)
+            .map_err(&made)?;
         if table.close() {
             let source = io::Error::other("a write or fsync failed");
             return Err(SnapshotError::Io { file: next, source });
@@ -584,7 +604,7 @@ impl States {
         let next = next_name(group);
         let Some(file) = self.files.open(&next).map_err(failed(&next))? else { return Ok(None) };
         let mark = || {
-            let table = std::sync::Arc::new(Table::open(file, 1 << 20, Leaves::of(group))?);
+            let table = Arc::new(Table::open(file, 1 << 20, Leaves::of(group))?);
             table.begin_read()?.read()?.mark()
         };
         Ok(mark().ok().filter(|mark| mark.group == group).map(|mark| mark.at))

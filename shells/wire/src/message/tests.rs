@@ -189,6 +189,8 @@ fn status() -> NodeStatus {
         lag_bytes: 512,
         lag_us: 1500,
         quarantined: Some("the state file is damaged".into()),
+        first: Lsn(30),
+        rebootstrapping: true,
         verified: Some(Verified { lsn: Lsn(39), root: Root(0xabc), at_ms: 1_700_000_000_000 }),
         divergences: 2,
     };
