@@ -142,7 +142,7 @@ pub enum Planted {
 impl Planted {
     /// Every planted fault that breaks a promise; beside them is [`Planted::Nondeterminism`], which
     /// breaks the simulator's own.
-    pub const ALL: [Planted; 58] = [
+    pub const ALL: [Planted; 62] = [
         Planted::AckBeforeFsync,
         Planted::VoteNotPersisted,
         Planted::OldTermCommit,
@@ -190,6 +190,10 @@ impl Planted {
         Planted::AuditIgnored,
         Planted::LeafNotSubtracted,
         Planted::ScrubSkips,
+        Planted::PruneIgnoresSlots,
+        Planted::PruneBeforeCheckpoint,
+        Planted::SpeaksBeforeRebase,
+        Planted::StreamFromPruned,
         Planted::DoubtForgotten,
         Planted::DirNotSynced,
         Planted::FsyncRetried,

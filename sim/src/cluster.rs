@@ -535,7 +535,9 @@ impl Cluster {
             self.atlas.weakens(node);
         }
         let lost = Recovered { groups: found.groups.clone(), ..doubt }.lost_states();
-        lost.into_keys().for_each(|group| self.judge.drops_state(node, group));
+        let replaced = machine.disk.take_replaced();
+        let gone = replaced.into_iter().chain(lost.into_keys());
+        gone.for_each(|group| self.judge.drops_state(node, group));
         let members = found.formation.as_ref().map(|formation| &formation.members[..]);
         let found = Found {
             incarnation: member.incarnation,
@@ -671,6 +673,11 @@ impl Observer for Watcher {
     fn takes(&self, inputs: &[Input]) {
         if !self.process.is_dead() {
             self.judge.world.tell(|story| story.takes(self.process.id.0, inputs));
+            if inputs.iter().any(|input| matches!(input, Input::Control { .. })) {
+                let node = self.process.id.0;
+                let replaced = self.disk.take_replaced();
+                replaced.into_iter().for_each(|group| self.judge.drops_state(node, group));
+            }
             self.judge.takes(self.process.id, inputs);
         }
     }

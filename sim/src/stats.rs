@@ -231,6 +231,10 @@ seen! {
     AuditVerified: "audit verified by a majority", Some(90);
     /// A replica that differed left service, was rebuilt, and returned.
     DivergedReturned: "replica diverged, was rebuilt and returned", Some(0);
+    /// A log was cut where it began too early.
+    Pruned: "log pruned", Some(0);
+    /// A replica went on from a snapshot.
+    Bootstrapped: "replica went on from a snapshot", Some(0);
     /// The scrub was the first to find damage.
     ScrubFound: "damage found by the scrub", Some(0);
     /// A state was changed above its checksums.
@@ -308,6 +312,8 @@ impl Seen {
         Seen::Fenced,
         Seen::Recalled,
         Seen::StateRebuilt,
+        Seen::Pruned,
+        Seen::Bootstrapped,
         Seen::DivergedReturned,
         Seen::ScrubFound,
         Seen::Tampered,

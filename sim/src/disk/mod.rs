@@ -72,6 +72,8 @@ struct Inner {
     /// Whether its oplog was told that there is no room: it must bear that.
     refused_room: bool,
     wounds: Wounds,
+    /// States that others took the place of, since that was asked last.
+    replaced: BTreeSet<GroupId>,
     /// What was durable once.
     copy: Option<Copy>,
 }
@@ -103,6 +105,7 @@ impl SimDisk {
             erred: false,
             refused_room: false,
             wounds: Wounds::default(),
+            replaced: BTreeSet::new(),
             copy: None,
         };
         Arc::new(SimDisk { world, node, inner: Mutex::new(inner), on_fuse: Mutex::new(None) })
@@ -190,6 +193,11 @@ impl SimDisk {
     /// Whether the process that runs, or ran last, was told of an error that was not its own fault.
     pub(crate) fn has_erred(&self) -> bool {
         self.lock().erred
+    }
+
+    /// Groups whose state another one took the place of, since this was asked last.
+    pub(crate) fn take_replaced(&self) -> BTreeSet<GroupId> {
+        std::mem::take(&mut self.lock().replaced)
     }
 
     /// Whether a process may refuse to start: after such an error, and without room for its oplog.

@@ -34,14 +34,18 @@ impl SimStateFiles {
     }
 
     fn backend(&self, id: FileId, name: &str) -> Box<dyn StorageBackend> {
-        let number: String = name.chars().filter(char::is_ascii_digit).collect();
-        let group = number.parse().ok().map(GroupId);
-        Box::new(Backend { disk: self.disk.clone(), id, group })
+        Box::new(Backend { disk: self.disk.clone(), id, group: group_of(name) })
     }
 
     fn named(&self, what: &str, name: &str) {
         self.disk.event(Kind::Name, 0, 0, digest(name.as_bytes()), || format!("{what} {name}"));
     }
+}
+
+/// Whose a file is.
+fn group_of(name: &str) -> Option<GroupId> {
+    let number: String = name.chars().filter(char::is_ascii_digit).collect();
+    number.parse().ok().map(GroupId)
 }
 
 impl StateFiles for SimStateFiles {
@@ -68,7 +72,9 @@ impl StateFiles for SimStateFiles {
         self.named("rename state", to);
         let path = |name: &str| format!("{DIR}/{name}");
         self.enter(Call::State)?.image.rename(&path(from), &path(to))?;
-        self.enter(Call::StateSync)?.image.sync_dir(DIR);
+        let mut inner = self.enter(Call::StateSync)?;
+        inner.image.sync_dir(DIR);
+        inner.replaced.extend(group_of(to));
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use highwater_core::{Effect, Entry, GroupId, Input, Lsn, NodeId};
+use highwater_store::state::Checkpoint;
 
 use super::{
     agenda::{Agenda, now_ns},
@@ -12,6 +13,7 @@ use super::{
     driver::{Arrival, Pass},
     machine::{DiskCall, Machine, Process, Stage},
     net::{Cut, Network, Parcel},
+    state::State,
 };
 use crate::{
     drift::Drifting,
@@ -61,16 +63,21 @@ pub(super) enum Event {
         node: NodeId,
         process: u64,
         group: GroupId,
-        lsn: Lsn,
-        control: Control,
+        checkpoint: Checkpoint,
     },
     /// A checkpoint is durable.
     Flushed {
         node: NodeId,
         process: u64,
         group: GroupId,
-        lsn: Lsn,
-        control: Control,
+        checkpoint: Checkpoint,
+    },
+    /// A snapshot takes the place of the state.
+    Install {
+        node: NodeId,
+        process: u64,
+        group: GroupId,
+        prefixes: Vec<Bytes>,
     },
     /// A call has waited long enough.
     Call {
@@ -102,8 +109,6 @@ pub(super) enum Event {
         down_ms: Vec<u64>,
     },
 }
-
-type Control = Vec<(Bytes, Bytes)>;
 
 /// The core checks what a step touches; every so many steps it checks everything.
 const CHECK_EVERY: u64 = 64;
@@ -350,6 +355,9 @@ impl Cluster {
 
     /// Something arrives at a process.
     pub(super) fn deliver(&mut self, node: NodeId, id: u64, arrival: Arrival) {
+        if let Arrival::Done(input) = &arrival {
+            self.judge.takes((node, id), std::slice::from_ref(input));
+        }
         if let Some(driver) = self.process(node, id).and_then(Process::driver_mut) {
             driver.push(arrival);
             self.step(node);
@@ -611,8 +619,6 @@ impl Cluster {
         let state = machine.snapshots.remove(&group).expect("what is installed is ready");
         let (at, rows) = state.control_rows(prefixes);
         machine.states.insert(group, state);
-        self.judge.installed((node, id), group, at);
-        self.world.saw(Seen::Bootstrapped);
         self.deliver(node, id, Arrival::Done(Input::Control { group, at, rows }));
     }
 

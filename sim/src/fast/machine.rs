@@ -99,6 +99,8 @@ pub(super) struct Machine {
     pub(super) rng: Rng,
     pub(super) oplog: Oplog,
     pub(super) states: BTreeMap<GroupId, State>,
+    /// Snapshots that are ready to be installed.
+    pub(super) snapshots: BTreeMap<GroupId, State>,
     incarnation: Incarnation,
     /// Starts of the data directory that are durable.
     boots: u64,
@@ -128,6 +130,7 @@ impl Machine {
             boots: 0,
             oplog: Oplog::default(),
             states: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             process: None,
             pauses: 0,
             slowness: 1,
@@ -219,6 +222,7 @@ impl Machine {
     }
 
     fn system_control(&self) -> (Lsn, Vec<(Bytes, Bytes)>) {
-        self.states.get(&GroupId::SYSTEM).map(State::control).unwrap_or_default()
+        let state = self.states.get(&GroupId::SYSTEM);
+        state.map(State::control).map(|(at, rows)| (at.lsn, rows)).unwrap_or_default()
     }
 }

@@ -91,6 +91,11 @@ impl Network {
         self.weather = Weather::CALM;
     }
 
+    /// Whether messages go both ways between two nodes.
+    pub(super) fn reaches(&self, a: NodeId, b: NodeId) -> bool {
+        self.blocked(a, b).is_none() && self.blocked(b, a).is_none()
+    }
+
     fn blocked(&self, from: NodeId, to: NodeId) -> Option<Seen> {
         if self.cuts.is_empty() {
             return None;

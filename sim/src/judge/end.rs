@@ -1,6 +1,6 @@
 //! What is checked once faults have ended.
 
-use highwater_core::NodeId;
+use highwater_core::{Lsn, NodeId};
 
 use super::Judge;
 use crate::{
@@ -23,7 +23,9 @@ impl Judge {
         world.saw_times(Seen::UnknownTookEffect, took_effect.count() as u64);
         for (node, log) in state.logs.iter().filter(|(node, _)| nodes.contains(node)) {
             for group in state.machine.groups() {
-                let holds = holds_all(*node, group, &state.machine, |lsn| log.log(group)?.at(lsn));
+                let log = log.log(group);
+                let pruned = log.map_or(Lsn(0), |log| log.base().lsn);
+                let holds = holds_all(*node, group, &state.machine, pruned, |lsn| log?.at(lsn));
                 world.check("state-machine safety", holds);
             }
         }

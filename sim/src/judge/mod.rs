@@ -34,6 +34,7 @@ use crate::{
         log_matching::LogMatching,
         once::Once,
         outcomes::{OpId, Outcomes},
+        pruning::Pruning,
         quarantine::Quarantine,
         reference::Reference,
         roots::Roots,
@@ -89,6 +90,7 @@ struct State {
     committed: CommittedLog,
     fencing: Fencing,
     machine: StateMachine,
+    pruning: Pruning,
     marks: WatermarkOrder,
     harms: Quarantine,
     stall: Stall,
@@ -189,7 +191,7 @@ impl Judge {
         state.audits.tampered(node, group, how);
     }
 
-    /// A node's state of a group is dropped at its start.
+    /// What a node's state of a group was is gone: dropped at its start, or replaced.
     pub(crate) fn drops_state(&self, node: NodeId, group: GroupId) {
         self.lock().audits.is_gone(node, Some(group));
     }

@@ -17,7 +17,7 @@ use crate::{
         linearizability,
         liveness::Standing,
         log::{Mark, ReplicaLog},
-        persist_first,
+        persist_first, pruning,
         quarantine::{Harm, Reaction},
         repair::is_original,
         silence,
@@ -29,6 +29,7 @@ use crate::{
 
 fn marks_of(view: &GroupView<'_>) -> Marks {
     Marks {
+        pruned: view.watermarks.pruned(),
         appended: view.watermarks.appended(),
         durable: view.watermarks.durable(),
         committed: view.watermarks.committed(),
@@ -59,6 +60,7 @@ impl Judge {
         state.fencing.starts(node, found);
         let checkpointed = found.groups.iter().map(|group| (group.group, group.checkpointed));
         state.sessions.starts((node, process), checkpointed);
+        state.pruning.starts(node);
         state.machine.starts(node, found.groups.iter().map(|g| (g.group, g.checkpointed)));
         if let Some(members) = found.members {
             world.check("fencing", state.fencing.founded(members));
@@ -95,19 +97,26 @@ impl Judge {
     /// A process's core is about to take these in.
     pub(crate) fn takes(&self, process: ProcessId, inputs: &[Input]) {
         for input in inputs {
-            let Input::Message { from, message: Message::Group { group, term, message } } = input
-            else {
-                continue;
-            };
-            if let GroupMessage::Verified { lsn, root } = message {
-                let mut state = self.lock();
-                let stands = state.standings.get(&(process.0, *group));
-                let is_heard = |s: &Standing| {
-                    s.term == *term && s.leader == Some(from.member.node) && !s.quarantined
-                };
-                if stands.is_some_and(is_heard) {
-                    state.audits.hears(process, *group, (*lsn, *root));
+            match input {
+                Input::Control { group, at, .. } => {
+                    self.lock().pruning.is_durable(process.0, *group, at.lsn);
                 }
+                Input::Checkpointed { group, lsn } => {
+                    self.lock().pruning.is_durable(process.0, *group, *lsn);
+                }
+                Input::StateLost { group, .. } => self.lock().pruning.is_gone(process.0, *group),
+                Input::Message { from, message: Message::Group { group, term, message } } => {
+                    let GroupMessage::Verified { lsn, root } = message else { continue };
+                    let mut state = self.lock();
+                    let stands = state.standings.get(&(process.0, *group));
+                    let is_heard = |s: &Standing| {
+                        s.term == *term && s.leader == Some(from.member.node) && !s.quarantined
+                    };
+                    if stands.is_some_and(is_heard) {
+                        state.audits.hears(process, *group, (*lsn, *root));
+                    }
+                }
+                _ => {}
             }
         }
     }
@@ -228,7 +237,15 @@ impl Judge {
                 let due = state.logs.keys().any(|n| state.harms.was(*n, Harm::StateDamaged));
                 return self.world.check("audits", differs(due, node, *group, *lsn));
             }
-            Notice::Formed { .. }
+            Notice::Bootstrapped { group, at } => {
+                let last = state.machine.last(*group);
+                self.world.check("pruning", pruning::installs(node, *group, *at, last));
+                state.machine.installs(process, *group, *at);
+                return self.world.saw(Seen::Bootstrapped);
+            }
+            Notice::Pruned { .. } => return self.world.saw(Seen::Pruned),
+            Notice::Bootstrapping { .. }
+            | Notice::Formed { .. }
             | Notice::Sound { .. }
             | Notice::Mended { .. }
             | Notice::SlotAtRisk { .. }
@@ -243,6 +260,13 @@ impl Judge {
     }
 
     fn persist(&self, state: &mut State, node: NodeId, write: WriteId, records: &[Record]) {
+        for record in records {
+            if let Record::Base { group, base } = record {
+                let committed = state.committed.term_at(*group, base.position.lsn);
+                let begins = state.pruning.begins(node, *group, base.position, committed);
+                self.world.check("pruning", begins);
+            }
+        }
         let Some(log) = state.logs.get_mut(&node) else { return };
         match log.writes(write, records) {
             Ok(truncated) => self.world.saw_times(Seen::Truncated, u64::from(truncated)),
@@ -366,7 +390,11 @@ impl Judge {
         });
         if let Some(log) = state.logs.get(&node).and_then(|log| log.log(group)) {
             let before = state.commits.before(group, term);
-            let complete = leader_completeness::leads(group, term, before, |lsn| log.term_at(lsn));
+            let term_at = |lsn| {
+                let gone = lsn < log.base().lsn;
+                if gone { state.committed.term_at(group, lsn) } else { log.term_at(lsn) }
+            };
+            let complete = leader_completeness::leads(group, term, before, term_at);
             self.world.check("leader completeness", complete.map_err(|broken| broken.on(node)));
         }
         let changed = state.elections.leader_before(group, term).is_some_and(|old| old != node);

@@ -245,17 +245,17 @@ impl DurableLog {
         self.written.groups.get(&group).map(|g| &g.log)
     }
 
-    /// Whether the node is known to hold this entry durably.
+    /// Whether the node is known to hold this entry durably, in its log or, where that begins further
+    /// on, in its state.
     pub(crate) fn holds(&self, group: GroupId, lsn: Lsn, term: Term) -> bool {
-        let has =
-            |image: &Image| image.groups.get(&group).and_then(|g| g.log.term_at(lsn)) == Some(term);
+        let has = |image: &Image| image.groups.get(&group).is_some_and(|g| g.log.has(lsn, term));
         has(&self.synced) && has(&self.written)
     }
 
     /// Whether the node held it durably once, and lost it since: a leader may count that for as long
     /// as it does not know.
     pub(crate) fn held(&self, group: GroupId, lsn: Lsn, term: Term) -> bool {
-        self.lost.get(&group).and_then(|log| log.term_at(lsn)) == Some(term)
+        self.lost.get(&group).is_some_and(|log| log.has(lsn, term))
     }
 
     /// The disk is wiped, or holds what a copy of it held.
@@ -270,9 +270,14 @@ impl DurableLog {
         else {
             return Lsn(0);
         };
+        let base = written.base();
         let mut lsn = synced.log.last().lsn.min(written.last().lsn);
-        while synced.log.at(lsn) != written.at(lsn) {
+        while lsn > base.lsn && synced.log.at(lsn) != written.at(lsn) {
             lsn = lsn.prev();
+        }
+        // That the log begins there may not be durable, but what it begins after is.
+        if lsn <= base.lsn && synced.log.term_at(base.lsn) != Some(base.term) {
+            return Lsn(0);
         }
         lsn
     }

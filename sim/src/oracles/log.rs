@@ -54,6 +54,11 @@ impl ReplicaLog {
         if lsn == self.base.lsn { Some(self.base.term) } else { self.at(lsn).map(|mark| mark.term) }
     }
 
+    /// Whether an entry is in the log, or came before it.
+    pub(crate) fn has(&self, lsn: Lsn, term: Term) -> bool {
+        lsn < self.base.lsn || self.term_at(lsn) == Some(term)
+    }
+
     /// The log begins after this: with what it has there, or with nothing.
     pub(crate) fn begin_after(&mut self, base: Position) -> Verdict {
         if base.lsn <= self.base.lsn {

@@ -23,6 +23,7 @@ pub(crate) mod log_matching;
 pub(crate) mod once;
 pub(crate) mod outcomes;
 pub(crate) mod persist_first;
+pub(crate) mod pruning;
 pub(crate) mod quarantine;
 pub(crate) mod reference;
 pub(crate) mod repair;

@@ -19,7 +19,7 @@ struct Value {
 }
 
 /// One database, at every LSN.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Reference {
     keys: BTreeMap<Bytes, Vec<(Lsn, Option<Value>)>>,
 }

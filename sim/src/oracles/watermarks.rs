@@ -11,6 +11,7 @@ use super::{Broken, Verdict, broken};
 /// One replica's watermarks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Marks {
+    pub(crate) pruned: Lsn,
     pub(crate) appended: Lsn,
     pub(crate) durable: Lsn,
     pub(crate) committed: Lsn,
@@ -32,7 +33,8 @@ impl WatermarkOrder {
         group: GroupId,
         now: Marks,
     ) -> Result<Marks, Broken> {
-        let ordered = now.checkpointed <= now.applied
+        let ordered = now.pruned <= now.committed.min(now.durable)
+            && now.checkpointed <= now.applied
             && now.applied <= now.committed.min(now.durable)
             && now.committed <= now.appended
             && now.durable <= now.appended;
@@ -61,7 +63,9 @@ impl WatermarkOrder {
 
 impl Marks {
     fn falls(&self, now: Marks) -> Option<&'static str> {
-        if now.committed < self.committed {
+        if now.pruned < self.pruned {
+            Some("pruned")
+        } else if now.committed < self.committed {
             Some("committed")
         } else if now.applied < self.applied {
             Some("applied")
@@ -86,26 +90,32 @@ pub(crate) fn is_known(applied: Lsn, last: Lsn) -> Verdict {
 mod tests {
     use super::*;
 
-    fn marks(m: [u64; 5]) -> Marks {
-        let [appended, durable, committed, applied, checkpointed] = m.map(Lsn);
-        Marks { appended, durable, committed, applied, checkpointed }
+    fn marks(m: [u64; 6]) -> Marks {
+        let [appended, durable, committed, applied, checkpointed, pruned] = m.map(Lsn);
+        Marks { pruned, appended, durable, committed, applied, checkpointed }
     }
 
     #[test]
     fn fires_on_each_broken_order() {
         let stands = |m| WatermarkOrder::default().stands((NodeId(1), 1), GroupId(0), marks(m));
-        assert!(stands([5, 4, 5, 4, 2]).is_ok());
-        for broken in
-            [[5, 6, 3, 3, 1], [5, 4, 6, 4, 1], [5, 4, 3, 4, 1], [5, 3, 4, 4, 1], [5, 5, 5, 2, 3]]
-        {
+        assert!(stands([5, 4, 5, 4, 2, 4]).is_ok());
+        for broken in [
+            [5, 6, 3, 3, 1, 0],
+            [5, 4, 6, 4, 1, 0],
+            [5, 4, 3, 4, 1, 0],
+            [5, 3, 4, 4, 1, 0],
+            [5, 5, 5, 2, 3, 0],
+            [5, 5, 3, 3, 3, 4],
+            [5, 3, 5, 3, 3, 4],
+        ] {
             assert!(stands(broken).is_err(), "{broken:?}");
         }
     }
 
     #[test]
     fn fires_on_a_fall_within_a_run_only() {
-        let start = marks([9, 9, 8, 7, 6]);
-        for fallen in [[9, 9, 7, 7, 6], [9, 9, 8, 6, 6], [9, 9, 8, 7, 5]] {
+        let start = marks([9, 9, 8, 7, 6, 5]);
+        for fallen in [[9, 9, 7, 7, 6, 5], [9, 9, 8, 6, 6, 5], [9, 9, 8, 7, 5, 5], [9, 9, 8, 7, 6, 4]] {
             let mut oracle = WatermarkOrder::default();
             oracle.stands((NodeId(1), 1), GroupId(0), start).unwrap();
             assert!(oracle.stands((NodeId(1), 1), GroupId(0), marks(fallen)).is_err());
@@ -115,7 +125,7 @@ mod tests {
         }
         let mut oracle = WatermarkOrder::default();
         oracle.stands((NodeId(1), 1), GroupId(0), start).unwrap();
-        let truncated = marks([8, 8, 8, 7, 6]);
+        let truncated = marks([8, 8, 8, 7, 6, 5]);
         assert_eq!(oracle.stands((NodeId(1), 1), GroupId(0), truncated), Ok(start));
     }
 

@@ -1,7 +1,7 @@
 //! Messages in a few words, and what each says of a group's log.
 
 use highwater_core::{Entry, GroupId, GroupMessage, Message, Position, Term};
-use highwater_wire::peer::{ForwardReply, ForwardRequest, PeerMessage, SlotAsk};
+use highwater_wire::peer::{ForwardReply, ForwardRequest, PeerMessage, SlotAsk, SnapshotAsk};
 
 use super::{About, Fact};
 
@@ -59,6 +59,24 @@ pub(crate) fn brief(message: &PeerMessage) -> Brief {
                 other => format!("{other:?}"),
             };
             plain("ForwardReply", what)
+        }
+        PeerMessage::SnapshotAsk { group, ask } => {
+            let text = match ask {
+                SnapshotAsk::Above(lsn) => format!("a snapshot of {group:?} at {lsn:?} or later"),
+                SnapshotAsk::Block { id, number, .. } => {
+                    format!("block {number} of the snapshot of {group:?} at {:?}", id.at.lsn)
+                }
+            };
+            Brief { group: Some(*group), ..plain("SnapshotAsk", text) }
+        }
+        PeerMessage::SnapshotBlock { group, id, number, blocks, .. } => {
+            let at = id.at.lsn;
+            let text = format!("block {number} of {blocks} of the snapshot of {group:?} at {at:?}");
+            Brief { group: Some(*group), ..plain("SnapshotBlock", text) }
+        }
+        PeerMessage::SnapshotNone { group, reason } => {
+            let text = format!("no snapshot of {group:?}: {reason}");
+            Brief { group: Some(*group), ..plain("SnapshotNone", text) }
         }
         PeerMessage::StatusQuery { id } => plain("StatusQuery", format!("#{id}")),
         PeerMessage::StatusReply { id, .. } => plain("StatusReply", format!("#{id}")),
@@ -123,6 +141,10 @@ fn brief_group(group: GroupId, term: Term, message: &GroupMessage) -> Brief {
         GroupMessage::TimeoutNow => {
             facts.push(Fact::of_term(About::Ballot, group, term.next()));
             ("TimeoutNow", "campaign at once".to_owned())
+        }
+        GroupMessage::Pruned { base, committed, round } => {
+            let base = format!("the log begins after {:?} of {:?}", base.lsn, base.term);
+            ("Pruned", format!("{base}, committed {committed:?}, round {round}"))
         }
         GroupMessage::Root { lsn, root } => ("Root", format!("{root:?} at {lsn:?}")),
         GroupMessage::Verified { lsn, root } => ("Verified", format!("{root:?} at {lsn:?}")),

@@ -138,6 +138,12 @@ impl Plan {
                 core.once_window_ms = *rng.pick(&[10_000, 60_000, 24 * 3_600_000]);
             }
         }
+        if swarm {
+            let keeps = draw_retention(seed);
+            for Limits { core, .. } in limits.iter_mut().chain([&mut first]) {
+                (core.retention_bytes, core.retention_ms) = keeps;
+            }
+        }
         let mut faults = Rng::stream(seed, "faults", 0);
         let cast = Cast { nodes: &nodes, limits: limits.len() };
         Plan {
@@ -190,6 +196,14 @@ fn draw_pace(rng: &mut Rng, swarm: bool) -> Config {
         audit_us: 700_000,
         ..Config::default()
     }
+}
+
+/// How much of a log is kept, in bytes and in milliseconds: less than a run writes in every other seed.
+fn draw_retention(seed: u64) -> (u64, u64) {
+    let mut rng = Rng::stream(seed, "retention", 0);
+    let bytes = *rng.pick(&[0, 0, 8 << 10, 32 << 10, 128 << 10]);
+    let ms = *rng.pick(&[0, 0, 0, 2_000, 15_000]);
+    (bytes, ms)
 }
 
 /// Bounds small enough for a run of a minute to meet them.

@@ -199,7 +199,8 @@ impl Story {
                         done.add(format!("applies {group:?} {lsns}"));
                     }
                 }
-                Effect::Checkpoint { group, lsn, .. } => {
+                Effect::Checkpoint { group, at, .. } => {
+                    let lsn = at.lsn;
                     let fact = Fact::new(About::Freeze, *group, Term(0), lsn.0, lsn.0);
                     self.records[step].say(fact);
                     done.add(format!("checkpoints {group:?} at {lsn:?}"));
