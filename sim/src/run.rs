@@ -214,8 +214,9 @@ async fn course(cluster: &Arc<Cluster>, faults: &Faults, tasks: &Tasks) {
         read_back(cluster, &whole).await;
         cluster.judge.finish(&whole);
         faults.converged(&whole);
-        // Where there are slots, log time goes on.
-        if all && !cluster.plan.slots {
+        // Where there are slots, or the log is to be of some age at most, log time goes on.
+        let ages = cluster.plan.first.core.retention_ms > 0;
+        if all && !cluster.plan.slots && !ages {
             pause_ms(SETTLING_MS).await;
             cluster.judge.silence(true);
             pause_ms(SILENCE_MS).await;

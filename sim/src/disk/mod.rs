@@ -10,11 +10,13 @@ mod state;
 mod wounds;
 
 use std::{
+    collections::BTreeSet,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
+use highwater_core::GroupId;
 pub(crate) use image::{Copy, FileId, Loss};
 pub(crate) use state::SimStateFiles;
 

@@ -195,6 +195,9 @@ pub(crate) struct DurableLog {
     written: Image,
     /// What was durable before the last loss.
     lost: BTreeMap<GroupId, ReplicaLog>,
+    /// Logs that begin further on than they are synced, as they were before; and where in `history`
+    /// that is.
+    replaced: VecDeque<(usize, GroupId, ReplicaLog)>,
     /// Writes under way, and where each ends in `history`.
     under_way: VecDeque<(WriteId, usize)>,
     /// The latest vote that the node gave, and with which data directory.
@@ -219,7 +222,16 @@ impl DurableLog {
                     Written::Acked(*group, *member, *term, *lsn)
                 }
                 Record::Sound { group, .. } => Written::Sound(*group),
-                Record::Base { group, base } => Written::Base(*group, base.position),
+                Record::Base { group, base } => {
+                    let at = base.position;
+                    let synced = self.synced.groups.get(group);
+                    let joins = synced.is_some_and(|g| g.log.term_at(at.lsn) == Some(at.term));
+                    if let Some(log) = self.log(*group).filter(|_| !joins) {
+                        let replaced = (self.history.len(), *group, log.clone());
+                        self.replaced.push_back(replaced);
+                    }
+                    Written::Base(*group, at)
+                }
                 Record::Checkpointed { .. } => continue,
             };
             self.written.apply(&written)?;
@@ -237,6 +249,7 @@ impl DurableLog {
             }
             self.synced_len = end;
         }
+        while self.replaced.pop_front_if(|(at, ..)| *at < self.synced_len).is_some() {}
         Ok(())
     }
 
@@ -266,7 +279,9 @@ impl DurableLog {
 
     /// How far the group's log is known to be durable, as written: not what will be overwritten.
     pub(crate) fn durable(&self, group: GroupId) -> Lsn {
-        let (Some(synced), Some(written)) = (self.synced.groups.get(&group), self.log(group))
+        let replaced = self.replaced.iter().find(|(_, of, _)| *of == group).map(|(.., log)| log);
+        let (Some(synced), Some(written)) =
+            (self.synced.groups.get(&group), replaced.or_else(|| self.log(group)))
         else {
             return Lsn(0);
         };
@@ -301,6 +316,7 @@ impl DurableLog {
     pub(crate) fn recovers(&mut self, found: &Found<'_>, damaged: bool) -> Result<usize, Broken> {
         self.incarnation = found.incarnation;
         self.under_way.clear();
+        self.replaced.clear();
         if found.doubt.is_some() && !damaged {
             return Err(broken("it doubts its log, to which nobody did harm".to_owned()));
         }
