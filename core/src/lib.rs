@@ -49,5 +49,5 @@ pub use types::{
     Boot, ClusterId, GroupId, Hlc, Incarnation, Instant, LoadId, Lsn, Member, NodeId, Now, Peer,
     RequestId, Root, Term, WriteId,
 };
-pub use view::{GroupView, Held, RoleView};
+pub use view::{GroupView, Held, Resyncs, RoleView};
 pub use watermarks::Watermarks;

@@ -59,6 +59,17 @@ pub struct GroupView<'a> {
     pub verified: Option<Verified>,
     /// How often this replica was found to differ, since it was started.
     pub divergences: u64,
+    /// How often it brought another one up to date, or was.
+    pub resyncs: Resyncs,
+}
+
+/// How often replicas that were behind were brought up to date, since the node was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resyncs {
+    /// Another one, from the log of this one, which led: it was found where its log goes on.
+    pub partial: u64,
+    /// This one, by a snapshot.
+    pub full: u64,
 }
 
 /// What a node holds in memory: everything here is bounded by [`Config`](crate::Config).
@@ -111,6 +122,7 @@ fn view<'a>(ctx: &Context, group: &'a Group) -> GroupView<'a> {
         quarantined: group.quarantined(),
         verified: group.verified(),
         divergences: group.divergences(),
+        resyncs: group.resyncs(),
     }
 }
 

@@ -494,6 +494,7 @@ impl Cluster {
             http: format!("n{}", node.0),
             version: "simulated".to_owned(),
             scrub: SCRUB,
+            snapshot_bytes_per_s: 0,
         };
         let transport = self.connect(process, Peer { member, boot }, deliver)?;
         let parts = Parts {

@@ -207,6 +207,8 @@ seen! {
     Streamed: "part of a change stream read", Some(0);
     /// ... and went on where it had been before, where there was more.
     StreamResumed: "change stream resumed", Some(0);
+    /// A consumer was told that what it wants to read on after is pruned.
+    StreamPruned: "change stream refused as pruned", Some(0);
     /// A slot was created.
     SlotCreated: "slot created", Some(0);
     /// A slot's consumer acknowledged something.
@@ -313,6 +315,7 @@ impl Seen {
         Seen::Recalled,
         Seen::StateRebuilt,
         Seen::Pruned,
+        Seen::StreamPruned,
         Seen::Bootstrapped,
         Seen::DivergedReturned,
         Seen::ScrubFound,

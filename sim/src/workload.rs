@@ -286,6 +286,11 @@ impl Workload {
                 let position = self.positions.entry(database).or_default();
                 *position = streamed.upto.max(*position);
             }
+            // It lost what came before; a snapshot would tell.
+            (Ask::Changes(..), Told::Failed(Error::LogPruned { first })) => {
+                let position = self.positions.entry(database).or_default();
+                *position = first.prev().max(*position);
+            }
             (Ask::Slot(_, SlotAsk::Create(_)), Told::Slot(Some(at))) => {
                 if let Some(slot) = self.slots.get_mut(&database) {
                     (slot.stands, slot.read) = (true, at);

@@ -22,6 +22,7 @@ use crate::{
     planted::{self, Planted},
     retention::Base,
     types::{GroupId, Lsn, NodeId, Term, WriteId},
+    view::Resyncs,
 };
 
 /// So often in a run is a state replaced that failed, and did not merely get lost.
@@ -65,6 +66,10 @@ impl Bootstrap {
 }
 
 impl Group {
+    pub(crate) fn resyncs(&self) -> Resyncs {
+        self.resyncs
+    }
+
     /// Whether this replica waits for a snapshot.
     pub(crate) fn is_bootstrapping(&self) -> bool {
         !matches!(self.bootstrap, Bootstrap::No)
@@ -293,6 +298,7 @@ impl Group {
         self.forget_wanted_before(self.log.marks().first());
         self.forget_wanted(self.log.marks().appended().next());
         ctx.persist_hint(Record::Checkpointed { group: self.id, lsn });
+        self.resyncs.full += 1;
         ctx.notice(Notice::Bootstrapped { group: self.id, at: lsn });
         // What came of them is not known here.
         let mut beyond = self.proposals.split_off(&(lsn.next(), Term(0)));

@@ -316,8 +316,10 @@ impl Group {
         if durable > appended || round > round_max {
             return ctx.fault(from.node, "it confirmed what was never sent");
         }
+        let resumes = progress.is_probed() && durable < appended;
         progress.accepted(durable, now);
         progress.confirmed_round(round);
+        self.resyncs.partial += u64::from(resumes);
     }
 
     pub(super) fn on_rejected(&mut self, ctx: &mut Context, from: Member, hint: Lsn, round: u64) {

@@ -38,6 +38,7 @@ use crate::{
     planted::{self, Planted},
     recall::Acks,
     types::{GroupId, Hlc, Instant, Lsn, Member, NodeId, Peer, RequestId, Term, WriteId},
+    view::Resyncs,
 };
 
 pub(crate) use apply::Applying;
@@ -136,6 +137,8 @@ pub(crate) struct Group {
     bootstraps: usize,
     /// How often one is to replace a state that failed.
     replacements: u32,
+    /// How often a replica was brought up to date since it was started: see [`Resyncs`].
+    resyncs: Resyncs,
     /// The state is being dropped.
     discarding: bool,
     /// Why it is gone already, though it is out of service.
@@ -192,6 +195,7 @@ impl Group {
             fetching: false,
             bootstraps: 0,
             replacements: 0,
+            resyncs: Resyncs::default(),
             discarding: false,
             gone: None,
             acks: Acks::recover(&found.acked),

@@ -76,6 +76,11 @@ impl Progress {
         self.flow == Flow::Pipeline && self.matched >= appended
     }
 
+    /// Whether it is being asked where it stands.
+    pub(crate) fn is_probed(&self) -> bool {
+        matches!(self.flow, Flow::Probe { .. })
+    }
+
     /// Whether a message is due that carries no entry: to ask where it stands, or to tell that all
     /// it has is committed.
     pub(crate) fn is_owed(&self, appended: Lsn, committed: Lsn) -> bool {

@@ -10,7 +10,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use highwater_node::api::{GroupMetrics, Metrics, Readiness};
+use highwater_node::api::{GroupMetrics, Metrics, Readiness, SlotCounts};
 use serde::Serialize;
 
 use crate::{
@@ -166,13 +166,43 @@ fn render(metrics: &Metrics) -> String {
         "When the scrub has last read all of this replica's state.",
         of_each(|group| Some(group.scrubbed_ms? / 1000)),
     );
+    let labelled = |label: &str, values: fn(&GroupMetrics) -> Vec<(&'static str, u64)>| {
+        let rows = metrics.groups.iter().flat_map(|group| {
+            let row = |(name, value)| {
+                (format!("{{database=\"{}\",{label}=\"{name}\"}}", group.database), value)
+            };
+            values(group).into_iter().map(row).collect::<Vec<_>>()
+        });
+        rows.collect::<Vec<_>>()
+    };
+    family(
+        "highwater_resyncs_total",
+        "counter",
+        "Replicas that were behind and were brought up to date: others from this one's log, while it \
+         led (partial), and this one by a snapshot (full).",
+        labelled("kind", |group| {
+            vec![("partial", group.resyncs.partial), ("full", group.resyncs.full)]
+        }),
+    );
+    family(
+        "highwater_slots",
+        "gauge",
+        "Slots by their state. One that is at risk is past three quarters of a limit.",
+        labelled("state", |group| {
+            let of = |slots: SlotCounts| {
+                let SlotCounts { active, at_risk, invalidated } = slots;
+                vec![("active", active), ("at_risk", at_risk), ("invalidated", invalidated)]
+            };
+            group.slots.map(of).unwrap_or_default()
+        }),
+    );
     out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use highwater_core::{Lsn, Root, Verified};
+    use highwater_core::{Lsn, Resyncs, Root, Verified};
 
     #[test]
     fn metrics_are_prometheus_text() {
@@ -198,6 +228,8 @@ mod tests {
                     ("applied", 3),
                     ("checkpointed", 2),
                 ],
+                slots: Some(SlotCounts { at_risk: 1, ..SlotCounts::default() }),
+                resyncs: Resyncs { partial: 2, full: 6 },
                 ..GroupMetrics::default()
             }],
         });
@@ -216,6 +248,9 @@ mod tests {
             "highwater_verified_lsn{database=\"db\"} 3",
             "highwater_verified_timestamp_seconds{database=\"db\"} 5",
             "highwater_scrubbed_timestamp_seconds{database=\"db\"} 4",
+            "highwater_resyncs_total{database=\"db\",kind=\"partial\"} 2",
+            "highwater_resyncs_total{database=\"db\",kind=\"full\"} 6",
+            "highwater_slots{database=\"db\",state=\"at_risk\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }

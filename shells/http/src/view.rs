@@ -81,8 +81,18 @@ struct Replica {
     lag_bytes: Option<u64>,
     lag_ms: Option<u64>,
     rebootstrapping: bool,
+    /// Of the snapshot that it waits for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshot: Option<Snapshot>,
     apply_errors: u64,
     divergences: u64,
+}
+
+/// A snapshot that is being received.
+#[derive(Serialize)]
+struct Snapshot {
+    received_bytes: u64,
+    bytes: u64,
 }
 
 /// The whole cluster.
@@ -217,6 +227,7 @@ fn replica(node: &NodeView, status: Option<&GroupStatus>, committed: u64) -> Rep
         Some(node) => &node.state,
     };
     let lag_ops = status.map(|status| committed.saturating_sub(status.applied.0));
+    let received = status.and_then(|status| status.rebootstrapping);
     Replica {
         node: node.node.0,
         role: role(node.status.as_ref()),
@@ -226,7 +237,10 @@ fn replica(node: &NodeView, status: Option<&GroupStatus>, committed: u64) -> Rep
         lag_ops,
         lag_bytes: status.map(|status| if lag_ops == Some(0) { 0 } else { status.lag_bytes }),
         lag_ms: status.map(|status| if lag_ops == Some(0) { 0 } else { status.lag_us / 1000 }),
-        rebootstrapping: status.is_some_and(|status| status.rebootstrapping),
+        rebootstrapping: received.is_some(),
+        snapshot: received
+            .filter(|received| received.of > 0)
+            .map(|received| Snapshot { received_bytes: received.bytes, bytes: received.of }),
         // The first failed apply quarantines a group.
         apply_errors: u64::from(quarantined),
         divergences: status.map_or(0, |status| status.divergences),
@@ -267,6 +281,7 @@ mod tests {
             applied: Lsn(applied),
             lag_bytes: 77,
             lag_us: 4_200,
+            first: Lsn(1),
             ..GroupStatus::default()
         };
         NodeStatus {

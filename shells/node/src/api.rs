@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use highwater_core::{GroupId, Lsn, NodeId, SlotCause, SlotState, Term, Verified};
+use highwater_core::{GroupId, Lsn, NodeId, Resyncs, SlotCause, SlotState, Term, Verified};
 use highwater_wire::peer::NodeStatus;
 
 /// A committed and applied write.
@@ -301,4 +301,19 @@ pub struct GroupMetrics {
     pub divergences: u64,
     /// When the scrub has last read all of its state, by the wall clock, in milliseconds.
     pub scrubbed_ms: Option<u64>,
+    /// How often a replica that was behind was brought up to date.
+    pub resyncs: Resyncs,
+    /// Its slots, where they are known here.
+    pub slots: Option<SlotCounts>,
+}
+
+/// How many slots of a database are in each state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotCounts {
+    /// Within their limits.
+    pub active: u64,
+    /// Past three quarters of one.
+    pub at_risk: u64,
+    /// Of no use any more.
+    pub invalidated: u64,
 }

@@ -33,7 +33,7 @@ use crate::{
     shared::Shared,
     slots::Slots,
     status,
-    transfer::{Asked, Transfers},
+    transfer::{DonorJob, Transfers},
     workers::{ReadJob, StateJob},
 };
 
@@ -182,6 +182,7 @@ enum Due {
     Block(GroupId),
     Forward(NodeId, u64),
     Gathering,
+    Sweep,
     Stop,
 }
 
@@ -282,6 +283,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         let mut effects = Vec::new();
         let mut alarm = Alarm::default();
         let mut alone = false;
+        self.await_sweep();
         let exit = loop {
             self.step(&mut inputs, &mut effects);
             if let Some((reason, beyond)) = self.fenced.take() {
@@ -556,6 +558,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 Due::Block(group) => self.block_is_late(group, inputs),
                 Due::Forward(to, id) => self.answer_forwarded(to, id, None),
                 Due::Gathering => self.finish_gathering(),
+                Due::Sweep => self.sweep_snapshots(),
                 Due::Stop => self.stopping = Stopping::Now,
             }
         }
@@ -657,9 +660,9 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 self.answer_forwarded(node, id, Some(reply));
             }
             PeerMessage::SnapshotAsk { group, ask } => {
-                let asked = Asked { from: node, group, ask };
                 // A donor that is busy is asked again.
-                let _ = self.hands.transfers.donor.try_send(asked);
+                let job = DonorJob::Give { to: node, group, ask };
+                let _ = self.hands.transfers.donor.try_send(job);
             }
             PeerMessage::SnapshotBlock { .. } | PeerMessage::SnapshotNone { .. } => {
                 self.on_block(node, message, inputs);
@@ -733,7 +736,8 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             return status.clone();
         }
         let draining = self.hands.shared.is_draining();
-        let status = self.hands.about.node_status(&self.hands.node, draining);
+        let transfers = self.hands.shared.transfers();
+        let status = self.hands.about.node_status(&self.hands.node, &transfers, draining);
         self.status = Some((self.now, status.clone()));
         status
     }

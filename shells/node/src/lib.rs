@@ -60,6 +60,8 @@ pub struct Options {
     pub version: String,
     /// How fast states are scrubbed.
     pub scrub: ScrubPace,
+    /// How fast snapshots are given to other nodes, all together; 0: as fast as they take them.
+    pub snapshot_bytes_per_s: u64,
 }
 
 /// What the node is made of.
@@ -133,7 +135,8 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
     options: Options,
     parts: Parts<C, D, T>,
 ) -> Result<(Handle, impl Future<Output = Exit> + Send + 'static), StartError> {
-    let Options { core, identity, seed, addresses, http, version, scrub } = options;
+    let Options { core, identity, seed, addresses, http, version, scrub, snapshot_bytes_per_s } =
+        options;
     let Opened { writer, reader, preparer, recovered, .. } = parts.opened;
     let room = writer.options().room();
     let needed = core.reserve_bytes / 2 + core.payload_bytes_max as u64;
@@ -142,6 +145,7 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
     }
     let (system_applied, system_control) =
         system_control(&parts.states, &recovered.groups, recovered.doubt.is_some())?;
+    let known = recovered.groups.iter().map(|group| group.group).collect();
     let found = Recovered {
         formation: recovered.formation,
         groups: recovered.groups,
@@ -198,8 +202,12 @@ pub fn start<C: Clock, D: Disk, T: Transport>(
     };
     let transport = Arc::new(parts.transport);
     let outbox: Arc<dyn Transport> = transport.clone();
-    let maker = identity.member.incarnation;
-    let transfers = transfer::start(&states, &outbox, &shared, done.clone(), maker);
+    let giver = transfer::Giver {
+        maker: identity.member.incarnation,
+        groups: known,
+        bytes_per_s: snapshot_bytes_per_s,
+    };
+    let transfers = transfer::start(&states, &outbox, &shared, done.clone(), giver);
     let hands = driver::Hands {
         clock: parts.clock,
         node,

@@ -9,6 +9,7 @@ use std::{
 };
 
 use highwater_core::{GroupId, NodeId, Term};
+use highwater_wire::peer::Received;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{feed::Feeds, scrub, slots::Consumers, stream::STREAMS_MAX};
@@ -37,13 +38,6 @@ pub(crate) struct Shared {
     pub(crate) apply_errors: AtomicU64,
     /// Snapshots that are being received.
     transfers: Mutex<BTreeMap<GroupId, Received>>,
-}
-
-/// How much of a snapshot is here, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Received {
-    pub(crate) bytes: u64,
-    pub(crate) of: u64,
 }
 
 /// Counts, and wakes in the order of waiting. tokio's `watch` draws the order in which it wakes
@@ -136,7 +130,7 @@ impl Shared {
         }
     }
 
-    /// The snapshots that are being received.
+    /// How much is here of the snapshots that are being received.
     pub(crate) fn transfers(&self) -> BTreeMap<GroupId, Received> {
         self.transfers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use highwater_core::{GroupId, GroupView, Identity, Node, NodeId, RoleView};
-use highwater_wire::peer::{GroupStatus, NodeStatus};
+use highwater_core::{GroupId, GroupView, Identity, Node, NodeId, RoleView, SlotState};
+use highwater_wire::peer::{GroupStatus, NodeStatus, Received};
 
 use crate::{
-    api::{GroupMetrics, Metrics, NodeView, Readiness},
+    api::{GroupMetrics, Metrics, NodeView, Readiness, SlotCounts},
     scrub::Counts,
 };
 
@@ -54,9 +54,16 @@ impl About {
         Readiness { state: String::from(state), reasons }
     }
 
-    pub(crate) fn node_status(&self, node: &Node, draining: bool) -> NodeStatus {
+    pub(crate) fn node_status(
+        &self,
+        node: &Node,
+        transfers: &BTreeMap<GroupId, Received>,
+        draining: bool,
+    ) -> NodeStatus {
         let voter = !node.is_formed() || node.members().contains(&self.identity.member);
-        let groups: Vec<GroupStatus> = node.groups().map(|g| group_status(node, &g)).collect();
+        let received = |group| transfers.get(&group).copied().unwrap_or_default();
+        let status = |g: GroupView<'_>| group_status(node, &g, received(g.group));
+        let groups = node.groups().map(status).collect();
         NodeStatus {
             version: self.version.clone(),
             http: self.http.clone(),
@@ -93,7 +100,7 @@ fn epoch(node: &Node) -> u64 {
     node.groups().map(|group| group.term.0).sum()
 }
 
-fn group_status(node: &Node, group: &GroupView<'_>) -> GroupStatus {
+fn group_status(node: &Node, group: &GroupView<'_>, received: Received) -> GroupStatus {
     let marks = group.watermarks;
     GroupStatus {
         group: group.group,
@@ -110,7 +117,7 @@ fn group_status(node: &Node, group: &GroupView<'_>) -> GroupStatus {
         verified: group.verified,
         divergences: group.divergences,
         first: marks.first(),
-        rebootstrapping: group.bootstrapping,
+        rebootstrapping: group.bootstrapping.then_some(received),
     }
 }
 
@@ -121,6 +128,19 @@ pub(crate) fn add_scrub(metrics: &mut Metrics, counts: &Counts) {
     for group in &mut metrics.groups {
         group.scrubbed_ms = counts.done_ms.get(&group.group).copied();
     }
+}
+
+/// How many slots a group has in each state, where they are known here.
+fn slots(node: &Node, group: GroupId) -> Option<SlotCounts> {
+    let mut counts = SlotCounts::default();
+    for slot in node.slots(group)?.slots {
+        match slot.state {
+            SlotState::Active => counts.active += 1,
+            SlotState::AtRisk { .. } => counts.at_risk += 1,
+            SlotState::Invalidated { .. } => counts.invalidated += 1,
+        }
+    }
+    Some(counts)
 }
 
 /// Counters and gauges of the core; the caller adds its own.
@@ -147,6 +167,8 @@ pub(crate) fn metrics(node: &Node) -> Metrics {
                 verified: group.verified,
                 divergences: group.divergences,
                 scrubbed_ms: None,
+                resyncs: group.resyncs,
+                slots: slots(node, group.group),
             }
         })
         .collect();

@@ -184,10 +184,15 @@ impl Handle {
         let gone = || Error::NotReady(String::from("this node is stopping"));
         self.history.send(job).await.map_err(|_| gone())?;
         let entries = answer.await.map_err(|_| gone())?;
-        entries.map_err(|error| match error {
-            LoadError::Pruned { first, .. } => Error::LogPruned { first },
-            error => Error::NotReady(format!("the oplog can't be read: {error}")),
-        })
+        match entries {
+            Err(LoadError::Pruned { .. }) => {
+                // This node's log may begin further on than that of others.
+                self.check_history(from.prev(), self.bases(group).await?)?;
+                Err(Error::NotReady(String::from("the oplog is being pruned")))
+            }
+            entries => entries
+                .map_err(|error| Error::NotReady(format!("the oplog can't be read: {error}"))),
+        }
     }
 
     /// Where the log begins: as far as all replicas agree, and here.

@@ -4,19 +4,20 @@
 //! and reads, the **receiver** keeps what comes and makes a state of it. The driver passes messages on,
 //! and keeps the deadlines. Nothing here waits for anything but a disk.
 
-use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use highwater_core::{GroupId, Incarnation, Input, Lsn, NodeId};
 use highwater_store::state::{Incoming, Sealed, SnapshotError, States};
-use highwater_wire::peer::{PeerMessage, SnapshotAsk, SnapshotId};
+use highwater_wire::peer::{PeerMessage, Received, SnapshotAsk, SnapshotId};
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-use crate::{
-    env::Transport,
-    shared::{Received, Shared},
-    workers::Completions,
-};
+use crate::{env::Transport, shared::Shared, workers::Completions};
 
 /// Questions that wait for the donor; more are dropped, and asked again.
 const ASKS_MAX: usize = 64;
@@ -25,11 +26,12 @@ const BLOCKS_MAX: usize = 16;
 /// Snapshots that the donor keeps open.
 const SEALED_MAX: usize = 16;
 
-/// A node asks for a part of a snapshot.
-pub(crate) struct Asked {
-    pub(crate) from: NodeId,
-    pub(crate) group: GroupId,
-    pub(crate) ask: SnapshotAsk,
+/// What the donor is to do.
+pub(crate) enum DonorJob {
+    /// A node asks for a part of a snapshot.
+    Give { to: NodeId, group: GroupId, ask: SnapshotAsk },
+    /// What nobody has asked for since the last time goes.
+    Sweep,
 }
 
 /// What the receiver is to do.
@@ -44,9 +46,19 @@ pub(crate) enum ReceiverJob {
     Forget { group: GroupId },
 }
 
+/// Who gives snapshots, and how fast.
+pub(crate) struct Giver {
+    /// Of what is made here.
+    pub(crate) maker: Incarnation,
+    /// That were there at the start, and may have left snapshots.
+    pub(crate) groups: BTreeSet<GroupId>,
+    /// At most, over all of them; 0: as fast as they are asked for.
+    pub(crate) bytes_per_s: u64,
+}
+
 /// The way to both workers.
 pub(crate) struct Transfers {
-    pub(crate) donor: Sender<Asked>,
+    pub(crate) donor: Sender<DonorJob>,
     pub(crate) receiver: Sender<ReceiverJob>,
 }
 
@@ -56,15 +68,17 @@ pub(crate) fn start(
     transport: &Arc<dyn Transport>,
     shared: &Arc<Shared>,
     done: Completions,
-    maker: Incarnation,
+    giver: Giver,
 ) -> Transfers {
-    let (donor, asked) = mpsc::channel(ASKS_MAX);
+    let (donor, questions) = mpsc::channel(ASKS_MAX);
     let (receiver, jobs) = mpsc::channel(BLOCKS_MAX);
     let mut donates = Donor {
         states: states.clone(),
         transport: transport.clone(),
-        maker,
         sealed: BTreeMap::new(),
+        unasked: giver.groups.clone(),
+        asked: BTreeSet::new(),
+        giver,
     };
     let mut receives = Receives {
         states: states.clone(),
@@ -73,28 +87,38 @@ pub(crate) fn start(
         done,
         fetches: BTreeMap::new(),
     };
-    spawn(asked, move |asked| donates.answer(asked));
-    spawn(jobs, move |job| receives.run(job));
+    spawn(questions, move |job| donates.run(job));
+    spawn(jobs, move |job| {
+        receives.run(job);
+        Duration::ZERO
+    });
     Transfers { donor, receiver }
 }
 
-/// In production each worker has a thread of its own: files block.
+/// Whoever runs a job says how long to rest after it. In production each worker has a thread of its
+/// own: files block.
 #[cfg(not(madsim))]
-fn spawn<J: Send + 'static>(mut jobs: Receiver<J>, mut run: impl FnMut(J) + Send + 'static) {
+fn spawn<J: Send + 'static>(
+    mut jobs: Receiver<J>,
+    mut run: impl FnMut(J) -> Duration + Send + 'static,
+) {
     std::thread::spawn(move || {
         while let Some(job) = jobs.blocking_recv() {
-            run(job);
+            std::thread::sleep(run(job));
         }
     });
 }
 
 /// In the simulator they are tasks, and time is modelled around what they do.
 #[cfg(madsim)]
-fn spawn<J: Send + 'static>(mut jobs: Receiver<J>, mut run: impl FnMut(J) + Send + 'static) {
+fn spawn<J: Send + 'static>(
+    mut jobs: Receiver<J>,
+    mut run: impl FnMut(J) -> Duration + Send + 'static,
+) {
     tokio::spawn(async move {
         while let Some(job) = jobs.recv().await {
-            tokio::time::sleep(std::time::Duration::from_micros(500)).await;
-            run(job);
+            tokio::time::sleep(Duration::from_micros(500)).await;
+            tokio::time::sleep(run(job)).await;
         }
     });
 }
@@ -103,19 +127,52 @@ fn spawn<J: Send + 'static>(mut jobs: Receiver<J>, mut run: impl FnMut(J) + Send
 struct Donor {
     states: Arc<States>,
     transport: Arc<dyn Transport>,
-    maker: Incarnation,
+    giver: Giver,
     sealed: BTreeMap<GroupId, Sealed>,
+    /// Groups that may have a snapshot, and have not been asked for since the last sweep.
+    unasked: BTreeSet<GroupId>,
+    asked: BTreeSet<GroupId>,
 }
 
 impl Donor {
-    fn answer(&mut self, Asked { from, group, ask }: Asked) {
+    /// How long to rest then, so that the pace is kept.
+    fn run(&mut self, job: DonorJob) -> Duration {
+        match job {
+            DonorJob::Give { to, group, ask } => self.give(to, group, ask),
+            DonorJob::Sweep => {
+                self.sweep();
+                Duration::ZERO
+            }
+        }
+    }
+
+    /// Removes what nobody has asked for in a while, and what a start before this one has left.
+    fn sweep(&mut self) {
+        let asked = std::mem::take(&mut self.asked);
+        for group in std::mem::replace(&mut self.unasked, asked) {
+            self.sealed.remove(&group);
+            if let Err(error) = self.states.unseal(group) {
+                tracing::warn!(%group, %error, "a snapshot that nobody needs can't be removed");
+            }
+        }
+    }
+
+    fn give(&mut self, to: NodeId, group: GroupId, ask: SnapshotAsk) -> Duration {
+        self.unasked.remove(&group);
+        self.asked.insert(group);
         let message = self.block(group, ask).unwrap_or_else(|error| {
             self.sealed.remove(&group);
             let reason = error.to_string();
-            tracing::warn!(%group, to = %from, reason, "no snapshot can be given");
+            tracing::warn!(%group, %to, reason, "no snapshot can be given");
             PeerMessage::SnapshotNone { group, reason }
         });
-        self.transport.send(vec![(from, message)]);
+        let bytes = match &message {
+            PeerMessage::SnapshotBlock { content, .. } => content.len() as u64,
+            _ => 0,
+        };
+        self.transport.send(vec![(to, message)]);
+        let nanos = (bytes * 1_000_000_000).checked_div(self.giver.bytes_per_s);
+        Duration::from_nanos(nanos.unwrap_or_default())
     }
 
     fn block(&mut self, group: GroupId, ask: SnapshotAsk) -> Result<PeerMessage, SnapshotError> {
@@ -130,7 +187,7 @@ impl Donor {
             None => held.at.lsn >= above,
         });
         if !will_do {
-            let sealed = self.states.seal(group, above, self.maker)?;
+            let sealed = self.states.seal(group, above, self.giver.maker)?;
             if self.sealed.len() >= SEALED_MAX {
                 self.sealed.pop_first();
             }

@@ -34,7 +34,7 @@ const KEEP_ALIVE: Duration = Duration::from_millis(1_500);
 /// Assumed until it is measured: lost first packets are sent again after three times this long.
 const INITIAL_RTT: Duration = Duration::from_millis(20);
 
-/// The dialling side opens a hello and two lanes.
+/// The dialling side opens a hello and three lanes.
 const STREAMS_MAX: u32 = 4;
 
 /// What a sender may have under way on one stream. Bounds what an unread stream takes in memory.

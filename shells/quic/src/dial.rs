@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use highwater_wire::peer::Hello;
-use quinn::{Connection, SendStream, WriteError};
+use quinn::{Connection, ConnectionError, SendStream, WriteError};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
@@ -105,8 +105,7 @@ fn failures_after(before: u32, stood: Duration, fault: &Fault) -> u32 {
 struct Opened {
     connection: Connection,
     hello: Hello,
-    control: SendStream,
-    bulk: SendStream,
+    lanes: [SendStream; 3],
 }
 
 async fn attempt(shared: &Shared, link: &Link, failures: u32) -> Result<Opened, Fault> {
@@ -137,24 +136,30 @@ async fn open(shared: &Shared, link: &Link) -> Result<Opened, Fault> {
     } else if hello.peer.member.node != link.node {
         Fault::Node(hello.peer.member.node)
     } else {
-        let control = connection.open_uni().await?;
-        let bulk = connection.open_uni().await?;
-        // Neither stream has been closed, so this cannot fail.
-        let _ = control.set_priority(1);
-        return Ok(Opened { connection, hello, control, bulk });
+        let [control, bulk, snapshot] = Lane::ALL.map(|lane| open_lane(&connection, lane));
+        let lanes = [control.await?, bulk.await?, snapshot.await?];
+        return Ok(Opened { connection, hello, lanes });
     };
     Code::BadHello.close(&connection, &fault.to_string());
     Err(fault)
 }
 
+async fn open_lane(connection: &Connection, lane: Lane) -> Result<SendStream, ConnectionError> {
+    let stream = connection.open_uni().await?;
+    // It has not been closed, so this cannot fail.
+    let _ = stream.set_priority(lane.priority());
+    Ok(stream)
+}
+
 /// Writes until the connection or the link ends.
 async fn serve(link: &Link, opened: Opened) -> Fault {
-    let Opened { connection, hello, mut control, mut bulk } = opened;
+    let Opened { connection, hello, lanes: [mut control, mut bulk, mut snapshot] } = opened;
     link.connected(connection.clone(), &hello);
     let written = async {
         tokio::try_join!(
             write(link, Lane::Control, &mut control),
-            write(link, Lane::Bulk, &mut bulk)
+            write(link, Lane::Bulk, &mut bulk),
+            write(link, Lane::Snapshot, &mut snapshot)
         )
     };
     let fault = tokio::select! {

@@ -22,17 +22,28 @@ pub(crate) const QUEUE_MAX: usize = 32 << 20;
 const WRITE_MAX: usize = 1 << 20;
 
 /// What is sent on one stream. Within a lane the order is kept; a long lane does not hold up the
-/// other one.
+/// other ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
     /// Votes, acknowledgements, reads, status.
     Control = 0,
     /// Appends, so that a commit mark does not overtake its entries; and forwarded operations.
     Bulk = 1,
+    /// Blocks of snapshots, which take what the others leave.
+    Snapshot = 2,
 }
 
 impl Lane {
-    pub(crate) const ALL: [Lane; 2] = [Lane::Control, Lane::Bulk];
+    pub(crate) const ALL: [Lane; 3] = [Lane::Control, Lane::Bulk, Lane::Snapshot];
+
+    /// Of its stream: higher ones go first.
+    pub(crate) fn priority(self) -> i32 {
+        match self {
+            Lane::Control => 1,
+            Lane::Bulk => 0,
+            Lane::Snapshot => -1,
+        }
+    }
 }
 
 /// One configured peer.
@@ -42,7 +53,7 @@ pub(crate) struct Link {
     pub(crate) address: SocketAddr,
     /// Wakes the dialling task.
     pub(crate) redial: Notify,
-    ready: [Notify; 2],
+    ready: [Notify; 3],
     state: Mutex<State>,
 }
 
@@ -60,7 +71,7 @@ struct State {
     /// The last accepted connection that was closed because of something that is no message.
     refused: Option<Refused>,
     http: Option<String>,
-    lanes: [VecDeque<Bytes>; 2],
+    lanes: [VecDeque<Bytes>; 3],
     /// Bytes in the lanes, and those that are being written.
     queued: usize,
     /// What went wrong last, so that it is told once.
@@ -105,7 +116,7 @@ impl Link {
             node,
             address,
             redial: Notify::new(),
-            ready: [Notify::new(), Notify::new()],
+            ready: Default::default(),
             state: Mutex::default(),
         }
     }

@@ -290,15 +290,15 @@ impl Transport for Quic {
 struct Batch<'a> {
     link: &'a Link,
     ticket: Ticket,
-    lanes: [BytesMut; 2],
+    lanes: [BytesMut; 3],
     /// Messages in the lanes.
-    count: [u64; 2],
+    count: [u64; 3],
 }
 
 impl<'a> Batch<'a> {
     fn new(link: &'a Arc<Link>) -> Option<Batch<'a>> {
         let ticket = link.admit()?;
-        Some(Batch { link, ticket, lanes: Default::default(), count: [0, 0] })
+        Some(Batch { link, ticket, lanes: Default::default(), count: [0; 3] })
     }
 
     /// Whether there was room.
@@ -338,6 +338,7 @@ fn lane(message: &PeerMessage) -> Lane {
     match message {
         PeerMessage::Core(Message::Group { message: GroupMessage::Append { .. }, .. })
         | PeerMessage::Forward { request: ForwardRequest::Propose { .. }, .. } => Lane::Bulk,
+        PeerMessage::SnapshotBlock { .. } => Lane::Snapshot,
         _ => Lane::Control,
     }
 }

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt::{Display, Write},
     fs,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,6 +13,7 @@ use std::{
 use highwater_core::{ClusterId, Config as CoreConfig, NodeId};
 use highwater_http::Limits;
 use highwater_node::ScrubPace;
+use highwater_store::oplog::OplogOptions;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -21,6 +23,10 @@ use crate::{address::Address, failure::Failure};
 pub const ENV_PREFIX: &str = "HIGHWATER_";
 /// The name of the file in a node's directory.
 pub const FILE_NAME: &str = "highwater.toml";
+/// How fast snapshots are given away where nothing else is said: commits do not suffer by that.
+const SNAPSHOT_BYTES_PER_S: u64 = 256 << 20;
+/// As much as nobody has, or will wait for: a year, or a petabyte.
+const RETENTION_MAX: u64 = 1 << 50;
 /// The longest window of an idempotency key.
 const DAYS_30_MS: u64 = 30 * 24 * 3_600_000;
 
@@ -51,6 +57,17 @@ pub struct Config {
     pub idempotency_keys: usize,
     /// For how long it does at least, in milliseconds.
     pub idempotency_window_ms: u64,
+    /// How much of a database's log is kept, in bytes of entries: a quarter more at times, and whatever
+    /// a slot still needs. 0: all of it.
+    pub retention_bytes: u64,
+    /// ... for how long, in milliseconds of log time. 0: for ever.
+    pub retention_age_ms: u64,
+    /// About how many segments of the oplog, which all databases share, are kept as they were written;
+    /// what is older is sealed and compressed, database by database.
+    pub oplog_segments: usize,
+    /// How fast snapshots are given to other nodes, all together, in bytes a second. 0: as fast as they
+    /// can take them.
+    pub snapshot_bytes_per_s: u64,
     /// How fast states are scrubbed.
     pub scrub: ScrubPace,
     /// Variables that look like ours and are none.
@@ -87,6 +104,12 @@ struct File {
     #[serde(default)]
     limits: LimitsTable,
     #[serde(default)]
+    retention: RetentionTable,
+    #[serde(default)]
+    oplog: OplogTable,
+    #[serde(default)]
+    snapshots: SnapshotsTable,
+    #[serde(default)]
     scrub: ScrubTable,
 }
 
@@ -110,6 +133,25 @@ struct LimitsTable {
     connections: Option<Spanned<u64>>,
     idempotency_keys: Option<Spanned<u64>>,
     idempotency_window_ms: Option<Spanned<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetentionTable {
+    bytes: Option<Spanned<u64>>,
+    age_ms: Option<Spanned<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OplogTable {
+    segments: Option<Spanned<u64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SnapshotsTable {
+    bytes_per_s: Option<Spanned<u64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -195,7 +237,7 @@ fn variable(name: &str) -> String {
 }
 
 /// Every key that a variable can set.
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 25] = [
     "node",
     "cluster",
     "address",
@@ -215,6 +257,10 @@ const KEYS: [&str; 21] = [
     "limits.connections",
     "limits.idempotency_keys",
     "limits.idempotency_window_ms",
+    "retention.bytes",
+    "retention.age_ms",
+    "oplog.segments",
+    "snapshots.bytes_per_s",
     "scrub.bytes_per_s",
     "scrub.pause_ms",
 ];
@@ -291,8 +337,13 @@ impl Config {
             )));
         }
         let (mut table, of) = (file.limits, CoreConfig::default());
-        let keys = (table.idempotency_keys.take(), 1_000_000, of.once_max as u64);
-        let window = (table.idempotency_window_ms.take(), DAYS_30_MS, of.once_window_ms);
+        let keys = (table.idempotency_keys.take(), 1..=1_000_000, of.once_max as u64);
+        let window = (table.idempotency_window_ms.take(), 1..=DAYS_30_MS, of.once_window_ms);
+        let (retention, retained) = (file.retention, RETENTION_MAX);
+        let kept_bytes = (retention.bytes, 0..=retained, of.retention_bytes);
+        let kept_ms = (retention.age_ms, 0..=retained, of.retention_ms);
+        let segments = (file.oplog.segments, 2..=4096, OplogOptions::default().segments_max as u64);
+        let snapshots = (file.snapshots.bytes_per_s, 0..=u64::MAX, SNAPSHOT_BYTES_PER_S);
         let base = path.parent().unwrap_or(Path::new(""));
         let file_data_dir = source.path("data_dir", file.data_dir);
         let node = NodeId(node.value);
@@ -309,8 +360,12 @@ impl Config {
             key: source.path("key", file.key).unwrap_or_else(|| base.join("key.pem")),
             peers: peers(&source, node, file.peers)?,
             limits: limits(&source, table)?,
-            idempotency_keys: limit(&source, "idempotency_keys", keys)? as usize,
-            idempotency_window_ms: limit(&source, "idempotency_window_ms", window)?,
+            idempotency_keys: number(&source, "limits.idempotency_keys", keys)? as usize,
+            idempotency_window_ms: number(&source, "limits.idempotency_window_ms", window)?,
+            retention_bytes: number(&source, "retention.bytes", kept_bytes)?,
+            retention_age_ms: number(&source, "retention.age_ms", kept_ms)?,
+            oplog_segments: number(&source, "oplog.segments", segments)? as usize,
+            snapshot_bytes_per_s: number(&source, "snapshots.bytes_per_s", snapshots)?,
             scrub: scrub(&source, file.scrub)?,
             unknown_variables: unknown(env),
         })
@@ -373,16 +428,19 @@ fn scrub(source: &Source<'_>, table: ScrubTable) -> Result<ScrubPace, Failure> {
     })
 }
 
-/// One limit: as given, at most so much, or else the default.
-fn limit(
+/// One number: as given, in this range, or else the default.
+fn number(
     source: &Source<'_>,
     name: &str,
-    (file, most, default): (Option<Spanned<u64>>, u64, u64),
+    (file, range, default): (Option<Spanned<u64>>, RangeInclusive<u64>, u64),
 ) -> Result<u64, Failure> {
-    match source.parsed(&format!("limits.{name}"), file)? {
+    match source.parsed(name, file)? {
         None => Ok(default),
-        Some(given) if (1..=most).contains(&given.value) => Ok(given.value),
-        Some(given) => Err(given.bad(format!("must be a number from 1 to {most}"))),
+        Some(given) if range.contains(&given.value) => Ok(given.value),
+        Some(given) => {
+            let (least, most) = range.into_inner();
+            Err(given.bad(format!("must be a number from {least} to {most}")))
+        }
     }
 }
 
@@ -390,7 +448,7 @@ fn limits(source: &Source<'_>, table: LimitsTable) -> Result<Limits, Failure> {
     /// The log's entries are bounded; a value or batch must fit into one.
     const BYTES: u64 = 16 << 20;
     let read = |name: &str, file: Option<Spanned<u64>>, most: u64, default: u64| {
-        limit(source, name, (file, most, default))
+        number(source, &format!("limits.{name}"), (file, 1..=most, default))
     };
     let of = Limits::default();
     let millis = |duration: Duration| duration.as_millis() as u64;
@@ -476,6 +534,18 @@ pub(crate) fn render(
         of.connections,
         core.once_max,
         core.once_window_ms,
+    );
+    let _ = write!(
+        text,
+        "\n# How much of each database's log is kept, and for how long (0: whatever its size, or age).\n\
+         # What a slot still needs is kept in any case.\n[retention]\nbytes = {}\nage_ms = {}\n\
+         \n# How many files of 64 MiB the oplog has, about; older entries are compressed.\n\
+         [oplog]\nsegments = {}\n\
+         \n# How fast nodes that were away for long are given snapshots (0: without a limit).\n\
+         [snapshots]\nbytes_per_s = {SNAPSHOT_BYTES_PER_S}\n",
+        core.retention_bytes,
+        core.retention_ms,
+        OplogOptions::default().segments_max,
     );
     let of = ScrubPace::default();
     let _ = write!(

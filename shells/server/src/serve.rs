@@ -247,8 +247,8 @@ async fn recover(config: &Config, disk: RealDisk) -> Result<(Options, NodeParts,
     let start = identity::open(&disk, config.cluster, config.node, wall_ms(), random)
         .await
         .map_err(Failure::start)?;
-    let opened =
-        oplog::open(disk, &start, OplogOptions::default()).await.map_err(Failure::start)?;
+    let sizes = OplogOptions { segments_max: config.oplog_segments, ..OplogOptions::default() };
+    let opened = oplog::open(disk, &start, sizes).await.map_err(Failure::start)?;
     if let Some(lost) = &opened.recovered.lost {
         report(lost);
     }
@@ -287,6 +287,8 @@ async fn recover(config: &Config, disk: RealDisk) -> Result<(Options, NodeParts,
         core: CoreConfig {
             once_max: config.idempotency_keys,
             once_window_ms: config.idempotency_window_ms,
+            retention_bytes: config.retention_bytes,
+            retention_ms: config.retention_age_ms,
             ..CoreConfig::default()
         },
         identity: Identity { cluster: config.cluster, member, boot, starts: start.starts, nodes },
@@ -295,6 +297,7 @@ async fn recover(config: &Config, disk: RealDisk) -> Result<(Options, NodeParts,
         http: config.http.clone(),
         version: VERSION.to_owned(),
         scrub: config.scrub,
+        snapshot_bytes_per_s: config.snapshot_bytes_per_s,
     };
     let clock = SystemClock { start: Instant::now() };
     let parts = Parts { clock, opened, states, transport: quic.clone(), inbound: messages };

@@ -228,8 +228,17 @@ pub struct GroupStatus {
     pub divergences: u64,
     /// The first LSN that its log has, or will have.
     pub first: Lsn,
-    /// It waits for a snapshot, or puts it in place.
-    pub rebootstrapping: bool,
+    /// It waits for a snapshot, or puts it in place: so much of that is here.
+    pub rebootstrapping: Option<Received>,
+}
+
+/// How much of a snapshot is here, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Of its file.
+    pub bytes: u64,
+    /// The length of that; zero as long as it is not known.
+    pub of: u64,
 }
 
 /// Who opens a connection between nodes, told by both sides first. The transport checks the

@@ -12,7 +12,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use slots::{SlotAskV1, SlotOutcomeV1};
 pub(crate) use snapshots::{SnapshotAskV1, SnapshotBlockV1, SnapshotNoneV1};
 
-use crate::peer::{ForwardReply, GroupStatus, Hello, NodeStatus};
+use crate::peer::{ForwardReply, GroupStatus, Hello, NodeStatus, Received};
 
 /// [`Message::Heartbeat`].
 #[derive(Archive, Serialize, Deserialize)]
@@ -489,7 +489,14 @@ struct GroupStatusV1 {
     verified: Option<VerifiedV1>,
     divergences: u64,
     first: u64,
-    rebootstrapping: bool,
+    rebootstrapping: Option<ReceivedV1>,
+}
+
+/// [`Received`].
+#[derive(Archive, Serialize, Deserialize)]
+struct ReceivedV1 {
+    bytes: u64,
+    of: u64,
 }
 
 /// [`Verified`].
@@ -529,7 +536,7 @@ impl StatusV1 {
             verified: g.verified.map(Into::into),
             divergences: g.divergences,
             first: g.first.0,
-            rebootstrapping: g.rebootstrapping,
+            rebootstrapping: g.rebootstrapping.map(|r| ReceivedV1 { bytes: r.bytes, of: r.of }),
         };
         StatusV1 {
             id,
@@ -560,7 +567,7 @@ impl From<StatusV1> for NodeStatus {
             verified: g.verified.map(Into::into),
             divergences: g.divergences,
             first: Lsn(g.first),
-            rebootstrapping: g.rebootstrapping,
+            rebootstrapping: g.rebootstrapping.map(|r| Received { bytes: r.bytes, of: r.of }),
         };
         NodeStatus {
             version: v.version,

@@ -18,8 +18,9 @@ use crate::{
 const MS: u64 = 1_000_000;
 
 /// What no run of the fast loop can see: it has no files and no datagrams, and no state is damaged.
-pub(super) const NEVER: [Seen; 13] = [
+pub(super) const NEVER: [Seen; 14] = [
     Seen::Streamed,
+    Seen::StreamPruned,
     Seen::StreamResumed,
     Seen::CrashInLongWrite,
     Seen::CrashAtStateCall,

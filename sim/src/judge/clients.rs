@@ -129,6 +129,11 @@ impl Judge {
             (Ask::Consume(name, _), Told::Failed(error)) => {
                 self.slot_denied(state, (call, name), error);
             }
+            (Ask::Changes(after, _), Told::Failed(Error::LogPruned { first })) => {
+                let denied = state.pruning.denies(open.group, *after, *first);
+                self.world.check("pruning", denied.map_err(|broken| broken.on(call.node)));
+                self.world.saw(Seen::StreamPruned);
+            }
             (Ask::Transfer(_), Told::Transferred) => self.world.saw(Seen::Transferred),
             (_, Told::Failed(Error::Behind { .. })) => self.world.saw(Seen::Behind),
             _ => {}
@@ -175,7 +180,8 @@ impl Judge {
 
     fn slot_denied(&self, state: &mut State, (call, name): (&Call, &str), error: &Error) {
         let lost =
-            matches!(error, Error::NoSuchSlot | Error::SlotDiffers | Error::SlotInvalidated { .. });
+            matches!(error, Error::NoSuchSlot | Error::SlotDiffers | Error::SlotInvalidated { .. })
+                || matches!((&call.ask, error), (Ask::Consume(..), Error::LogPruned { .. }));
         if lost {
             let denied = state.slots.denied(&call.database, name, &error.to_string());
             self.world.check("slots", denied.map_err(|broken| broken.on(call.node)));

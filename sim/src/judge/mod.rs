@@ -222,6 +222,7 @@ impl Judge {
         let mut state = self.lock();
         if let Some(log) = state.logs.get(&node).cloned() {
             state.copies.insert(node, log);
+            state.audits.copied(node);
         }
     }
 
@@ -232,7 +233,7 @@ impl Judge {
         if let (Some(copy), Some(log)) = (state.copies.remove(&node), state.logs.get_mut(&node)) {
             log.becomes(copy);
             state.harms.harmed(node, Harm::RolledBack);
-            state.audits.is_gone(node, None);
+            state.audits.rolled_back(node);
         }
     }
 

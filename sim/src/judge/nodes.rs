@@ -275,6 +275,7 @@ impl Judge {
         for record in records {
             match record {
                 Record::Append { group, entry } => {
+                    state.pruning.appends(*group, entry);
                     let has = state.matching.has(*group, entry.lsn, Mark::of(entry));
                     self.world.check("log matching", has.map_err(|broken| broken.on(node)));
                     if let Some(op) = entry.op() {

@@ -18,6 +18,8 @@ pub(crate) struct Audits {
     due: BTreeMap<(GroupId, Lsn), Root>,
     /// States that were changed, and not found out yet.
     tampered: BTreeMap<(NodeId, GroupId), String>,
+    /// Such states in copies of nodes' disks.
+    copies: BTreeMap<(NodeId, GroupId), String>,
     /// The last root of each replica.
     own: BTreeMap<(NodeId, GroupId), (u64, Lsn, Root)>,
     /// Who must have left service after this step.
@@ -35,7 +37,20 @@ impl Audits {
         self.tampered.insert((node, group), how);
     }
 
-    /// A node's state of a group, or of all, is not what it was: gone, or an older copy.
+    /// A node's disk is copied.
+    pub(crate) fn copied(&mut self, node: NodeId) {
+        self.copies.retain(|(n, _), _| *n != node);
+        let of_it = self.tampered.iter().filter(|((n, _), _)| *n == node);
+        self.copies.extend(of_it.map(|(key, how)| (*key, how.clone())));
+    }
+
+    /// It holds what its copy held.
+    pub(crate) fn rolled_back(&mut self, node: NodeId) {
+        self.is_gone(node, None);
+        self.tampered.extend(self.copies.extract_if(.., |(n, _), _| *n == node));
+    }
+
+    /// A node's state of a group, or of all, is gone.
     pub(crate) fn is_gone(&mut self, node: NodeId, group: Option<GroupId>) {
         let is_it =
             |(n, g): &(NodeId, GroupId)| *n == node && group.is_none_or(|group| group == *g);
@@ -168,6 +183,19 @@ mod tests {
         assert_eq!(oracle.shows(P.0, (G, Lsn(5)), Root(1)), Ok(false));
         assert!(oracle.shows(P.0, (G, Lsn(5)), Root(2)).is_err());
         assert!(oracle.shows(P.0, (G, Lsn(6)), Root(1)).is_err(), "nobody came to that");
+    }
+
+    #[test]
+    fn a_copy_brings_back_what_was_done_to_it() {
+        let mut oracle = Audits::default();
+        oracle.tampered(P.0, G, "sums".to_owned());
+        oracle.copied(P.0);
+        oracle.is_gone(P.0, Some(G));
+        assert!(oracle.audited(P, (G, Lsn(5)), Root(2), Root(1)).is_err());
+        oracle.rolled_back(P.0);
+        assert!(oracle.audited(P, (G, Lsn(5)), Root(2), Root(1)).is_ok());
+        oracle.rolled_back(P.0);
+        assert!(oracle.audited(P, (G, Lsn(5)), Root(2), Root(1)).is_err(), "it is used up");
     }
 
     #[test]

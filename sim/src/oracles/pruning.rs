@@ -1,11 +1,12 @@
 //! O33. What is pruned is held: a log begins only behind what its node's state holds durably, at an
-//! entry that is committed; and a snapshot is of a state that was applied somewhere.
+//! entry that is committed; a snapshot is of a state that was applied somewhere; and what is said to be
+//! pruned is.
 //!
 //! semantics.md 8, "Watermarks". Failures 10, 29, 30, 59.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use highwater_core::{GroupId, Lsn, NodeId, Position, Term};
+use highwater_core::{Base, Entry, GroupId, Kind, Lsn, NodeId, Position, Term};
 
 use super::{Verdict, broken};
 
@@ -13,6 +14,8 @@ use super::{Verdict, broken};
 #[derive(Debug, Default)]
 pub(crate) struct Pruning {
     durable: BTreeMap<(NodeId, GroupId), Lsn>,
+    /// The cuts that were ever proposed: the last LSN before each.
+    cuts: BTreeSet<(GroupId, Lsn)>,
 }
 
 impl Pruning {
@@ -30,6 +33,25 @@ impl Pruning {
     /// ... that it is gone.
     pub(crate) fn is_gone(&mut self, node: NodeId, group: GroupId) {
         self.durable.remove(&(node, group));
+    }
+
+    /// A node appends an entry.
+    pub(crate) fn appends(&mut self, group: GroupId, entry: &Entry) {
+        if entry.kind == Kind::Prune
+            && let Some(base) = Base::decode(entry.payload.clone())
+        {
+            self.cuts.insert((group, base.position.lsn));
+        }
+    }
+
+    /// Who wanted to read on after an LSN is told that the log begins at `first`.
+    pub(crate) fn denies(&self, group: Option<GroupId>, after: Lsn, first: Lsn) -> Verdict {
+        let (Some(group), base) = (group, first.prev()) else { return Ok(()) };
+        if after >= base || !self.cuts.contains(&(group, base)) {
+            let what = format!("what follows {after:?} of {group:?} is said to begin at {first:?}");
+            return Err(broken(what).of(group).lsns(after, first));
+        }
+        Ok(())
     }
 
     /// A node writes that its log begins after this; `committed` is the term there of what is
@@ -57,7 +79,8 @@ impl Pruning {
 /// A state at `at` takes the place of a node's; `last` is the last LSN that was applied anywhere.
 pub(crate) fn installs(node: NodeId, group: GroupId, at: Lsn, last: Lsn) -> Verdict {
     if at > last {
-        let what = format!("{node:?} goes on in {group:?} from {at:?}; nobody came beyond {last:?}");
+        let what =
+            format!("{node:?} goes on in {group:?} from {at:?}; nobody came beyond {last:?}");
         return Err(broken(what).on(node).of(group).lsns(last, at));
     }
     Ok(())
@@ -65,6 +88,8 @@ pub(crate) fn installs(node: NodeId, group: GroupId, at: Lsn, last: Lsn) -> Verd
 
 #[cfg(test)]
 mod tests {
+    use highwater_core::Hlc;
+
     use super::*;
 
     #[test]
@@ -84,6 +109,27 @@ mod tests {
         oracle.is_durable(node, group, Lsn(5));
         oracle.starts(node);
         assert!(oracle.begins(node, group, base(5), Some(Term(3))).is_err());
+    }
+
+    #[test]
+    fn fires_on_a_cut_that_nobody_made() {
+        let (group, mut oracle) = (GroupId(2), Pruning::default());
+        let position = Position { term: Term(3), lsn: Lsn(4) };
+        let entry = Entry {
+            lsn: Lsn(9),
+            term: Term(3),
+            prev_term: Term(3),
+            hlc: Hlc(0),
+            origin: 0,
+            kind: Kind::Prune,
+            payload: Base { position, ..Base::default() }.encode(),
+        };
+        assert!(oracle.denies(Some(group), Lsn(3), Lsn(5)).is_err());
+        oracle.appends(group, &entry);
+        assert!(oracle.denies(Some(group), Lsn(3), Lsn(5)).is_ok());
+        assert!(oracle.denies(Some(group), Lsn(4), Lsn(5)).is_err(), "what follows is there");
+        assert!(oracle.denies(Some(group), Lsn(3), Lsn(6)).is_err());
+        assert!(oracle.denies(None, Lsn(4), Lsn(5)).is_ok(), "the group is not known");
     }
 
     #[test]

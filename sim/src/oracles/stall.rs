@@ -84,7 +84,8 @@ mod tests {
 
     fn marks(appended: u64, committed: u64, applied: u64) -> Marks {
         let (appended, committed, applied) = (Lsn(appended), Lsn(committed), Lsn(applied));
-        Marks { appended, durable: appended, committed, applied, checkpointed: Lsn(0) }
+        let (checkpointed, pruned) = (Lsn(0), Lsn(0));
+        Marks { appended, durable: appended, committed, applied, checkpointed, pruned }
     }
 
     #[test]

@@ -115,7 +115,9 @@ mod tests {
     #[test]
     fn fires_on_a_fall_within_a_run_only() {
         let start = marks([9, 9, 8, 7, 6, 5]);
-        for fallen in [[9, 9, 7, 7, 6, 5], [9, 9, 8, 6, 6, 5], [9, 9, 8, 7, 5, 5], [9, 9, 8, 7, 6, 4]] {
+        for fallen in
+            [[9, 9, 7, 7, 6, 5], [9, 9, 8, 6, 6, 5], [9, 9, 8, 7, 5, 5], [9, 9, 8, 7, 6, 4]]
+        {
             let mut oracle = WatermarkOrder::default();
             oracle.stands((NodeId(1), 1), GroupId(0), start).unwrap();
             assert!(oracle.stands((NodeId(1), 1), GroupId(0), marks(fallen)).is_err());

@@ -1,5 +1,5 @@
 //! Snapshots that this node fetches: the deadlines of the questions, and what comes of them. What is
-//! received goes to its worker.
+//! received goes to its worker. And when those that it gave are swept.
 
 use std::time::Duration;
 
@@ -9,13 +9,17 @@ use highwater_wire::peer::PeerMessage;
 use super::{Driver, Due, micros};
 use crate::{
     env::{Clock, Transport},
-    transfer::ReceiverJob,
+    transfer::{DonorJob, ReceiverJob},
 };
 
 /// How long a block of a snapshot may take before it is asked for again.
 const BLOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// So often it is: to make a snapshot of a large state takes its time.
 const BLOCK_ASKS_MAX: u32 = 60;
+/// How often snapshots that nobody has asked for since the last time are removed: often enough in the
+/// simulator for its runs to meet it.
+const SWEEP: Duration = Duration::from_secs(if cfg!(madsim) { 5 } else { 600 });
+
 /// A snapshot that is being received.
 pub(super) struct Fetching {
     from: NodeId,
@@ -33,6 +37,16 @@ impl<C: Clock, T: Transport> Driver<C, T> {
         let job = ReceiverJob::Fetch { group, from, above };
         // Where that is full, it is late, and given up.
         let _ = self.hands.transfers.receiver.try_send(job);
+    }
+
+    pub(super) fn sweep_snapshots(&mut self) {
+        // Where that is full, the next time will do.
+        let _ = self.hands.transfers.donor.try_send(DonorJob::Sweep);
+        self.await_sweep();
+    }
+
+    pub(super) fn await_sweep(&mut self) {
+        self.due.insert((self.now.plus(micros(SWEEP)), Due::Sweep));
     }
 
     /// The answer came, or what to wait for it for.

@@ -6,7 +6,7 @@ use highwater_core::{
 use super::*;
 use crate::{
     entry::EntryError,
-    peer::{ForwardReply, GroupStatus, NodeStatus, SlotAsk},
+    peer::{ForwardReply, GroupStatus, NodeStatus, Received, SlotAsk},
     testing::{hex, mutations},
 };
 
@@ -190,7 +190,7 @@ fn status() -> NodeStatus {
         lag_us: 1500,
         quarantined: Some("the state file is damaged".into()),
         first: Lsn(30),
-        rebootstrapping: true,
+        rebootstrapping: Some(Received { bytes: 4_096, of: 65_536 }),
         verified: Some(Verified { lsn: Lsn(39), root: Root(0xabc), at_ms: 1_700_000_000_000 }),
         divergences: 2,
     };
