@@ -70,6 +70,9 @@ impl Group {
 
     /// Forgets what all replicas agree to forget, as far as the state holds it durably.
     pub(super) fn prune_log(&mut self, ctx: &mut Context) {
+        if self.bootstrap.holds_log() {
+            return;
+        }
         let base = self.slots.base();
         let marks = self.log.marks();
         // Only where members lie.
@@ -80,7 +83,7 @@ impl Group {
         let early = planted::is(Planted::PruneBeforeCheckpoint);
         let durable = if early { marks.applied() } else { marks.checkpointed() };
         let pruned = base.position.lsn <= marks.pruned();
-        if pruned || base.position.lsn > durable || self.bootstrap.holds_log() {
+        if pruned || base.position.lsn > durable {
             return;
         }
         ctx.persist_hint(Record::Base { group: self.id, base });

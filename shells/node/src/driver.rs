@@ -14,8 +14,8 @@ use std::{
 
 use fetches::Fetching;
 use highwater_core::{
-    Base, Effect, GroupId, Incarnation, Input, Instant, Lsn, Node, NodeId, Notice, Peer, Reject,
-    Reply, Request, RequestId, Term,
+    Effect, GroupId, Incarnation, Input, Instant, Lsn, Node, NodeId, Notice, Peer, Reject, Reply,
+    Request, RequestId, Term,
     planted::{self, Planted},
 };
 use highwater_store::state::{Checkpoint, States};
@@ -33,6 +33,7 @@ use crate::{
     shared::Shared,
     slots::Slots,
     status,
+    stream::Bases,
     transfer::{DonorJob, Transfers},
     workers::{ReadJob, StateJob},
 };
@@ -83,7 +84,7 @@ pub(crate) enum Command {
     /// Where a group's log begins: as far as all replicas agree, and here.
     Bases {
         group: GroupId,
-        reply: oneshot::Sender<(Base, Base)>,
+        reply: oneshot::Sender<Bases>,
     },
     /// The slots as they are known here; `None` where they are not.
     Slots {
@@ -711,8 +712,8 @@ impl<C: Clock, T: Transport> Driver<C, T> {
             }
             Command::Bases { group, reply } => {
                 let here = self.hands.node.group(group).map(|view| view.base).unwrap_or_default();
-                let agreed = self.hands.node.slots(group).map_or(here, |slots| slots.base);
-                let _ = reply.send((agreed, here));
+                let agreed = self.hands.node.slots(group).map(|slots| slots.base);
+                let _ = reply.send(Bases { agreed, here });
             }
             Command::Slots { group, reply } => {
                 let view = self.hands.node.slots(group);

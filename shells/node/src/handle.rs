@@ -2,7 +2,6 @@
 //! classification of outcomes are here; the deadlines are the driver's.
 
 use std::{
-    collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -38,7 +37,7 @@ pub struct Handle {
     cluster: Arc<str>,
     commands: mpsc::Sender<Command>,
     pub(crate) shared: Arc<Shared>,
-    states: Arc<States>,
+    pub(crate) states: Arc<States>,
     pub(crate) history: mpsc::Sender<HistoryJob>,
 }
 
@@ -453,16 +452,6 @@ impl Handle {
         self.states.readable(group).map_err(|error| self.state_error(group, &error))
     }
 
-    /// Which of the applied ops in a range were refused.
-    pub(crate) fn refused(
-        &self,
-        group: GroupId,
-        from: Lsn,
-        to: Lsn,
-    ) -> Result<BTreeSet<Lsn>, Error> {
-        self.states.refused(group, from, to).map_err(|error| self.state_error(group, &error))
-    }
-
     /// What a group's replica here knows to be committed.
     ///
     /// # Errors
@@ -475,15 +464,12 @@ impl Handle {
     }
 
     /// What a read says of a state that can't be read; damage is seen to.
-    fn state_error(&self, group: GroupId, error: &StateError) -> Error {
+    pub(crate) fn state_error(&self, group: GroupId, error: &StateError) -> Error {
         if error.is_loss() {
             // A full queue is no harm: the next one to see it tells.
             let _ = self.commands.try_send(Command::Damaged { group, reason: error.to_string() });
         }
-        match error {
-            StateError::Pruned { first, .. } => Error::LogPruned { first: *first },
-            _ => Error::NotReady(error.to_string()),
-        }
+        Error::NotReady(error.to_string())
     }
 }
 

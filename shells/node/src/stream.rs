@@ -7,7 +7,7 @@ use highwater_core::{
     Base, Entry, GroupId, Hlc, Lsn, Term,
     planted::{self, Planted},
 };
-use highwater_store::oplog::LoadError;
+use highwater_store::{oplog::LoadError, state::StateError};
 use highwater_wire::op::Op;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -130,12 +130,22 @@ impl Handle {
             let left = deadline.left().ok_or(Error::Behind { applied })?;
             wait(&mut applications, &mut routes, left).await;
         }
-        let bases = self.bases(group).await?;
-        self.check_history(after, bases)?;
-        let prev = if planted::is(Planted::StreamGuessesPrev) {
-            after
-        } else {
-            self.effective_upto(group, after, bases.1).await?
+        let prev = loop {
+            let mut bases = self.bases(group).await?;
+            if bases.agreed.is_none() && after < bases.here.position.lsn {
+                // What all agree on is known once something was read.
+                self.read_index(group, deadline).await?;
+                bases = self.bases(group).await?;
+            }
+            bases.check(after)?;
+            if planted::is(Planted::StreamGuessesPrev) {
+                break after;
+            }
+            match self.effective_upto(group, after, bases.latest()).await {
+                // It was pruned meanwhile: now the base tells.
+                Err(_) if self.bases(group).await? != bases => {}
+                found => break found?,
+            }
         };
         Ok(ChangeStream {
             handle: self.clone(),
@@ -155,69 +165,108 @@ impl Handle {
         let first = base.position.lsn.next();
         while to >= first {
             let from = Lsn(to.0.saturating_sub(window - 1).max(first.0));
-            let entries = self.history(group, (from, to), LOOK_BACK_BYTES).await?;
-            let last = entries.last().map_or(Lsn(0), |entry| entry.lsn);
-            if last < to && window > 1 {
+            let (ops, upto) = self.ops(group, (from, to), LOOK_BACK_BYTES).await?;
+            if upto < to && window > 1 {
                 // They are too large to be looked at together.
                 window /= 2;
                 continue;
             }
-            let refused = self.refused(group, from, to)?;
-            let effective = |entry: &&Entry| entry.kind.is_op() && !refused.contains(&entry.lsn);
-            if let Some(entry) = entries.iter().rev().find(effective) {
-                return Ok(entry.lsn);
+            if let Some(op) = ops.last() {
+                return Ok(op.lsn);
             }
             (to, window) = (from.prev(), (2 * window).min(most));
         }
         Ok(base.effective)
     }
 
-    /// Entries of this node's oplog, at least the first one.
-    async fn history(
+    /// The ops of this node's oplog that took effect, of so many bytes about; and up to where there is no
+    /// other, which is at least the first LSN.
+    async fn ops(
         &self,
         group: GroupId,
         (from, to): (Lsn, Lsn),
         max_bytes: usize,
-    ) -> Result<Vec<Entry>, Error> {
+    ) -> Result<(Vec<Entry>, Lsn), Error> {
         let (reply, answer) = oneshot::channel();
         let job = HistoryJob { group, from, to, max_bytes, reply };
         let gone = || Error::NotReady(String::from("this node is stopping"));
         self.history.send(job).await.map_err(|_| gone())?;
-        let entries = answer.await.map_err(|_| gone())?;
-        match entries {
-            Err(LoadError::Pruned { .. }) => {
-                // This node's log may begin further on than that of others.
-                self.check_history(from.prev(), self.bases(group).await?)?;
-                Err(Error::NotReady(String::from("the oplog is being pruned")))
+        let mut entries = match answer.await.map_err(|_| gone())? {
+            Ok(entries) => entries,
+            Err(LoadError::Pruned { .. }) => return Err(self.pruned(group, from).await),
+            Err(error) => {
+                return Err(Error::NotReady(format!("the oplog can't be read: {error}")));
             }
-            entries => entries
-                .map_err(|error| Error::NotReady(format!("the oplog can't be read: {error}"))),
+        };
+        let upto = entries.last().map_or(from.prev(), |entry| entry.lsn);
+        let mut refused = match self.states.refused(group, from, upto) {
+            Ok(refused) => refused,
+            Err(StateError::Pruned { .. }) => return Err(self.pruned(group, from).await),
+            Err(error) => return Err(self.state_error(group, &error)),
+        };
+        if planted::is(Planted::StreamShowsRefused) {
+            refused.clear();
         }
+        entries.retain(|entry| entry.kind.is_op() && !refused.contains(&entry.lsn));
+        Ok((entries, upto))
     }
 
-    /// Where the log begins: as far as all replicas agree, and here.
-    async fn bases(&self, group: GroupId) -> Result<(Base, Base), Error> {
+    /// What to say where history from an LSN on is not here any more: this node's log may begin further
+    /// on than that of others.
+    async fn pruned(&self, group: GroupId, from: Lsn) -> Error {
+        let bases = match self.bases(group).await {
+            Ok(bases) => bases,
+            Err(error) => return error,
+        };
+        let meanwhile = || Error::NotReady(String::from("the oplog was pruned meanwhile"));
+        bases.check(from.prev()).err().unwrap_or_else(meanwhile)
+    }
+
+    /// Where the log begins.
+    async fn bases(&self, group: GroupId) -> Result<Bases, Error> {
         let (reply, answer) = oneshot::channel();
         let gone = || Error::NotReady(String::from("this node is stopping"));
         self.send(Command::Bases { group, reply }).await.map_err(|()| gone())?;
         answer.await.map_err(|_| gone())
     }
+}
 
+/// Where a group's log begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bases {
+    /// As far as all replicas agree; `None` as long as that is not known here.
+    pub(crate) agreed: Option<Base>,
+    /// On this node: what came as a snapshot begins further on.
+    pub(crate) here: Base,
+}
+
+impl Bases {
     /// Whether the history behind an LSN is to be had here.
     ///
     /// # Errors
-    /// [`Error::LogPruned`] where it is to be had nowhere; [`Error::NotReady`] where others have it.
-    fn check_history(&self, after: Lsn, (agreed, here): (Base, Base)) -> Result<(), Error> {
-        if after < agreed.position.lsn && !planted::is(Planted::StreamFromPruned) {
+    /// [`Error::LogPruned`] where it is to be had nowhere; [`Error::NotReady`] where others may have it.
+    fn check(self, after: Lsn) -> Result<(), Error> {
+        let lost = |base: &Base| after < base.position.lsn;
+        if let Some(agreed) = self.agreed.filter(lost)
+            && !planted::is(Planted::StreamFromPruned)
+        {
             return Err(Error::LogPruned { first: agreed.position.lsn.next() });
         }
-        if after < here.position.lsn {
-            let first = here.position.lsn.next();
+        if lost(&self.here) {
+            let first = self.here.position.lsn.next();
             let why =
                 format!("this node came as a snapshot, and has history from LSN {first} on only");
             return Err(Error::NotReady(why));
         }
         Ok(())
+    }
+
+    /// Before which nothing is to be had.
+    fn latest(self) -> Base {
+        match self.agreed {
+            Some(agreed) if agreed.position > self.here.position => agreed,
+            _ => self.here,
+        }
     }
 }
 
@@ -295,14 +344,7 @@ impl ChangeStream {
         }
         let most = Lsn(from.0.saturating_add(ops_max as u64 - 1));
         let to = if planted::is(Planted::StreamBeyondApplied) { most } else { applied.min(most) };
-        let mut entries = self.handle.history(self.group, (from, to), bytes_max).await?;
-        let upto = entries.last().map_or(self.position, |entry| entry.lsn);
-        let mut refused = self.handle.refused(self.group, from, upto)?;
-        if planted::is(Planted::StreamShowsRefused) {
-            refused.clear();
-        }
-        entries.retain(|entry| entry.kind.is_op() && !refused.contains(&entry.lsn));
-        Ok((entries, upto))
+        self.handle.ops(self.group, (from, to), bytes_max).await
     }
 
     fn give(&mut self, ops: Vec<Entry>, upto: Lsn) -> Result<Vec<Change>, Error> {
