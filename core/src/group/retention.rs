@@ -62,8 +62,9 @@ impl Group {
     /// The engine has applied what comes before a prune entry: now that is.
     pub(super) fn on_prune_applied(&mut self, ctx: &mut Context, lsn: Lsn, base: Base) {
         if self.slots.take_prune(lsn, base) {
-            // Outcomes go with the next one in any case.
-            self.want_checkpoint(ctx);
+            if base.position.lsn > self.log.marks().checkpointed() {
+                self.want_checkpoint(ctx);
+            }
             self.prune_log(ctx);
         }
     }

@@ -13,6 +13,8 @@ use crate::disk::Disk;
 
 /// How much of a file is read at once, in bytes.
 pub(crate) const CHUNK: usize = 1 << 20;
+/// ... and this at first.
+const CHUNK_FIRST: usize = 32 << 10;
 
 /// Reads a segment's header. The outer error is the disk's.
 pub(crate) async fn read_header<D: Disk>(
@@ -77,7 +79,8 @@ pub(crate) struct Cursor<'a, D: Disk> {
     end: u64,
     window: Bytes,
     window_at: u64,
-    /// How much to read at once.
+    /// How much to read next, and at most.
+    next: usize,
     chunk: usize,
 }
 
@@ -92,6 +95,7 @@ impl<'a, D: Disk> Cursor<'a, D> {
             end,
             window: Bytes::new(),
             window_at: 0,
+            next: CHUNK_FIRST,
             chunk: CHUNK,
         }
     }
@@ -102,7 +106,7 @@ impl<'a, D: Disk> Cursor<'a, D> {
         self
     }
 
-    /// Reads so much at once: what is taken from it keeps all of it in memory.
+    /// Reads so much at once, in the end: what is taken from it keeps all of it in memory.
     pub(crate) fn with_chunk(mut self, chunk: usize) -> Cursor<'a, D> {
         self.chunk = chunk;
         self
@@ -144,7 +148,10 @@ impl<'a, D: Disk> Cursor<'a, D> {
             upto = upto.min(*start);
         }
         let left = upto.saturating_sub(self.at);
-        let want = (len.max(self.chunk) as u64).min(left);
+        // Few blocks are wanted mostly.
+        let chunk = self.next.min(self.chunk);
+        self.next = chunk.saturating_mul(2);
+        let want = (len.max(chunk) as u64).min(left);
         let need = (len as u64).min(left);
         let read = self.disk.read_at(self.file, self.at, want as usize).await;
         self.window = match read {
