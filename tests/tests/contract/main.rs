@@ -19,6 +19,7 @@ mod peers;
 mod preconditions;
 mod records;
 mod slots;
+mod snapshot;
 mod storage;
 mod views;
 
