@@ -6,6 +6,7 @@ mod batch;
 mod changes;
 mod command_line;
 mod configuration;
+mod consumers;
 mod databases;
 mod demo;
 mod dev;
