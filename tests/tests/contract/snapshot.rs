@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    path::Path,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -292,11 +293,14 @@ fn what_is_asked_wrongly_is_refused() {
     assert!(Snapshot::of(node, "askew", None).rows.is_empty());
 }
 
-/// Files of a process that have no name any more.
-fn nameless(node: &Node) -> usize {
+/// What a node copies its snapshots to: files that have no name any more.
+fn copies(node: &Node) -> Vec<PathBuf> {
     let fds = fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap();
-    let links = fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
-    links.filter(|link| link.to_string_lossy().contains(".export")).count()
+    let fds = fds.filter_map(|fd| Some(fd.ok()?.path()));
+    let is_copy = |fd: &PathBuf| {
+        fs::read_link(fd).is_ok_and(|link| link.to_string_lossy().contains(".export"))
+    };
+    fds.filter(is_copy).collect()
 }
 
 /// Lines that are read while their sender is told to stop may end with an error, or break.
@@ -336,7 +340,7 @@ fn slow_readers_hold_their_places_and_nothing_else() {
     let refused = node.get(&target("db"));
     let problem = refused.expect_problem(429, "too_many_requests");
     assert!(problem["retry_after_ms"].is_u64() && refused.header("retry-after").is_some());
-    assert_eq!(nameless(node), PLACES);
+    assert_eq!(copies(node).len(), PLACES);
     // Writes and checkpoints go on.
     write(1);
     let written = mark("applied").unwrap();
@@ -360,7 +364,7 @@ fn slow_readers_hold_their_places_and_nothing_else() {
     assert!(values(&early, 0) && early.lsn < snapshot.lsn);
     let left = slow.pop().unwrap();
     drop(slow);
-    eventually("the disk has its room back", PATIENCE, || (nameless(node) == 1).then_some(()));
+    eventually("the disk has its room back", PATIENCE, || (copies(node).len() == 1).then_some(()));
     // It does not keep the node from ending.
     assert!(node.terminate().success());
     assert!(ends_without_closing(left));
@@ -368,4 +372,52 @@ fn slow_readers_hold_their_places_and_nothing_else() {
     let names: Vec<String> =
         names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert!(!names.iter().any(|name| name.contains("export")), "{names:?}");
+}
+
+/// A value that does not get smaller when it is compressed.
+fn noise(seed: u64) -> Vec<u8> {
+    let mut state = seed + 1;
+    let mut next = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as u8
+    };
+    (0..512 << 10).map(|_| next()).collect()
+}
+
+#[test]
+fn a_copy_that_is_damaged_ends_with_an_error_and_gives_nothing_wrong() {
+    const RECORDS: u64 = 40;
+    let cluster = Cluster::start(1);
+    cluster.create("db");
+    let node = cluster.node(1);
+    for n in 0..RECORDS {
+        let _ = node.put(&record("db", &format!("{n}")), noise(n)).expect(201);
+    }
+    let mut answer = begin(node, "db", None);
+    // Once all of it is copied, and far behind what the connection has taken.
+    let copy = eventually("it is copied to", PATIENCE, || copies(node).pop());
+    let len = || fs::metadata(&copy).unwrap().len();
+    eventually("all of it is there", PATIENCE, || (len() >= RECORDS * (512 << 10)).then_some(()));
+    thread::sleep(Duration::from_millis(500));
+    let file = fs::OpenOptions::new().write(true).open(&copy).unwrap();
+    for at in (len() * 3 / 8..len()).step_by(100_000) {
+        file.write_all_at(b"damaged", at).unwrap();
+    }
+    let mut given = 0;
+    let error = loop {
+        let line = answer.line().unwrap().expect("a last line");
+        let row: Value = serde_json::from_str(&line).unwrap();
+        if let Some(error) = row.get("error") {
+            break error.clone();
+        }
+        let n: u64 = row["key"].as_str().unwrap_or_else(|| panic!("{row}")).parse().unwrap();
+        assert!(row["value_base64"] == STANDARD.encode(noise(n)).as_str(), "record {n}");
+        given += 1;
+    };
+    assert_eq!((&error["code"], &error["status"]), (&"not_ready".into(), &503.into()), "{error}");
+    assert!(error["detail"].as_str().unwrap().contains("damaged"), "{error}");
+    assert!(given < RECORDS && answer.line().unwrap().is_none());
+    // The state has nothing to do with it.
+    assert_eq!(Snapshot::of(node, "db", None).rows.len() as u64, RECORDS);
 }
