@@ -181,3 +181,44 @@ fn encode<T: Serialize>(values: impl IntoIterator<Item = T>) -> Result<Bytes, Pr
     }
     Ok(Bytes::from(lines))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        let (sender, pieces) = mpsc::channel(1);
+        let (out, mut body) = mpsc::channel(1);
+        let passing = tokio::spawn(pass_on(pieces, out));
+        let began = Instant::now();
+        // Slow is not stalled.
+        for n in 0..6 {
+            assert!(sender.send(Bytes::from(vec![n])).await.is_ok());
+            tokio::time::sleep(STALLED * 2 / 3).await;
+            assert_eq!(body.recv().await, Some(Bytes::from(vec![n])));
+        }
+        assert!(began.elapsed() > STALLED);
+        while sender.send(Bytes::new()).await.is_ok() {}
+        assert!(began.elapsed() < 6 * STALLED);
+        assert!(passing.await.is_ok() && sender.is_closed());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_is_missed_before_there_is_more_for_it() {
+        let (sender, pieces) = mpsc::channel(1);
+        let (out, body) = mpsc::channel(1);
+        let passing = tokio::spawn(pass_on(pieces, out));
+        drop(body);
+        assert!(passing.await.is_ok() && sender.is_closed());
+    }
+
+    #[test]
+    fn each_value_is_a_line() {
+        let end = End { end: true, lsn: 7, records: 2, root: "ab".to_owned() };
+        let lines = encode([end]).unwrap();
+        assert_eq!(lines, "{\"end\":true,\"lsn\":7,\"records\":2,\"root\":\"ab\"}\n");
+    }
+}
