@@ -58,7 +58,9 @@ pub(crate) async fn snapshot(
     let nodes = Nodes::of(target)?;
     let Some(path) = file else {
         let mut out = Output::new();
-        let end = receive(open(&nodes, database).await?, |line| {
+        // Not between the lines, where both are shown on one terminal.
+        let progress = Progress::new(!io::stdout().is_terminal());
+        let end = receive(open(&nodes, database).await?, progress, |line| {
             out.line(line);
             Ok(out.is_open())
         })
@@ -123,7 +125,7 @@ async fn write(nodes: &Nodes, database: &str, path: &Path) -> Result<End, Failur
         .tempfile_in(dir)
         .context(failed)?;
     let mut out = BufWriter::new(temp);
-    let end = receive(open(nodes, database).await?, |line| {
+    let end = receive(open(nodes, database).await?, Progress::new(true), |line| {
         out.write_all(line).and_then(|()| out.write_all(b"\n")).map(|()| true)
     })
     .await?;
@@ -139,6 +141,7 @@ async fn write(nodes: &Nodes, database: &str, path: &Path) -> Result<End, Failur
 /// Hands every line on, until nobody wants any more (`None`), and checks that nothing is missing.
 async fn receive(
     mut lines: Lines,
+    mut progress: Progress,
     mut take: impl FnMut(&[u8]) -> io::Result<bool>,
 ) -> Result<Option<End>, Failure> {
     let broken = |why: &str| {
@@ -148,7 +151,6 @@ async fn receive(
     };
     let lsn = lines.headers.get("highwater-lsn").and_then(|lsn| lsn.to_str().ok()?.parse().ok());
     let (mut records, mut last) = (0, String::new());
-    let mut progress = Progress::new();
     loop {
         let line = lines.line().await.map_err(|error| broken(&error.to_string()))?;
         let line = line.ok_or_else(|| broken("its closing line is missing"))?;
@@ -181,16 +183,17 @@ async fn receive(
     }
 }
 
-/// Shows on a terminal how far it is.
+/// Shows on standard error how far it is, where that is a terminal.
 struct Progress {
+    /// When it was last shown; `None` where it is not.
     shown: Option<Instant>,
     bytes: usize,
     any: bool,
 }
 
 impl Progress {
-    fn new() -> Progress {
-        let shown = io::stderr().is_terminal().then(Instant::now);
+    fn new(wanted: bool) -> Progress {
+        let shown = (wanted && io::stderr().is_terminal()).then(Instant::now);
         Progress { shown, bytes: 0, any: false }
     }
 
