@@ -1,11 +1,7 @@
 //! `GET …/changes`: what took effect, as lines or as events, in pages or for as long as the client
 //! reads. A client that reads slowly is sent slowly; what it has not read is not held.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::time::Duration;
 
 use axum::{
     body::Body,
@@ -21,13 +17,13 @@ use bytes::Bytes;
 use highwater_core::Lsn;
 use highwater_node::{Begin, Change, ChangeStream, Handle, api::Error};
 use highwater_wire::op::Action;
-use http_body::Frame;
 use serde::Serialize;
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     App,
     extract::{Call, Spec},
+    lines::{Failed, Pieces},
     names,
     problem::{Code, Problem},
 };
@@ -237,12 +233,8 @@ impl Out {
 
     /// An error once the answer has begun: its last line.
     async fn error(&mut self, problem: &Problem) -> Result<(), Ended> {
-        #[derive(Serialize)]
-        struct Failed<'a> {
-            error: &'a crate::problem::Body,
-        }
         self.piece.clear();
-        self.line("error", &Failed { error: problem.body() })?;
+        self.line("error", &Failed::of(problem))?;
         self.flush().await
     }
 
@@ -291,22 +283,6 @@ fn row(change: &Change) -> Result<Row<'_>, Error> {
 fn text(bytes: &[u8]) -> Result<&str, Error> {
     std::str::from_utf8(bytes)
         .map_err(|_| Error::Internal(String::from("a key or media type is not UTF-8")))
-}
-
-/// A body that comes piece by piece.
-struct Pieces(mpsc::Receiver<Bytes>);
-
-impl http_body::Body for Pieces {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let piece = ready!(self.0.poll_recv(cx));
-        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
-    }
 }
 
 impl Call {

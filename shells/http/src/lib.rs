@@ -10,6 +10,7 @@ mod conditions;
 mod databases;
 mod extract;
 mod guard;
+mod lines;
 mod names;
 mod once;
 mod operations;
@@ -17,6 +18,7 @@ mod problem;
 mod records;
 mod serve;
 mod slots;
+mod snapshot;
 mod view;
 
 use std::{
@@ -157,6 +159,7 @@ pub fn router(node: impl Into<Slot>, options: HttpOptions) -> Router {
         .route("/v1/databases/{db}/leader", post(databases::leader))
         .route("/v1/databases/{db}/batch", post(batch::batch))
         .route("/v1/databases/{db}/changes", get(changes::changes))
+        .route("/v1/databases/{db}/snapshot", get(snapshot::snapshot))
         .route("/v1/databases/{db}/slots", get(slots::list))
         .route(
             "/v1/databases/{db}/slots/{slot}",

@@ -29,7 +29,7 @@ const CONTENT_TYPE_MAX: usize = 255;
 /// What a record without a media type is served as.
 const OCTETS: &str = "application/octet-stream";
 const APPLIED: HeaderName = HeaderName::from_static("highwater-applied");
-const LSN: HeaderName = HeaderName::from_static("highwater-lsn");
+pub(crate) const LSN: HeaderName = HeaderName::from_static("highwater-lsn");
 
 const WRITE: Spec = Spec { params: &["ack"], answers: JSON, preconditions: true };
 const READ: Spec = Spec { params: &["consistency"], answers: None, preconditions: true };
@@ -156,7 +156,7 @@ async fn read(app: App, request: Request) -> Result<Response, Problem> {
 
 /// One row of a list.
 #[derive(Serialize)]
-struct Row {
+pub(crate) struct Row {
     key: String,
     version: u64,
     size: u64,
@@ -209,7 +209,7 @@ pub(crate) async fn list(State(app): State<App>, request: Request) -> Result<Res
     Ok(response)
 }
 
-fn row(listed: Listed, values: bool) -> Result<Row, Problem> {
+pub(crate) fn row(listed: Listed, values: bool) -> Result<Row, Problem> {
     let utf8 = |bytes: &[u8]| String::from_utf8(bytes.to_vec());
     let content_type = match listed.record.content_type.as_ref() {
         b"" => Ok(OCTETS.to_owned()),

@@ -57,7 +57,7 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 #[tokio::test]
 async fn the_router_speaks_problems() {
     for uri in
-        ["/", "/v1", "/v1/databases/", "/v1/tokens", "/v1/databases/db/snapshot", "//v1/cluster"]
+        ["/", "/v1", "/v1/databases/", "/v1/tokens", "/v1/databases/db/ingest", "//v1/cluster"]
     {
         assert_eq!(code("GET", uri, &[], "").await, "404 not_found", "{uri}");
     }

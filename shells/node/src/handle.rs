@@ -12,7 +12,7 @@ use highwater_wire::{
     op::{Answer, Op},
     peer::{ForwardReply, ForwardRequest},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::{
     api::{
@@ -22,6 +22,7 @@ use crate::{
     deadline::Deadline,
     driver::{Ask, Command, forward_reply_of},
     shared::{Changes, Shared},
+    snapshot::SNAPSHOTS_MAX,
     workers::HistoryJob,
 };
 
@@ -35,10 +36,12 @@ pub struct Handle {
     me: NodeId,
     nodes: Arc<[NodeId]>,
     cluster: Arc<str>,
-    commands: mpsc::Sender<Command>,
+    pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) states: Arc<States>,
     pub(crate) history: mpsc::Sender<HistoryJob>,
+    /// Snapshots that may still be begun.
+    pub(crate) snapshots: Arc<Semaphore>,
 }
 
 /// What a definite refusal means for the caller.
@@ -60,7 +63,8 @@ impl Handle {
         states: Arc<States>,
         history: mpsc::Sender<HistoryJob>,
     ) -> Handle {
-        Handle { me, nodes, cluster: cluster.into(), commands, shared, states, history }
+        let (cluster, snapshots) = (cluster.into(), Arc::new(Semaphore::new(SNAPSHOTS_MAX)));
+        Handle { me, nodes, cluster, commands, shared, states, history, snapshots }
     }
 
     /// Writes: on the leader, wherever this node is. With a key it takes effect once at most: the same
@@ -299,10 +303,7 @@ impl Handle {
     }
 
     pub(crate) fn refuse_when_ending(&self) -> Result<(), Error> {
-        if self.shared.is_draining() {
-            return Err(Error::Draining);
-        }
-        self.halted().map_or(Ok(()), |reason| Err(Error::NotReady(reason)))
+        refuse_when_ending(&self.shared)
     }
 
     /// Waits for a change of routes, for a moment where one is given, and at most until the
@@ -463,14 +464,30 @@ impl Handle {
         answer.await.map_err(|_| gone())
     }
 
-    /// What a read says of a state that can't be read; damage is seen to.
     pub(crate) fn state_error(&self, group: GroupId, error: &StateError) -> Error {
-        if error.is_loss() {
-            // A full queue is no harm: the next one to see it tells.
-            let _ = self.commands.try_send(Command::Damaged { group, reason: error.to_string() });
-        }
-        Error::NotReady(error.to_string())
+        state_error(&self.commands, group, error)
     }
+}
+
+/// What a read says of a state that can't be read; damage is seen to.
+pub(crate) fn state_error(
+    commands: &mpsc::Sender<Command>,
+    group: GroupId,
+    error: &StateError,
+) -> Error {
+    if error.is_loss() {
+        // A full queue is no harm: the next one to see it tells.
+        let _ = commands.try_send(Command::Damaged { group, reason: error.to_string() });
+    }
+    Error::NotReady(error.to_string())
+}
+
+pub(crate) fn refuse_when_ending(shared: &Shared) -> Result<(), Error> {
+    if shared.is_draining() {
+        return Err(Error::Draining);
+    }
+    let halted = shared.routes().halted.clone();
+    halted.map_or(Ok(()), |reason| Err(Error::NotReady(reason)))
 }
 
 /// A definite refusal: try again, or what to report.
@@ -524,7 +541,7 @@ fn record_of(record: StoredRecord) -> Record {
     Record { version, content_type, value }
 }
 
-fn listed_of(listed: StoredListed) -> Listed {
+pub(crate) fn listed_of(listed: StoredListed) -> Listed {
     let StoredListed { key, size, record } = listed;
     Listed { key, size, record: record_of(record) }
 }

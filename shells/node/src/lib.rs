@@ -10,6 +10,7 @@ mod handle;
 mod scrub;
 mod shared;
 mod slots;
+mod snapshot;
 mod status;
 mod stream;
 mod transfer;
@@ -32,6 +33,7 @@ use tokio::sync::mpsc;
 pub use driver::Exit;
 pub use handle::Handle;
 pub use scrub::ScrubPace;
+pub use snapshot::{Snapshot, SnapshotPlace};
 pub use stream::{Begin, Change, ChangeStream};
 
 /// How the core's answers become a caller's: what is definite, and what is not known. For whoever

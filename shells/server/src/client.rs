@@ -2,10 +2,11 @@
 
 use std::{fmt, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::{
-    HeaderMap, Request, StatusCode,
+    HeaderMap, Request, Response, StatusCode,
+    body::Incoming,
     client::conn::http1::{self, SendRequest},
     header::HOST,
 };
@@ -112,31 +113,46 @@ impl Client {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Reply, CallError> {
+        let request = self.request(method, path, headers, body)?;
+        let mut sender = self.sender().await?;
+        let answer = async {
+            let (head, body) = sender.send_request(request).await?.into_parts();
+            let body = body.collect().await?.to_bytes();
+            Ok(Reply { status: head.status, headers: head.headers, body })
+        };
+        let reply = in_time(self.timeout, answer).await?;
+        self.sender = Some(sender);
+        Ok(reply)
+    }
+
+    /// `GET path`, of which the answer is read line by line. Its head, and then each piece of it,
+    /// must come within the client's timeout; it may go on for ever.
+    ///
+    /// # Errors
+    /// Where no answer came.
+    pub async fn lines(
+        &mut self,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Lines, CallError> {
+        let request = self.request("GET", path, headers, Bytes::new())?;
+        let mut sender = self.sender().await?;
+        let answer = in_time(self.timeout, sender.send_request(request)).await?;
+        Ok(Lines::new(answer, self.timeout))
+    }
+
+    fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Request<Full<Bytes>>, CallError> {
         let mut request = Request::builder().method(method).uri(path).header(HOST, &self.address);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request =
-            request.body(Full::new(body)).map_err(|error| CallError::NotSent(error.to_string()))?;
-        let mut sender = self.sender().await?;
-        let answer = async {
-            let answer = sender.send_request(request).await?;
-            let (head, body) = answer.into_parts();
-            let body = body.collect().await?.to_bytes();
-            Ok(Reply { status: head.status, headers: head.headers, body })
-        };
-        let answer: Result<Reply, hyper::Error> = match time::timeout(self.timeout, answer).await {
-            Ok(answer) => answer,
-            Err(_) => return Err(CallError::NoAnswer("it took too long".to_owned())),
-        };
-        match answer {
-            Ok(reply) => {
-                self.sender = Some(sender);
-                Ok(reply)
-            }
-            Err(error) if error.is_canceled() => Err(CallError::NotSent(error.to_string())),
-            Err(error) => Err(CallError::NoAnswer(error.to_string())),
-        }
+        request.body(Full::new(body)).map_err(|error| CallError::NotSent(error.to_string()))
     }
 
     /// The open connection, or a new one.
@@ -158,5 +174,90 @@ impl Client {
         // Its end shows in the sender.
         tokio::spawn(connection);
         Ok(sender)
+    }
+}
+
+/// Waits for an answer, and tells whether the request was sent where there is none.
+async fn in_time<T>(
+    timeout: Duration,
+    answer: impl Future<Output = Result<T, hyper::Error>>,
+) -> Result<T, CallError> {
+    match time::timeout(timeout, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) if error.is_canceled() => Err(CallError::NotSent(error.to_string())),
+        Ok(Err(error)) => Err(CallError::NoAnswer(error.to_string())),
+        Err(_) => Err(CallError::NoAnswer("it took too long".to_owned())),
+    }
+}
+
+/// An answer that is read line by line, while it comes.
+#[derive(Debug)]
+pub struct Lines {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    body: Incoming,
+    timeout: Duration,
+    /// What came and was not given yet.
+    rest: BytesMut,
+    /// In so much of that there is no line's end.
+    searched: usize,
+}
+
+impl Lines {
+    fn new(answer: Response<Incoming>, timeout: Duration) -> Lines {
+        let (head, body) = answer.into_parts();
+        let (status, headers, rest) = (head.status, head.headers, BytesMut::new());
+        Lines { status, headers, body, timeout, rest, searched: 0 }
+    }
+
+    /// The next line, without its end; `None` where the answer is over.
+    ///
+    /// # Errors
+    /// Where the connection broke, nothing came in time, or the answer ended within a line.
+    pub async fn line(&mut self) -> Result<Option<Bytes>, CallError> {
+        loop {
+            if let Some(line) = self.ready() {
+                return Ok(Some(line));
+            }
+            let Some(frame) = time::timeout(self.timeout, self.body.frame())
+                .await
+                .map_err(|_| CallError::NoAnswer("nothing more came for too long".to_owned()))?
+            else {
+                break;
+            };
+            let frame = frame.map_err(|error| CallError::NoAnswer(error.to_string()))?;
+            if let Ok(data) = frame.into_data() {
+                self.rest.extend_from_slice(&data);
+            }
+        }
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        Err(CallError::NoAnswer("it ended within a line".to_owned()))
+    }
+
+    /// The next line, where all of it has come already.
+    pub fn ready(&mut self) -> Option<Bytes> {
+        let found = self.rest[self.searched..].iter().position(|byte| *byte == b'\n');
+        let Some(at) = found else {
+            self.searched = self.rest.len();
+            return None;
+        };
+        let mut line = self.rest.split_to(self.searched + at + 1);
+        self.searched = 0;
+        line.truncate(line.len() - 1);
+        Some(line.freeze())
+    }
+
+    /// All of it at once, for what is no stream.
+    ///
+    /// # Errors
+    /// As [`Lines::line`].
+    pub async fn into_reply(self) -> Result<Reply, CallError> {
+        let Lines { status, headers, body, timeout, .. } = self;
+        let body = in_time(timeout, body.collect()).await?.to_bytes();
+        Ok(Reply { status, headers, body })
     }
 }

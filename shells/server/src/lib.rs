@@ -2,6 +2,7 @@
 //! running a cluster, an HTTP client, and a probe of the disk.
 
 pub mod address;
+mod changes;
 mod cli;
 pub mod client;
 pub mod config;
@@ -12,9 +13,13 @@ pub mod fleet;
 pub mod init;
 mod log;
 pub mod logging;
+mod nodes;
+mod output;
 pub mod probe;
 pub mod serve;
-pub mod status;
+mod slot;
+mod snapshot;
+mod status;
 
 pub use cli::main;
 pub use failure::Failure;

@@ -1,9 +1,6 @@
 //! `highwater log`: looks at the oplog in a data directory, and changes nothing.
 
-use std::{
-    io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use highwater_core::{Doubt, Entry, Position, Record};
 use highwater_store::{
@@ -12,7 +9,10 @@ use highwater_store::{
 };
 use highwater_wire::op::{Action, Condition, Op};
 
-use crate::failure::{Context, Failure};
+use crate::{
+    failure::{Context, Failure},
+    output::Output,
+};
 
 /// The oplog's directory within a data directory.
 const OPLOG: &str = "oplog";
@@ -24,12 +24,12 @@ const OPLOG: &str = "oplog";
 pub(crate) async fn verify(dir: &Path) -> Result<(), Failure> {
     let mut out = Output::new();
     let summary = inspect(dir, |found| match &found {
-        Found::Damage { .. } | Found::Torn { .. } => out.line(&describe(&found)),
-        Found::Segment(header) if header.lost.is_some() => out.line(&describe(&found)),
+        Found::Damage { .. } | Found::Torn { .. } => out.line(describe(&found)),
+        Found::Segment(header) if header.lost.is_some() => out.line(describe(&found)),
         _ => {}
     })
     .await?;
-    out.line(&total(&summary));
+    out.line(total(&summary));
     out.finish()?;
     if summary.damages == 0 {
         return Ok(());
@@ -49,8 +49,8 @@ pub(crate) async fn verify(dir: &Path) -> Result<(), Failure> {
 /// Where the log can't be read.
 pub(crate) async fn dump(dir: &Path) -> Result<(), Failure> {
     let mut out = Output::new();
-    let summary = inspect(dir, |found| out.line(&describe(&found))).await?;
-    out.line(&total(&summary));
+    let summary = inspect(dir, |found| out.line(describe(&found))).await?;
+    out.line(total(&summary));
     out.finish()
 }
 
@@ -213,35 +213,4 @@ fn describe_payload(entry: &Entry) -> String {
         }
     });
     format!(":{}", writes.collect::<Vec<_>>().join(","))
-}
-
-/// Standard output whose reader may leave early.
-struct Output {
-    out: BufWriter<io::Stdout>,
-    failed: Option<io::Error>,
-}
-
-impl Output {
-    fn new() -> Output {
-        Output { out: BufWriter::new(io::stdout()), failed: None }
-    }
-
-    fn line(&mut self, text: &str) {
-        if self.failed.is_none() {
-            self.failed = writeln!(self.out, "{text}").err();
-        }
-    }
-
-    fn finish(mut self) -> Result<(), Failure> {
-        let failed = match self.failed.take() {
-            None => self.out.flush().err(),
-            failed => failed,
-        };
-        match failed {
-            Some(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                Err(Failure::runtime(format!("can't write to standard output: {error}")))
-            }
-            _ => Ok(()),
-        }
-    }
 }

@@ -1,34 +1,14 @@
 //! `highwater status`: the cluster as one of its nodes sees it.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
 use crate::{
-    client::Client,
-    config::{Config, Flags, environment},
-    dev::DevJson,
-    failure::{Context, Failure},
+    failure::Failure,
+    nodes::{self, Nodes, Target},
+    output::{Output, table},
 };
-
-const TIMEOUT: Duration = Duration::from_secs(8);
-
-/// Whom to ask.
-#[derive(Clone, Debug)]
-pub enum Target {
-    /// A node's URL, or `host:port`.
-    Url(String),
-    /// The node of this configuration.
-    Config(PathBuf),
-    /// The cluster that `dev` runs in this directory.
-    Dir(PathBuf),
-}
 
 #[derive(Deserialize)]
 struct Cluster {
@@ -69,65 +49,15 @@ struct Replica {
 ///
 /// # Errors
 /// Where no node answers.
-pub async fn status(target: &Target, json: bool) -> Result<(), Failure> {
-    let body = fetch(&hosts(target)?).await?;
-    let text = if json {
-        format!("{}\n", body.trim_end())
+pub(crate) async fn status(target: &Target, json: bool) -> Result<(), Failure> {
+    let reply = Nodes::of(target)?.ask("GET", "/v1/cluster", None).await?;
+    let mut out = Output::new();
+    if json {
+        out.line(reply.text().trim_end());
     } else {
-        let cluster: Cluster = serde_json::from_str(&body)
-            .context(|| "the node answered something else than a cluster".to_owned())?;
-        render(&cluster)
-    };
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context(|| "can't write to standard output".to_owned())
-}
-
-fn hosts(target: &Target) -> Result<Vec<String>, Failure> {
-    match target {
-        Target::Url(url) => {
-            let url = url.strip_prefix("http://").unwrap_or(url);
-            let host = url.trim_end_matches('/');
-            if host.is_empty() || host.contains('/') {
-                return Err(Failure::usage(
-                    "--url must be http://HOST:PORT, as the node's configuration has it",
-                ));
-            }
-            Ok(vec![host.to_owned()])
-        }
-        Target::Config(path) => {
-            Ok(vec![Config::load(path, &environment(), &Flags::default())?.http])
-        }
-        Target::Dir(dir) => dev_hosts(dir),
+        out.text(render(&nodes::read(&reply.body, "a cluster")?));
     }
-}
-
-fn dev_hosts(dir: &Path) -> Result<Vec<String>, Failure> {
-    let path = dir.join("dev.json");
-    let found = fs::read_to_string(&path)
-        .map_err(|error| error.to_string())
-        .and_then(|text| serde_json::from_str::<DevJson>(&text).map_err(|e| e.to_string()));
-    match found {
-        Ok(found) => Ok(found.nodes.into_iter().map(|node| node.http).collect()),
-        Err(error) => Err(Failure::usage(format!(
-            "can't tell whom to ask: {}: {error}. Name a node with --url or --config, or the \
-             directory of `highwater dev` with --dir",
-            path.display()
-        ))),
-    }
-}
-
-async fn fetch(hosts: &[String]) -> Result<String, Failure> {
-    let mut why = Vec::new();
-    for host in hosts {
-        let mut client = Client::new(host.as_str(), TIMEOUT);
-        match client.get("/v1/cluster").await {
-            Ok(reply) if reply.status.is_success() => return Ok(reply.text()),
-            Ok(reply) => why.push(format!("{host}: {}", reply.text())),
-            Err(error) => why.push(format!("{host}: {error}")),
-        }
-    }
-    Err(Failure::runtime(format!("no node answers:\n  {}", why.join("\n  "))))
+    out.finish()
 }
 
 fn render(cluster: &Cluster) -> String {
@@ -185,19 +115,6 @@ fn behind(replicas: &[Replica]) -> String {
     parts.collect::<Vec<_>>().join("; ")
 }
 
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        text += cells.join("  ").trim_end();
-        text.push('\n');
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,14 +143,5 @@ DATABASE  LEADER  TERM  APPLIED  BEHIND
 db        1       3     9        node 2 unreachable
 ";
         assert_eq!(render(&cluster), expected);
-    }
-
-    #[test]
-    fn a_url_is_a_node() {
-        let host = |url: &str| hosts(&Target::Url(url.to_owned())).map(|hosts| hosts[0].clone());
-        assert_eq!(host("http://a:1/").unwrap(), "a:1");
-        assert_eq!(host("a:1").unwrap(), "a:1");
-        assert!(host("http://a:1/v1").is_err());
-        assert!(host("").is_err());
     }
 }

@@ -28,10 +28,15 @@ fn text(path: &Path) -> &str {
 #[test]
 fn help_names_what_there_is_and_nothing_else() {
     let help = run(&["--help"]).ok().stdout;
-    for command in ["dev", "demo", "init", "serve", "status", "log"] {
+    let commands = ["dev", "demo", "init", "serve", "status", "changes", "slot", "snapshot", "log"];
+    for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{command} in\n{help}");
         let own = run(&[command, "--help"]).ok().stdout;
         assert!(own.contains("Usage: "), "{own}");
+    }
+    for command in ["changes", "slot", "snapshot"] {
+        let own = run(&[command, "--help"]).ok().stdout;
+        assert!(own.contains(&format!("Examples:\n  highwater {command} ")), "{own}");
     }
     assert!(run(&["--version"]).ok().stdout.starts_with("highwater "));
     for args in [
@@ -47,6 +52,15 @@ fn help_names_what_there_is_and_nothing_else() {
         &["token"],
         &["init", "--nodes", "x", "--dir", "d"],
         &["status", "--watch"],
+        &["changes"],
+        &["changes", "db", "--limit", "0"],
+        &["changes", "db", "--after", "-1"],
+        &["changes", "db", "--after", "1", "--slot", "s"],
+        &["slot"],
+        &["slot", "list"],
+        &["slot", "move", "db"],
+        &["snapshot"],
+        &["snapshot", "db", "--json"],
     ] {
         let output = run(args);
         assert_eq!(output.code(), Some(2), "{args:?}: {}", output.stderr);

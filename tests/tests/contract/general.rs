@@ -107,7 +107,6 @@ fn what_is_not_there_is_a_problem_too() {
         "/v1/openapi.json",
         "/v1/tokens",
         "/v1/databases/routes/slots/s/nack",
-        "/v1/databases/routes/snapshot",
         "/v1/databases/routes/ingest",
         "/v1/cluster/nodes/1",
     ] {
@@ -121,6 +120,7 @@ fn what_is_not_there_is_a_problem_too() {
         ("DELETE", "/v1/databases/routes"),
         ("PUT", "/v1/databases/routes/records"),
         ("GET", "/v1/databases/routes/batch"),
+        ("POST", "/v1/databases/routes/snapshot"),
         ("PUT", "/v1/databases/routes/leader"),
         ("DELETE", "/v1/databases"),
         ("POST", "/v1/cluster"),

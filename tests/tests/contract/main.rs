@@ -6,6 +6,7 @@ mod batch;
 mod changes;
 mod command_line;
 mod configuration;
+mod consumers;
 mod databases;
 mod demo;
 mod dev;
@@ -19,6 +20,7 @@ mod peers;
 mod preconditions;
 mod records;
 mod slots;
+mod snapshot;
 mod storage;
 mod views;
 

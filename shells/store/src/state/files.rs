@@ -19,6 +19,18 @@ pub trait StateFiles: Send + Sync + 'static {
     /// When the file cannot be made.
     fn create_temp(&self, name: &str) -> io::Result<Box<dyn StorageBackend>>;
 
+    /// Makes an empty file that has no name any more: its room is free again when the backend is
+    /// dropped, or the process ends. Each `name` is used once at a time.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    fn scratch(&self, name: &str) -> io::Result<Box<dyn StorageBackend>> {
+        let file = self.create_temp(name)?;
+        self.publish(name)?;
+        self.remove(name)?;
+        Ok(file)
+    }
+
     /// Gives a temporary file its name and makes that durable: rename, then fsync of the
     /// directory. The file's content is durable already.
     ///
@@ -103,6 +115,13 @@ mod real {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(true);
             backend(options.open(self.temp(name))?)
+        }
+
+        /// A crash in between leaves a temporary file, which the next start removes.
+        fn scratch(&self, name: &str) -> io::Result<Box<dyn StorageBackend>> {
+            let file = self.create_temp(name)?;
+            fs::remove_file(self.temp(name))?;
+            Ok(file)
         }
 
         fn publish(&self, name: &str) -> io::Result<()> {

@@ -47,6 +47,7 @@
 mod apply;
 mod checked;
 mod error;
+mod export;
 mod files;
 mod layout;
 mod leaf;
@@ -91,6 +92,7 @@ use self::{
 };
 pub use self::{
     error::StateError,
+    export::Export,
     files::StateFiles,
     scrub::Scrubbed,
     snapshot::{Incoming, SNAPSHOT_BLOCK_MAX, Sealed, SnapshotError},

@@ -116,6 +116,13 @@ impl Overlays {
         layer
     }
 
+    /// Both generations as they are now; cheaply, since values are shared. What was refused is not
+    /// copied.
+    pub(super) fn records(&self) -> Overlays {
+        let (active, frozen) = (self.active.clone(), self.frozen.clone());
+        Overlays { active, frozen, refused: BTreeSet::new() }
+    }
+
     fn merged<'a>(&'a self, range: &'a PageRange) -> Merged<'a> {
         let active = range.of(&self.active).peekable();
         let frozen = self.frozen.as_ref().map(|frozen| range.of(&frozen.overlay).peekable());

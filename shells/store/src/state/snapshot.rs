@@ -100,12 +100,12 @@ fn next_name(group: GroupId) -> String {
     format!("{group}.next")
 }
 
-fn failed(file: &str) -> impl Fn(io::Error) -> SnapshotError + use<> {
+pub(super) fn failed(file: &str) -> impl Fn(io::Error) -> SnapshotError + use<> {
     let file = file.to_owned();
     move |source| SnapshotError::Io { file: file.clone(), source }
 }
 
-fn damaged(file: &str, what: &'static str) -> SnapshotError {
+pub(super) fn damaged(file: &str, what: &'static str) -> SnapshotError {
     SnapshotError::Damaged { file: file.to_owned(), what }
 }
 
@@ -155,7 +155,7 @@ impl Head {
 }
 
 /// A file that blocks are appended to.
-struct Blocks {
+pub(super) struct Blocks {
     file: Box<dyn StorageBackend>,
     /// Where the next block begins.
     end: u64,
@@ -165,8 +165,20 @@ struct Blocks {
 }
 
 impl Blocks {
-    fn new(file: Box<dyn StorageBackend>) -> Blocks {
+    pub(super) fn new(file: Box<dyn StorageBackend>) -> Blocks {
         Blocks { file, end: 0, len: 0, offsets: Vec::new() }
+    }
+
+    /// The content of a block that was appended, checked; `None` where there is none of that number
+    /// yet.
+    pub(super) fn content(&self, file: &str, number: u32) -> Result<Option<Bytes>, SnapshotError> {
+        let at = number as usize;
+        let Some(from) = self.offsets.get(at).copied() else { return Ok(None) };
+        let to = self.offsets.get(at + 1).copied().unwrap_or(self.end);
+        let mut frame = vec![0; (to - from) as usize];
+        self.file.read(from, &mut frame).map_err(failed(file))?;
+        let content = take_frame(number, frame.into());
+        content.map(Some).ok_or_else(|| damaged(file, "a block does not match its checksum"))
     }
 
     fn append(&mut self, content: &[u8]) -> io::Result<()> {
@@ -209,13 +221,17 @@ impl Blocks {
 }
 
 /// Gathers rows into blocks.
-struct Gatherer {
-    blocks: Blocks,
+pub(super) struct Gatherer {
+    pub(super) blocks: Blocks,
     rows: BytesMut,
 }
 
 impl Gatherer {
-    fn take(&mut self, kind: RowKind, key: &[u8], row: &[u8]) -> io::Result<()> {
+    pub(super) fn new(blocks: Blocks) -> Gatherer {
+        Gatherer { blocks, rows: BytesMut::with_capacity(2 * BLOCK) }
+    }
+
+    pub(super) fn take(&mut self, kind: RowKind, key: &[u8], row: &[u8]) -> io::Result<()> {
         self.rows.put_u8(kind as u8);
         self.rows.put_u16_le(key.len() as u16);
         self.rows.put_slice(key);
@@ -224,7 +240,7 @@ impl Gatherer {
         if self.rows.len() >= BLOCK { self.flush() } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn flush(&mut self) -> io::Result<()> {
         if self.rows.is_empty() {
             return Ok(());
         }
@@ -443,7 +459,7 @@ impl States {
         let io = failed(&name);
         let mut blocks = Blocks::new(file);
         blocks.append(&head.encode()).map_err(&io)?;
-        let mut gatherer = Gatherer { blocks, rows: BytesMut::with_capacity(2 * BLOCK) };
+        let mut gatherer = Gatherer::new(blocks);
         let mut refused = None;
         guarded(slot, "reading", || {
             reader.each_row(|kind, key, row| match gatherer.take(kind, key, row) {
@@ -565,12 +581,8 @@ impl States {
         let table = Table::create(self.backend(file), 4 << 20, leaves).map_err(&made)?;
         let mut head: Option<Head> = None;
         let mut rows = RowBatch::default();
-        for (number, from) in blocks.offsets.iter().enumerate() {
-            let to = blocks.offsets.get(number + 1).copied().unwrap_or(blocks.end);
-            let mut frame = vec![0; (to - from) as usize];
-            blocks.file.read(*from, &mut frame).map_err(failed(name))?;
-            let content = take_frame(number as u32, frame.into());
-            let content = content.ok_or_else(|| bad("a block does not match its checksum"))?;
+        for number in 0.. {
+            let Some(content) = blocks.content(name, number)? else { break };
             if number == 0 {
                 head = Head::decode(&content);
                 continue;
@@ -633,7 +645,7 @@ impl States {
 }
 
 /// Takes a block's rows apart; `None` where they are none.
-fn take_rows(content: &[u8], rows: &mut RowBatch) -> Option<()> {
+pub(super) fn take_rows(content: &[u8], rows: &mut RowBatch) -> Option<()> {
     let (size, _) = lz4_flex::block::uncompressed_size(content).ok()?;
     if size > SNAPSHOT_BLOCK_MAX {
         return None;

@@ -246,6 +246,11 @@ impl RowBatch {
     pub(super) fn sums(&self) -> &Sums {
         &self.sums
     }
+
+    /// The records' keys and rows, as they came.
+    pub(super) fn into_records(self) -> Vec<(Bytes, Bytes)> {
+        self.records
+    }
 }
 
 /// A moment of a file that nothing was read of yet.
@@ -525,7 +530,7 @@ impl Page {
 }
 
 /// A record from its row, if it is what its leaf says.
-fn read_row<'a>(leaves: Leaves, key: &[u8], row: &'a [u8]) -> Result<RecordRow<'a>> {
+pub(super) fn read_row<'a>(leaves: Leaves, key: &[u8], row: &'a [u8]) -> Result<RecordRow<'a>> {
     let read = RecordRow::read(row).and_then(|row| {
         let leaf = leaves.leaf(key, row.version, row.content_type, row.value);
         if leaf == row.leaf { Ok(row) } else { Err(BadRow::Damaged) }

@@ -116,6 +116,16 @@ impl MemDisk {
         inode.pending.clear();
     }
 
+    /// Changes the file that was made last, whether it has a name or not.
+    pub(super) fn tamper_newest<T>(&self, change: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let mut world = self.world();
+        change(&mut world.inodes.last_mut().expect("there is a file").seen)
+    }
+
+    pub(super) fn open_files(&self) -> usize {
+        self.world().inodes.iter().filter(|inode| inode.open > 0).count()
+    }
+
     pub(super) fn content(&self, name: &str) -> Vec<u8> {
         let world = self.world();
         world.inodes[world.names[name]].seen.clone()

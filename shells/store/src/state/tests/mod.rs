@@ -2,6 +2,7 @@ mod bounds;
 mod crash;
 mod damage;
 mod disk;
+mod export;
 mod layout;
 mod model;
 #[cfg(not(madsim))]
