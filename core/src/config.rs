@@ -58,9 +58,8 @@ pub struct Config {
     /// Below this much room in the oplog, operations are refused; votes still find room, and down
     /// to half of it what slots need.
     pub reserve_bytes: u64,
-    /// A group's log is pruned once a quarter (at least 8 KiB) more than this is in it, in bytes of
-    /// entries, down to about this, as far as slots and followers allow. Less than 8 KiB counts as that.
-    /// 0: whatever its size.
+    /// A group's log is pruned once a quarter more than this is in it, in bytes of entries, down to about
+    /// this, as far as slots and followers allow. Less than 4 KiB counts as that. 0: whatever its size.
     pub retention_bytes: u64,
     /// ... and of what is older than this, in milliseconds of log time. 0: whatever its age.
     pub retention_ms: u64,

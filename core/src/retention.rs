@@ -18,7 +18,7 @@ use crate::{
 /// Marks are this dense: a cut leaves about a seventh more than what is to be kept.
 const NEAR: u64 = 16;
 /// Less than so many bytes are not worth the entry that prunes them.
-const LEAST: u64 = 8192;
+const LEAST: u64 = 4096;
 const VERSION: u8 = 1;
 
 /// Where a log begins: the payload of a [`Kind::Prune`](crate::Kind::Prune) entry.
@@ -130,17 +130,15 @@ impl Retention {
     }
 
     /// Where the log may begin now, at `bound` at most; the position's term is not known here. `None`
-    /// where that is not worth an entry: a quarter more than is to be kept is, or 8 KiB.
+    /// where that is not worth an entry: a quarter more than is to be kept is.
     pub(crate) fn wants_cut(&self, config: &Config, now_ms: u64, bound: Lsn) -> Option<Base> {
-        let beyond = |most: u64, used: u64, least: u64| {
-            most > 0 && used > most.saturating_add(least.max(most / 4))
-        };
+        let beyond = |most: u64, used: u64| most > 0 && used > most.saturating_add(most / 4);
         let total = self.tally.total().bytes;
         let keeps = if config.retention_bytes == 0 { 0 } else { config.retention_bytes.max(LEAST) };
-        let large = beyond(keeps, self.kept_bytes(), LEAST);
+        let large = beyond(keeps, self.kept_bytes());
         let oldest = self.tally.time_after_lsn(self.base.position.lsn);
         let age = oldest.map_or(0, |then| now_ms.saturating_sub(then));
-        let old = self.ages(config) && beyond(config.retention_ms, age, 0);
+        let old = self.ages(config) && beyond(config.retention_ms, age);
         if !large && !old {
             return None;
         }

@@ -201,8 +201,8 @@ fn draw_pace(rng: &mut Rng, swarm: bool) -> Config {
 /// How much of a log is kept, in bytes and in milliseconds: less than a run writes in every other seed.
 fn draw_retention(seed: u64) -> (u64, u64) {
     let mut rng = Rng::stream(seed, "retention", 0);
-    let bytes = *rng.pick(&[0, 0, 0, 8 << 10, 32 << 10, 128 << 10]);
-    let ms = *rng.pick(&[0, 0, 0, 0, 5_000, 15_000]);
+    let bytes = *rng.pick(&[0, 0, 0, 32 << 10, 64 << 10, 128 << 10]);
+    let ms = *rng.pick(&[0, 0, 0, 0, 15_000, 30_000]);
     (bytes, ms)
 }
 
