@@ -123,7 +123,10 @@ async fn read_on(
     timeout: Duration,
 ) -> Result<Streamed, Error> {
     let mut stream = handle.changes(database, begin, None, timeout / 3).await?;
-    let after = stream.position();
+    let after = match begin {
+        Begin::After(asked) => asked,
+        Begin::Slot(..) => stream.position(),
+    };
     let mut changes = Vec::new();
     for _ in 0..STREAM_READS {
         // What is dropped under way loses nothing.

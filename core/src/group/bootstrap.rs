@@ -21,12 +21,27 @@ use crate::{
     message::GroupMessage,
     planted::{self, Planted},
     retention::Base,
-    types::{GroupId, Lsn, NodeId, Term, WriteId},
+    types::{GroupId, Instant, Lsn, NodeId, Term, WriteId},
     view::Resyncs,
 };
 
 /// So often in a run is a state replaced that failed, and did not merely get lost.
 const REPLACEMENTS_MAX: u32 = 3;
+
+/// Whoever was giving a snapshot and is gone is waited for so long, in microseconds: what is here of it
+/// is of use with that node alone.
+const DONOR_PATIENCE_US: u64 = 5_000_000;
+
+/// Who is asked for a snapshot.
+#[derive(Default)]
+pub(super) struct Donors {
+    /// Who is asked now.
+    asked: Option<NodeId>,
+    /// Who went away while it was asked, and until when it may come back.
+    missed: Option<(NodeId, Instant)>,
+    /// How often somebody else was turned to.
+    turns: usize,
+}
 
 /// What is done about it.
 #[derive(Default)]
@@ -162,7 +177,7 @@ impl Group {
         }
         match self.bootstrap {
             Bootstrap::Wanted { above }
-                if !self.fetching && !ctx.has_timer(Reason::Bootstrap(self.id)) =>
+                if self.donors.asked.is_none() && !ctx.has_timer(Reason::Bootstrap(self.id)) =>
             {
                 self.fetch_snapshot(ctx, above);
             }
@@ -176,8 +191,13 @@ impl Group {
         }
     }
 
-    /// From the leader; where that did not help, from the next one of those who are there.
+    /// From the leader; where that did not help, from the next one of those who are there. Whoever went
+    /// away meanwhile is waited for.
     fn fetch_snapshot(&mut self, ctx: &mut Context, above: Lsn) {
+        let missed = self.donors.missed.filter(|(_, until)| ctx.now.mono < *until);
+        if missed.is_some_and(|(node, _)| !ctx.peers.is_alive(node)) {
+            return self.retry_bootstrap(ctx);
+        }
         let leader = self.leader(ctx);
         let mut nodes: Vec<NodeId> =
             ctx.peers.iter().filter(|(_, peer)| peer.alive).map(|(node, _)| node).collect();
@@ -185,9 +205,8 @@ impl Group {
         if nodes.is_empty() {
             return self.retry_bootstrap(ctx);
         }
-        let from = nodes[self.bootstraps % nodes.len()];
-        self.bootstraps += 1;
-        self.fetching = true;
+        let from = missed.map_or(nodes[self.donors.turns % nodes.len()], |(node, _)| node);
+        self.donors.asked = Some(from);
         ctx.notice(Notice::Bootstrapping { group: self.id, from, above });
         ctx.emit(Effect::Bootstrap { group: self.id, from, above });
     }
@@ -199,7 +218,7 @@ impl Group {
 
     /// A snapshot is here.
     pub(crate) fn on_snapshot_ready(&mut self, ctx: &mut Context, at: Position) {
-        self.fetching = false;
+        self.donors = Donors { turns: self.donors.turns + 1, ..Donors::default() };
         let Bootstrap::Wanted { above } = self.bootstrap else { return };
         self.bootstrap = if self.contradicts(at) || at.lsn < above {
             self.retry_bootstrap(ctx);
@@ -216,7 +235,13 @@ impl Group {
     }
 
     pub(crate) fn on_snapshot_failed(&mut self, ctx: &mut Context) {
-        self.fetching = false;
+        let Some(asked) = self.donors.asked.take() else { return };
+        if ctx.peers.is_alive(asked) {
+            (self.donors.missed, self.donors.turns) = (None, self.donors.turns + 1);
+        } else {
+            let until = ctx.now.mono.plus(DONOR_PATIENCE_US);
+            self.donors.missed = Some((asked, until));
+        }
         self.retry_bootstrap(ctx);
     }
 

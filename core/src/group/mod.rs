@@ -44,7 +44,7 @@ use crate::{
 pub(crate) use apply::Applying;
 pub use audit::Verified;
 use audit::{Audit, LeaderAudits};
-use bootstrap::Bootstrap;
+use bootstrap::{Bootstrap, Donors};
 use doubt::Soundness;
 use once::LeaderOnce;
 use progress::Progress;
@@ -131,10 +131,7 @@ pub(crate) struct Group {
     soundness: Soundness,
     repair: Repair,
     bootstrap: Bootstrap,
-    /// A snapshot is being fetched.
-    fetching: bool,
-    /// How often one was asked for.
-    bootstraps: usize,
+    donors: Donors,
     /// How often one is to replace a state that failed.
     replacements: u32,
     /// How often a replica was brought up to date since it was started: see [`Resyncs`].
@@ -192,8 +189,7 @@ impl Group {
             soundness: if in_doubt { Soundness::InDoubt } else { Soundness::Sound },
             repair: Repair::default(),
             bootstrap: Bootstrap::No,
-            fetching: false,
-            bootstraps: 0,
+            donors: Donors::default(),
             replacements: 0,
             resyncs: Resyncs::default(),
             discarding: false,

@@ -120,6 +120,15 @@ fn render(metrics: &Metrics) -> String {
         "Passes of the scrub that found a state that is not what was written, or could not read it.",
         one(metrics.scrub_failures),
     );
+    family(
+        "highwater_snapshot_bytes_total",
+        "counter",
+        "Bytes of snapshots that bring replicas up to date, from other nodes and to them.",
+        vec![
+            ("{direction=\"received\"}".to_owned(), metrics.snapshot_bytes_received),
+            ("{direction=\"given\"}".to_owned(), metrics.snapshot_bytes_given),
+        ],
+    );
     // Database names need no escaping: see `names`.
     let leads = metrics
         .groups
@@ -213,6 +222,8 @@ mod tests {
             elections: 1,
             scrubbed_bytes: 9,
             scrub_failures: 1,
+            snapshot_bytes_given: 12,
+            snapshot_bytes_received: 0,
             apply_errors: 0,
             groups: vec![GroupMetrics {
                 verified: Some(Verified { lsn: Lsn(3), root: Root(7), at_ms: 5_999 }),
@@ -244,6 +255,7 @@ mod tests {
             "highwater_watermark{database=\"db\",mark=\"committed\"} 4",
             "highwater_scrubbed_bytes_total 9",
             "highwater_scrub_failures_total 1",
+            "highwater_snapshot_bytes_total{direction=\"given\"} 12",
             "highwater_divergences_total{database=\"db\"} 8",
             "highwater_verified_lsn{database=\"db\"} 3",
             "highwater_verified_timestamp_seconds{database=\"db\"} 5",

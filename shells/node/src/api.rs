@@ -280,6 +280,10 @@ pub struct Metrics {
     pub scrubbed_bytes: u64,
     /// Passes of the scrub that found something.
     pub scrub_failures: u64,
+    /// Bytes of snapshots that came from other nodes.
+    pub snapshot_bytes_received: u64,
+    /// Bytes of snapshots that went to other nodes.
+    pub snapshot_bytes_given: u64,
     /// One row a group of this node.
     pub groups: Vec<GroupMetrics>,
 }

@@ -701,6 +701,10 @@ impl<C: Clock, T: Transport> Driver<C, T> {
                 metrics.oplog_syncs = self.hands.shared.syncs.load(Ordering::Relaxed);
                 metrics.writes_acked = self.hands.shared.acked.load(Ordering::Relaxed);
                 metrics.writes_replayed = self.hands.shared.replayed.load(Ordering::Relaxed);
+                metrics.snapshot_bytes_received =
+                    self.hands.shared.snapshot_received.load(Ordering::Relaxed);
+                metrics.snapshot_bytes_given =
+                    self.hands.shared.snapshot_given.load(Ordering::Relaxed);
                 metrics.apply_errors = self.hands.shared.apply_errors.load(Ordering::Relaxed);
                 status::add_scrub(&mut metrics, &self.hands.shared.scrub.get());
                 drop(reply.send(metrics));

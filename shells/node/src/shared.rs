@@ -36,6 +36,9 @@ pub(crate) struct Shared {
     pub(crate) replayed: AtomicU64,
     /// Applies that failed.
     pub(crate) apply_errors: AtomicU64,
+    /// Bytes of snapshots that came from other nodes, and that went to them.
+    pub(crate) snapshot_received: AtomicU64,
+    pub(crate) snapshot_given: AtomicU64,
     /// Snapshots that are being received.
     transfers: Mutex<BTreeMap<GroupId, Received>>,
 }
@@ -106,6 +109,8 @@ impl Shared {
             acked: AtomicU64::new(0),
             replayed: AtomicU64::new(0),
             apply_errors: AtomicU64::new(0),
+            snapshot_received: AtomicU64::new(0),
+            snapshot_given: AtomicU64::new(0),
             transfers: Mutex::default(),
         }
     }

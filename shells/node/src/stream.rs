@@ -105,7 +105,7 @@ impl Handle {
     ) -> Result<ChangeStream, Error> {
         let group = self.resolve(database, deadline).await?;
         let permit = self.shared.streams.clone().try_acquire_owned().map_err(|_| Error::Busy)?;
-        let (after, connected) = match from {
+        let (mut after, connected) = match from {
             Begin::After(after) => (after, None),
             Begin::Slot(name, seen) => {
                 let (confirmed, connected) = self.connect_slot(group, name, deadline).await?;
@@ -136,6 +136,9 @@ impl Handle {
                 // What all agree on is known once something was read.
                 self.read_index(group, deadline).await?;
                 bases = self.bases(group).await?;
+            }
+            if planted::is(Planted::StreamFromPruned) {
+                after = after.max(bases.latest().position.lsn);
             }
             bases.check(after)?;
             if planted::is(Planted::StreamGuessesPrev) {
@@ -247,9 +250,7 @@ impl Bases {
     /// [`Error::LogPruned`] where it is to be had nowhere; [`Error::NotReady`] where others may have it.
     fn check(self, after: Lsn) -> Result<(), Error> {
         let lost = |base: &Base| after < base.position.lsn;
-        if let Some(agreed) = self.agreed.filter(lost)
-            && !planted::is(Planted::StreamFromPruned)
-        {
+        if let Some(agreed) = self.agreed.filter(lost) {
             return Err(Error::LogPruned { first: agreed.position.lsn.next() });
         }
         if lost(&self.here) {

@@ -7,7 +7,7 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -75,6 +75,7 @@ pub(crate) fn start(
     let mut donates = Donor {
         states: states.clone(),
         transport: transport.clone(),
+        shared: shared.clone(),
         sealed: BTreeMap::new(),
         unasked: giver.groups.clone(),
         asked: BTreeSet::new(),
@@ -127,6 +128,7 @@ fn spawn<J: Send + 'static>(
 struct Donor {
     states: Arc<States>,
     transport: Arc<dyn Transport>,
+    shared: Arc<Shared>,
     giver: Giver,
     sealed: BTreeMap<GroupId, Sealed>,
     /// Groups that may have a snapshot, and have not been asked for since the last sweep.
@@ -171,6 +173,7 @@ impl Donor {
             _ => 0,
         };
         self.transport.send(vec![(to, message)]);
+        self.shared.snapshot_given.fetch_add(bytes, Relaxed);
         let nanos = (bytes * 1_000_000_000).checked_div(self.giver.bytes_per_s);
         Duration::from_nanos(nanos.unwrap_or_default())
     }
@@ -285,6 +288,7 @@ impl Receives {
         content: &[u8],
     ) -> Result<(), SnapshotError> {
         let Some(fetch) = self.fetches.get_mut(&group) else { return Ok(()) };
+        self.shared.snapshot_received.fetch_add(content.len() as u64, Relaxed);
         match &mut fetch.incoming {
             Some(incoming) if incoming.id() == id => {
                 match number.cmp(&incoming.next()) {

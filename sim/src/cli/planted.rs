@@ -62,7 +62,8 @@ struct Shrunk {
 /// The profile whose seeds show a fault: what only clients with slots and keys bring about needs these.
 fn profile_of(fault: Planted, args: &Args) -> Profile {
     match fault {
-        Planted::OnceNotCheckpointed
+        Planted::PruneIgnoresSlots
+        | Planted::OnceNotCheckpointed
         | Planted::OnceForgottenEarly
         | Planted::OnceBeforeTermStart
         | Planted::RefusalNotRemembered => Profile::Oplog,

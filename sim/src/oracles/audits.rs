@@ -1,4 +1,4 @@
-//! O31. Audits: the root that a replica comes to is that of the reference, unless its state was changed
+//! O32. Audits: the root that a replica comes to is that of the reference, unless its state was changed
 //! behind its back; such a replica is found, by an audit or by the scrub, leaves service at once, and
 //! answers no read before its state is dropped. A root that is shown as verified is the right one.
 //!
@@ -20,6 +20,8 @@ pub(crate) struct Audits {
     tampered: BTreeMap<(NodeId, GroupId), String>,
     /// Such states in copies of nodes' disks.
     copies: BTreeMap<(NodeId, GroupId), String>,
+    /// Up to where each replica's state was right at its last audit.
+    right: BTreeMap<(NodeId, GroupId), Lsn>,
     /// The last root of each replica.
     own: BTreeMap<(NodeId, GroupId), (u64, Lsn, Root)>,
     /// Who must have left service after this step.
@@ -56,6 +58,7 @@ impl Audits {
             |(n, g): &(NodeId, GroupId)| *n == node && group.is_none_or(|group| group == *g);
         self.tampered.retain(|key, _| !is_it(key));
         self.own.retain(|key, _| !is_it(key));
+        self.right.retain(|key, _| !is_it(key));
         self.condemned.retain(|key, _| !is_it(key));
     }
 
@@ -73,12 +76,16 @@ impl Audits {
         due: Root,
     ) -> Verdict {
         self.own.insert((node, group), (process, lsn, root));
+        if root == due {
+            self.right.insert((node, group), lsn);
+        }
         if root == due || self.tampered.contains_key(&(node, group)) {
             return Ok(());
         }
+        let right = self.right.get(&(node, group)).copied().unwrap_or_default();
         let what = format!("{node:?} audits {group:?} at {lsn:?} as {root:?}, due is {due:?}");
-        // Whatever was applied up to there may be why.
-        Err(broken(what).on(node).of(group).lsns(Lsn(1), lsn))
+        // Whatever was applied since may be why.
+        Err(broken(what).on(node).of(group).lsns(right.min(lsn.prev()).next(), lsn))
     }
 
     /// A replica shows a verified root, and that one is due, where anybody knows.

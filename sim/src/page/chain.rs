@@ -49,6 +49,8 @@ const LSNS_MAX: u64 = 3;
 const TERMS_MAX: usize = 4;
 /// A chain is no longer than this.
 const LINKS_MAX: usize = 160;
+/// So much of what a node did on its own is in it.
+const BACKGROUND_MAX: usize = 40;
 /// So many faults are named beside it.
 const FAULTS_MAX: usize = 10;
 
@@ -115,12 +117,41 @@ pub(crate) fn explain(story: &Story, finding: &Finding) -> Chain {
     for root in roots.ids {
         slice.remember_restarts(root);
     }
+    slice.ids.extend(background(story, found, (finding, &subject)));
     let mut links: Vec<Link> = slice.ids.iter().filter_map(|id| slice.link(*id, found)).collect();
     if links.len() > LINKS_MAX {
         links.drain(..links.len() - LINKS_MAX);
     }
     let faults = faults(story, &slice.ids);
     Chain { links, ids: slice.ids, faults, subject }
+}
+
+/// What nodes did on their own, which no message leads to, and a finding is about: what was applied since
+/// a state was last audited right, what was read of one that is wrong and was not found, what was read
+/// for a stream, what was written to a file that can't be read.
+fn background(story: &Story, found: &Found, (finding, subject): (&Finding, &Subject)) -> Vec<Id> {
+    let path = finding.what.split([' ', ':']).find(|word| word.contains('/'));
+    let call = story.records[found.at].causes.first().copied().unwrap_or_default();
+    let is_ours = |id: &Id| {
+        let record = &story.records[*id];
+        let What::Traced(kind) = record.what else { return false };
+        let of_group = subject.group.is_some_and(|group| record.groups.contains(&group));
+        let applies = |(from, to): (Lsn, Lsn)| {
+            record.facts.iter().any(|fact| fact.from <= to && fact.to >= from)
+        };
+        subject.nodes.contains(&record.node)
+            && match (finding.oracle, kind) {
+                ("audits", Kind::Applied) => of_group && subject.lsns.is_some_and(applies),
+                ("audits", Kind::StateRead) => of_group && subject.lsns.is_none(),
+                ("streams", Kind::LogRead) => *id > call,
+                ("recovery", Kind::LogWrite | Kind::Sync) => {
+                    path.is_some_and(|path| record.text.starts_with(path))
+                }
+                _ => false,
+            }
+    };
+    let ours = (0..found.record).rev().filter(is_ours);
+    ours.take(BACKGROUND_MAX).collect()
 }
 
 /// What a text names, as the types of the protocol show themselves: `n1`, `g2`, `t3`, `l4`. A text

@@ -1,5 +1,6 @@
 //! What breaks, and what must hold while it does: crashes, pauses, partitions.
 
+mod bootstrap;
 mod crashes;
 mod damage;
 mod once;
