@@ -133,6 +133,7 @@ impl StorageBackend for Backend {
         self.disk.event(Kind::StateRead, self.id.0, offset, out.len() as u64, || {
             format!("file {} at {offset}: {} bytes", self.id.0, out.len())
         });
+        self.tell();
         Ok(())
     }
 

@@ -131,6 +131,8 @@ pub(crate) fn explain(story: &Story, finding: &Finding) -> Chain {
 /// for a stream, what was written to a file that can't be read.
 fn background(story: &Story, found: &Found, (finding, subject): (&Finding, &Subject)) -> Vec<Id> {
     let path = finding.what.split([' ', ':']).find(|word| word.contains('/'));
+    // History gets its name when it is whole.
+    let path = path.map(|path| if path.starts_with("history/") { "history/" } else { path });
     let call = story.records[found.at].causes.first().copied().unwrap_or_default();
     let is_ours = |id: &Id| {
         let record = &story.records[*id];
