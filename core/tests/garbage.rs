@@ -6,9 +6,9 @@ mod cluster;
 use bytes::Bytes;
 use cluster::{Cluster, MS, Rng};
 use highwater_core::{
-    Boot, Config, Entry, Formation, GroupId, GroupMessage, Hlc, Incarnation, Input, Instant, Kind,
-    Lsn, Member, Message, NodeId, OnceEntry, OnceKey, Peer, Position, Request, SlotCause,
-    SlotChange, SlotEntry, SlotLimits, SlotSettings, SlotStart, Term,
+    Base, Boot, Config, Entry, Formation, GroupId, GroupMessage, Hlc, Incarnation, Input, Instant,
+    Kind, Lsn, Member, Message, NodeId, OnceEntry, OnceKey, Peer, Position, Request, Root,
+    SlotCause, SlotChange, SlotEntry, SlotLimits, SlotSettings, SlotStart, Term,
 };
 
 /// Makes things up: often near what is true, else at an edge.
@@ -83,6 +83,8 @@ impl Liar<'_> {
                         Kind::CreateDatabase,
                         Kind::Slot,
                         Kind::Once,
+                        Kind::Audit,
+                        Kind::Prune,
                     ]),
                     payload: self.payload(),
                 }
@@ -90,7 +92,7 @@ impl Liar<'_> {
             .collect()
     }
 
-    /// Bytes, a keyed write, or what it says of slots.
+    /// Bytes, a keyed write, where the log begins, or what it says of slots.
     fn payload(&mut self) -> Bytes {
         if self.maybe() {
             return Bytes::from(vec![self.below(256) as u8; self.below(60) as usize]);
@@ -100,6 +102,10 @@ impl Liar<'_> {
             let (time_ms, expires_ms) = (self.edge(), self.edge());
             let once = OnceKey { key, digest: [self.below(2) as u8; 16] };
             return OnceEntry { time_ms, expires_ms, once, op: Bytes::new() }.encode();
+        }
+        if self.maybe() {
+            let (position, effective) = (self.position(), self.lsn());
+            return Base { position, effective, bytes: self.edge() }.encode();
         }
         let change = |liar: &mut Self| {
             let name = format!("s{}", liar.below(4));
@@ -134,7 +140,14 @@ impl Liar<'_> {
     }
 
     fn group_message(&mut self) -> GroupMessage {
-        match self.below(12) {
+        match self.below(15) {
+            12 => GroupMessage::Pruned {
+                base: self.position(),
+                committed: self.lsn(),
+                round: self.edge(),
+            },
+            13 => GroupMessage::Root { lsn: self.lsn(), root: Root(self.edge().into()) },
+            14 => GroupMessage::Verified { lsn: self.lsn(), root: Root(self.edge().into()) },
             10 => GroupMessage::Fetch { from: self.lsn(), to: self.lsn() },
             11 => {
                 let prev = self.position();
@@ -220,6 +233,8 @@ fn bombard(seed: u64, formed: bool) {
         tail_bytes_max: 2000,
         reads_max: 20,
         slot_requests_max: 10,
+        retention_bytes: 1,
+        retention_ms: 500,
         ..Config::default()
     };
     let groups_max = 20;
