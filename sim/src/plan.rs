@@ -281,7 +281,13 @@ pub(crate) enum Broken {
 struct OplogSizes {
     segment_bytes: u64,
     spare_segments: usize,
+    #[serde(default = "unbounded")]
     segments_max: usize,
+}
+
+/// Scripts from before there was sealed history have none.
+fn unbounded() -> usize {
+    usize::MAX
 }
 
 /// [`StateOptions`] in a script.
