@@ -166,11 +166,11 @@ impl Group {
 
     /// A replica reports its root to this leader.
     pub(super) fn on_root(&mut self, ctx: &mut Context, from: Member, lsn: Lsn, root: Root) {
-        if lsn > self.log.marks().appended() {
+        let (quorum, appended) = (self.quorum(ctx), self.log.marks().appended());
+        let Role::Leader(leader) = &mut self.role else { return };
+        if lsn > appended {
             return ctx.fault(from.node, "it audited what was never appended");
         }
-        let quorum = self.quorum(ctx);
-        let Role::Leader(leader) = &mut self.role else { return };
         let Some(round) = leader.audits.round(lsn) else { return };
         round.reports.retain(|member, _| member.node != from.node);
         round.reports.insert(from, root);
