@@ -195,6 +195,11 @@ impl Context {
         self.peers.is_alive(node) && self.recall.has_answered(node)
     }
 
+    /// Whether a node is heard and hears this one, as of the last election timeout.
+    pub(crate) fn is_in_touch(&self, node: NodeId) -> bool {
+        self.peers.is_in_touch(node, self.now.mono, self.config.election_timeout_us)
+    }
+
     /// Says something of a group once `depends_on` is durable. A promise is lost on the way to whom
     /// it must not be given yet.
     pub(crate) fn send_group(

@@ -96,6 +96,13 @@ impl Peers {
         self.states.get(&node).is_some_and(|p| p.alive)
     }
 
+    /// Whether a node is heard, and echoed us within `window` before `now`.
+    pub(crate) fn is_in_touch(&self, node: NodeId, now: Instant, window: u64) -> bool {
+        self.states
+            .get(&node)
+            .is_some_and(|p| p.alive && p.echoed.is_some_and(|echoed| now.since(echoed) <= window))
+    }
+
     /// Whether this very member echoed us within `window` before `now`.
     pub(crate) fn hears_us(&self, member: Member, now: Instant, window: u64) -> bool {
         self.states.get(&member.node).is_some_and(|p| {

@@ -244,6 +244,12 @@ impl Node {
         self.ctx.peers.is_alive(node)
     }
 
+    /// Whether a peer was heard within the election timeout, and had heard this node.
+    #[must_use]
+    pub fn is_in_touch(&self, node: NodeId) -> bool {
+        self.ctx.is_in_touch(node)
+    }
+
     /// Asserts every invariant of every group (docs/INVARIANTS.md). `step` does so for the groups
     /// that it touches.
     ///

@@ -195,7 +195,7 @@ impl Group {
     /// away meanwhile is waited for.
     fn fetch_snapshot(&mut self, ctx: &mut Context, above: Lsn) {
         let missed = self.donors.missed.filter(|(_, until)| ctx.now.mono < *until);
-        if missed.is_some_and(|(node, _)| !ctx.peers.is_alive(node)) {
+        if missed.is_some_and(|(node, _)| !ctx.is_in_touch(node)) {
             return self.retry_bootstrap(ctx);
         }
         let leader = self.leader(ctx);
@@ -236,12 +236,9 @@ impl Group {
 
     pub(crate) fn on_snapshot_failed(&mut self, ctx: &mut Context) {
         let Some(asked) = self.donors.asked.take() else { return };
-        if ctx.peers.is_alive(asked) {
-            (self.donors.missed, self.donors.turns) = (None, self.donors.turns + 1);
-        } else {
-            let until = ctx.now.mono.plus(DONOR_PATIENCE_US);
-            self.donors.missed = Some((asked, until));
-        }
+        self.donors.turns += 1;
+        let until = ctx.now.mono.plus(DONOR_PATIENCE_US);
+        self.donors.missed = (!ctx.is_in_touch(asked)).then_some((asked, until));
         self.retry_bootstrap(ctx);
     }
 

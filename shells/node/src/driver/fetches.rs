@@ -77,7 +77,7 @@ impl<C: Clock, T: Transport> Driver<C, T> {
     pub(super) fn block_is_late(&mut self, group: GroupId, inputs: &mut Vec<Input>) {
         let Some(fetching) = self.fetches.get_mut(&group) else { return };
         fetching.late += 1;
-        if fetching.late > BLOCK_ASKS_MAX || !self.hands.node.is_alive(fetching.from) {
+        if fetching.late > BLOCK_ASKS_MAX || !self.hands.node.is_in_touch(fetching.from) {
             let reason = format!("node {} does not answer", fetching.from);
             return self.give_up_fetch(group, reason, inputs);
         }
