@@ -21,7 +21,6 @@ mod message;
 mod node;
 mod once;
 mod peers;
-pub mod planted;
 mod recall;
 mod retention;
 mod rng;
@@ -34,6 +33,7 @@ pub use config::Config;
 pub use context::Reason;
 pub use entry::{Entry, Formation, Kind, Outcome, Position, Record};
 pub use group::Verified;
+pub use highwater_planted as planted;
 pub use io::{
     Doubt, Effect, Identity, Input, Notice, Recovered, RecoveredGroup, Reject, Reply, Request,
 };

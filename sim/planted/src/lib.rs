@@ -1,5 +1,9 @@
 //! Planted faults: real bugs, one `if` each, present only under `cfg(madsim)`, with which the
 //! simulator is measured. The production binary contains none: [`is`] is a constant `false` there.
+//!
+//! A crate of its own, as the switch is state of the thread that runs a simulation: what the core
+//! may not have.
+#![no_std]
 
 /// A bug that can be switched on in a simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
