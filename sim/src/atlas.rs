@@ -9,13 +9,16 @@
 //!    in place, or cut.
 //! 3. A node whose oplog was **cut** by damage is *weak* until each of its groups in doubt is sound
 //!    again, as the node itself says.
-//! 4. Lost, hurt and weak nodes together are never more than a minority. What would make them more is
-//!    not done; what strikes a node that is lost already costs nothing.
-//! 5. A disk is rolled back only where a peer remembers the later state and is met: all others run
+//! 4. A node whose materialized state was **damaged**, where its log does not reach back to the beginning,
+//!    is *stale* until all its groups are in service again and nothing is undetected: what was pruned is
+//!    held by states alone.
+//! 5. Lost, hurt, weak and stale nodes together are never more than a minority. What would make them more
+//!    is not done; what strikes a node that is lost already costs nothing.
+//! 6. A disk is rolled back only where a peer remembers the later state and is met: all others run
 //!    and the network is calm, from before the power goes until the node has its answers.
 //!
 //! Everything else takes nothing that a node has acknowledged, or, like damage to the materialized
-//! state, nothing that its own oplog does not hold: it needs no admission.
+//! state where nothing is pruned, nothing that its own oplog does not hold: it needs no admission.
 
 use std::{
     collections::BTreeSet,
@@ -29,6 +32,7 @@ struct State {
     lost: BTreeSet<NodeId>,
     hurt: BTreeSet<NodeId>,
     weak: BTreeSet<NodeId>,
+    stale: BTreeSet<NodeId>,
 }
 
 /// What the cluster of one run holds for certain.
@@ -40,7 +44,7 @@ pub(crate) struct Atlas {
 
 impl State {
     fn is_sound(&self, node: NodeId) -> bool {
-        !self.lost.contains(&node) && !self.hurt.contains(&node) && !self.weak.contains(&node)
+        [&self.lost, &self.hurt, &self.weak, &self.stale].iter().all(|set| !set.contains(&node))
     }
 }
 
@@ -71,6 +75,7 @@ impl Atlas {
         state.lost.insert(node);
         state.hurt.remove(&node);
         state.weak.remove(&node);
+        state.stale.remove(&node);
     }
 
     /// Whether a node has lost what it held.
@@ -89,6 +94,19 @@ impl Atlas {
     /// Nothing is left of the damage.
     pub(crate) fn heals(&self, node: NodeId) {
         self.lock().hurt.remove(&node);
+    }
+
+    /// A node's state was damaged, and its log can't make up for it.
+    pub(crate) fn goes_stale(&self, node: NodeId) {
+        let mut state = self.lock();
+        if !state.lost.contains(&node) {
+            state.stale.insert(node);
+        }
+    }
+
+    /// Its states are whole.
+    pub(crate) fn freshens(&self, node: NodeId) {
+        self.lock().stale.remove(&node);
     }
 
     /// A node says that its log may lack what it has acknowledged.
@@ -137,15 +155,16 @@ mod tests {
 
     #[test]
     fn never_more_than_a_minority() {
-        for (size, minority) in [(3, 1), (4, 1), (5, 2), (7, 3)] {
+        for (size, minority) in [(3, 1), (4, 1), (5, 2), (7, 3), (9, 4)] {
             let atlas = Atlas::new(&nodes(size));
             let mut lost = 0;
             for node in nodes(size) {
                 if atlas.may_lose(node) {
-                    match lost % 3 {
+                    match lost % 4 {
                         0 => atlas.lose(node),
                         1 => atlas.hurt(node),
-                        _ => atlas.weakens(node),
+                        2 => atlas.weakens(node),
+                        _ => atlas.goes_stale(node),
                     }
                     lost += 1;
                 }
@@ -166,6 +185,9 @@ mod tests {
         assert!(!atlas.may_lose(NodeId(2)) && atlas.is_weak(NodeId(1)));
         atlas.recovers(NodeId(1));
         assert!(atlas.may_lose(NodeId(2)));
+        atlas.goes_stale(NodeId(1));
+        assert!(!atlas.may_lose(NodeId(2)));
+        atlas.freshens(NodeId(1));
         atlas.lose(NodeId(2));
         atlas.weakens(NodeId(2));
         assert!(atlas.is_lost(NodeId(2)) && !atlas.may_lose(NodeId(3)));

@@ -50,6 +50,7 @@ impl Faults {
         self.healed.store(true, Ordering::Relaxed);
         self.cluster.world.fault(0, || "healed".to_owned());
         self.cluster.heal();
+        self.note_mended();
         let broken = &self.cluster.plan.broken;
         let without = self.cluster.atlas.dispensable(broken.iter().map(|(node, _)| *node));
         for (node, how) in broken.iter().filter(|(node, _)| without.contains(node)) {
@@ -276,7 +277,9 @@ impl Faults {
         let disk = &cluster.machine(node).disk;
         let of_log = !matches!(wound.place, Where::State | Where::Identity);
         self.note_mended();
-        if disk.is_damaged() || of_log && !atlas.may_lose(node) {
+        let of_state = wound.place == Where::State;
+        let costs = of_log || of_state && cluster.judge.has_pruned(node);
+        if disk.is_damaged() || costs && !atlas.may_lose(node) {
             return;
         }
         cluster.set_down_ms(node, down_ms);
@@ -285,7 +288,16 @@ impl Faults {
             cluster.judge.allow(node, harm);
             if of_log {
                 atlas.hurt(node);
+            } else if of_state {
+                self.loses_state(node);
             }
+        }
+    }
+
+    /// A node's state is not what it was.
+    fn loses_state(&self, node: NodeId) {
+        if self.cluster.judge.has_pruned(node) {
+            self.cluster.atlas.goes_stale(node);
         }
     }
 
@@ -295,8 +307,10 @@ impl Faults {
         let groups = cluster.judge.databases();
         let Some(nth) = (random as usize).checked_rem(groups.len()) else { return };
         let group = groups[nth].1;
+        self.note_mended();
         cluster.set_down_ms(node, down_ms);
         if !disk.is_damaged()
+            && (!cluster.judge.has_pruned(node) || cluster.atlas.may_lose(node))
             && disk.is_untroubled(Part::State)
             && cluster.crash(node, Crash::Power)
             && tamper(&disk.same_handle().state_files(), group, what, random)
@@ -304,6 +318,7 @@ impl Faults {
             cluster.world.saw(Seen::Tampered);
             cluster.world.fault(node.0, || format!("changes {what:?} of {group:?}"));
             cluster.judge.tampered(node, group, format!("{what:?}"));
+            self.loses_state(node);
         }
     }
 
@@ -359,6 +374,9 @@ impl Faults {
         for node in self.nodes() {
             if !self.cluster.machine(*node).disk.is_damaged() {
                 self.cluster.atlas.heals(*node);
+                if self.cluster.judge.holds_states(*node) {
+                    self.cluster.atlas.freshens(*node);
+                }
             }
         }
     }

@@ -201,6 +201,23 @@ impl Judge {
         self.lock().audits.undetected(nodes)
     }
 
+    /// Whether a node holds something in its states alone.
+    pub(crate) fn has_pruned(&self, node: NodeId) -> bool {
+        let state = self.lock();
+        let log = state.logs.get(&node);
+        let logs = state.machine.groups().into_iter().filter_map(|group| log?.log(group));
+        logs.map(|log| log.base().lsn).any(|base| base > Lsn(0))
+    }
+
+    /// Whether a node's states are all in service, and what they were, as far as anybody knows.
+    pub(crate) fn holds_states(&self, node: NodeId) -> bool {
+        let state = self.lock();
+        let mut of = state.standings.range((node, GroupId(0))..=(node, GroupId(u64::MAX)));
+        of.clone().next().is_some()
+            && of.all(|(_, standing)| !standing.quarantined)
+            && state.audits.undetected(&[node]).is_empty()
+    }
+
     /// A process's disk has failed it: calls ended in errors.
     pub(crate) fn erred(&self, process: ProcessId) {
         self.lock().harms.failed(process);
