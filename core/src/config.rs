@@ -39,7 +39,8 @@ pub struct Config {
     pub apply_entries_max: usize,
     /// Reads of one group that wait for a round or for apply; beyond: `Busy`.
     pub reads_max: usize,
-    /// A group's state is checkpointed once this much was applied since the last time.
+    /// A group's state is checkpointed once this much was applied since the last time, or four times as
+    /// much while there is more to apply; applying waits where that much comes in during a checkpoint.
     pub checkpoint_bytes: usize,
     /// When all groups together have this much applied but not checkpointed, the largest is
     /// checkpointed; at twice that, applying waits.
@@ -134,5 +135,12 @@ impl Default for Config {
             once_max: 10_000,
             once_window_ms: 24 * 3_600_000,
         }
+    }
+}
+
+impl Config {
+    /// What is applied of one group between two checkpoints, at most.
+    pub(crate) fn checkpoint_bytes_max(&self) -> usize {
+        4 * self.checkpoint_bytes
     }
 }

@@ -246,7 +246,13 @@ impl Group {
             self.applying.dirty_bytes += run.bytes;
             ctx.dirty_bytes += run.bytes;
         }
-        if self.applying.dirty_bytes >= ctx.config.checkpoint_bytes {
+        // While there is more to apply, a larger checkpoint is worth waiting for: it writes each page that
+        // many entries fall on once.
+        let worth = match upto < self.log.marks().applicable() {
+            true => ctx.config.checkpoint_bytes_max(),
+            false => ctx.config.checkpoint_bytes,
+        };
+        if self.applying.dirty_bytes >= worth {
             self.applying.wanted = true;
         }
         let mut outcomes = outcomes.into_iter();
@@ -317,8 +323,8 @@ impl Group {
 
     /// Whether applying waits for a checkpoint to end: what is in memory is bounded.
     fn is_full(&self, ctx: &Context) -> bool {
-        let own =
-            self.applying.checkpointing && self.applying.dirty_bytes >= ctx.config.checkpoint_bytes;
+        let own = self.applying.checkpointing
+            && self.applying.dirty_bytes >= ctx.config.checkpoint_bytes_max();
         own || ctx.dirty_bytes >= 2 * ctx.config.dirty_bytes_max
     }
 
