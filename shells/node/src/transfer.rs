@@ -1,6 +1,6 @@
 //! Snapshots on their way between nodes. Whoever needs one asks another node for the first block of one
-//! that will do, and then for one block after the other; what was received before a break, or a restart
-//! of either side, is not asked for again. Two workers do the reading and writing: the **donor** seals
+//! that will do, and then for one block after the other, a few ahead of those that came; what was
+//! received before a break, or a restart of either side, is not asked for again. Two workers do the reading and writing: the **donor** seals
 //! and reads, the **receiver** keeps what comes and makes a state of it. The driver passes messages on,
 //! and keeps the deadlines. Nothing here waits for anything but a disk.
 
@@ -23,6 +23,8 @@ use crate::{env::Transport, shared::Shared, workers::Completions};
 const ASKS_MAX: usize = 64;
 /// What waits for the receiver; a block that finds it full is asked for again.
 const BLOCKS_MAX: usize = 16;
+/// Of a snapshot so much is asked for ahead, in bytes, if the next blocks are as long as the last one.
+const AHEAD_BYTES: usize = 2 << 20;
 /// Snapshots that the donor keeps open.
 const SEALED_MAX: usize = 16;
 
@@ -216,6 +218,24 @@ struct Fetch {
     from: NodeId,
     above: Lsn,
     incoming: Option<Incoming>,
+    /// The next block to ask for.
+    ask_next: u32,
+}
+
+impl Fetch {
+    /// For all blocks before this one that were not asked for yet; for the first one where nothing has
+    /// come.
+    fn questions(&mut self, group: GroupId, end: u32) -> Vec<(NodeId, PeerMessage)> {
+        let (from, above) = (self.from, self.above);
+        let id = self.incoming.as_ref().map(Incoming::id);
+        let ask = |number| match id {
+            None => SnapshotAsk::Above(above),
+            Some(id) => SnapshotAsk::Block { id, number, above },
+        };
+        let numbers = self.ask_next..end;
+        self.ask_next = end.max(self.ask_next);
+        numbers.map(|n| (from, PeerMessage::SnapshotAsk { group, ask: ask(n) })).collect()
+    }
 }
 
 /// Receives snapshots.
@@ -264,20 +284,17 @@ impl Receives {
         if let Some(incoming) = &incoming {
             tracing::info!(%group, block = incoming.next(), "a snapshot is fetched on where it was");
         }
-        self.fetches.insert(group, Fetch { from, above, incoming });
+        self.fetches.insert(group, Fetch { from, above, incoming, ask_next: 0 });
         self.ask(group);
         Ok(())
     }
 
-    /// Asks for what comes next.
-    fn ask(&self, group: GroupId) {
-        let Some(Fetch { from, above, incoming }) = self.fetches.get(&group) else { return };
-        let above = *above;
-        let ask = match incoming {
-            None => SnapshotAsk::Above(above),
-            Some(i) => SnapshotAsk::Block { id: i.id(), number: i.next(), above },
-        };
-        self.transport.send(vec![(*from, PeerMessage::SnapshotAsk { group, ask })]);
+    /// Asks for what comes next, whatever was asked for before.
+    fn ask(&mut self, group: GroupId) {
+        let Some(fetch) = self.fetches.get_mut(&group) else { return };
+        fetch.ask_next = fetch.incoming.as_ref().map_or(0, Incoming::next);
+        let questions = fetch.questions(group, fetch.ask_next + 1);
+        self.transport.send(questions);
     }
 
     fn take(
@@ -300,6 +317,7 @@ impl Receives {
             }
             _ if number == 0 && id.at.lsn >= fetch.above => {
                 fetch.incoming = Some(self.states.receive(group, id, content)?);
+                fetch.ask_next = 1;
             }
             // What was begun is not to be had any more.
             _ => {
@@ -311,7 +329,9 @@ impl Receives {
         let (received, next) = fetch.incoming.as_ref().map_or((0, 0), |i| (i.bytes(), i.next()));
         self.shared.note_transfer(group, Some(Received { bytes: received, of: bytes }));
         if next < blocks {
-            self.ask(group);
+            let ahead = (AHEAD_BYTES / content.len().max(1)).clamp(1, BLOCKS_MAX / 2) as u32;
+            let questions = fetch.questions(group, blocks.min(next.saturating_add(ahead)));
+            self.transport.send(questions);
             return Ok(());
         }
         let incoming = fetch.incoming.take();
