@@ -1,6 +1,8 @@
 //! What committed operations do to the records: conditions are judged here, at apply, so that
 //! every replica comes to the same outcome.
 
+use std::collections::btree_map;
+
 use bytes::Bytes;
 use highwater_core::{
     Entry, Kind, Lsn, Outcome,
@@ -121,14 +123,9 @@ pub(super) struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// Takes one step: all of an operation or, where a condition does not hold, nothing. Takes its
-    /// priors, one for each write.
-    pub(super) fn take(
-        &mut self,
-        lsn: Lsn,
-        step: Step,
-        priors: &mut impl Iterator<Item = Before>,
-    ) -> Outcome {
+    /// Takes one step: all of an operation or, where a condition does not hold, nothing. `priors` begin
+    /// with its own, one for each write, and are left without.
+    pub(super) fn take(&mut self, lsn: Lsn, step: Step, priors: &mut &[Before]) -> Outcome {
         let op = match step {
             Step::Op(op) => op,
             Step::Audit => {
@@ -136,29 +133,30 @@ impl Target<'_> {
                 return Outcome { refused: false, answer: Bytes::copy_from_slice(&root) };
             }
         };
-        let before = |write: &Write| {
-            let prior = priors.next().flatten();
-            self.active.get(&write.key).map_or(prior, Cell::before)
-        };
-        let before: Vec<Before> = op.writes.iter().map(before).collect();
-        let version = |index: usize| before.get(index).copied().flatten().map(|(lsn, _)| lsn);
-        for (index, write) in op.writes.iter().enumerate() {
+        let known = priors.split_off(..op.writes.len()).expect("there is a prior for each write");
+        for (index, (write, prior)) in op.writes.iter().zip(known).enumerate() {
             let judged = index == 0 || !planted::is(Planted::BatchHalfJudged);
-            if judged && !holds(&write.condition, version(index)) {
-                let version = version(index).unwrap_or_default();
+            if write.condition == Condition::default() || !judged {
+                continue;
+            }
+            let before = self.active.get(&write.key).map_or(*prior, Cell::before);
+            let version = before.map(|(lsn, _)| lsn);
+            if !holds(&write.condition, version) {
                 let index = u32::try_from(index).unwrap_or(u32::MAX);
-                let refusal = Answer::Refused { index, version };
+                let refusal = Answer::Refused { index, version: version.unwrap_or_default() };
                 return Outcome { refused: true, answer: refusal.encode() };
             }
         }
-        let existed = version(0).is_some();
-        for (write, before) in op.writes.into_iter().zip(before) {
-            self.write(lsn, write, before);
+        let mut existed = None;
+        for (write, prior) in op.writes.into_iter().zip(known) {
+            let before = self.write(lsn, write, *prior);
+            existed.get_or_insert(before.is_some());
         }
-        self.answers.done(existed)
+        self.answers.done(existed.unwrap_or_default())
     }
 
-    fn write(&mut self, lsn: Lsn, write: Write, before: Before) {
+    /// What was there before.
+    fn write(&mut self, lsn: Lsn, write: Write, prior: Before) -> Before {
         let Write { key, action, .. } = write;
         let cell = match action {
             Action::Put { value, content_type } => {
@@ -168,10 +166,19 @@ impl Target<'_> {
             Action::Delete => Cell::Gone,
         };
         let now = cell.leaf();
-        let before = before.map(|(_, leaf)| leaf);
-        let before = before.filter(|_| !planted::is(Planted::LeafNotSubtracted));
-        self.sums.change(&key, before, now);
-        self.active.insert(key, cell);
+        let slot = self.active.entry(key);
+        let before = match &slot {
+            btree_map::Entry::Occupied(held) => held.get().before(),
+            btree_map::Entry::Vacant(_) => prior,
+        };
+        let leaf = before.map(|(_, leaf)| leaf);
+        let leaf = leaf.filter(|_| !planted::is(Planted::LeafNotSubtracted));
+        self.sums.change(slot.key(), leaf, now);
+        match slot {
+            btree_map::Entry::Occupied(mut held) => drop(held.insert(cell)),
+            btree_map::Entry::Vacant(free) => drop(free.insert(cell)),
+        }
+        before
     }
 }
 

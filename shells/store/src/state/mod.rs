@@ -142,7 +142,7 @@ pub struct StateOptions {
 
 impl Default for StateOptions {
     fn default() -> StateOptions {
-        StateOptions { open_max: 256, cache_bytes: 64 << 20 }
+        StateOptions { open_max: 256, cache_bytes: 128 << 20 }
     }
 }
 
@@ -291,7 +291,8 @@ impl States {
             applied,
             first,
         })?;
-        let mut priors = self.priors(&slot, &run)?.into_iter();
+        let priors = self.priors(&slot, &run)?;
+        let mut priors = &priors[..];
 
         let mut outcomes = vec![Outcome::default(); run.skipped];
         outcomes.reserve(run.steps.len());
@@ -524,12 +525,13 @@ impl States {
 
     /// The priors of a run, one for each write; none at all where no record can be there.
     fn priors(&self, slot: &Arc<Slot>, run: &Run) -> Result<Vec<Before>, StateError> {
-        if run.keys().next().is_none() {
+        let keys = run.keys().count();
+        if keys == 0 {
             return Ok(Vec::new());
         }
         let (_, known, reader) = self.look(slot, |memory| {
             if !memory.has_records && memory.overlays.frozen.is_none() {
-                return (Vec::new(), Below::Nothing);
+                return (vec![Prior::Known(None); keys], Below::Nothing);
             }
             let known = run.priors(&memory.overlays);
             let below = known.iter().any(|prior| matches!(prior, Prior::InFile));

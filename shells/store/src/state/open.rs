@@ -169,13 +169,13 @@ impl States {
 }
 
 /// The cache of one more file: half of the budget is divided evenly, of the other half each file
-/// gets a quarter of what is left, so that a node with few databases uses it well and one with
+/// gets a half of what is left, so that a node with few databases uses it well and one with
 /// many stays within it. `open` counts the new one, `granted` does not.
 fn cache_share(options: &StateOptions, open: usize, granted: usize) -> usize {
     let half = options.cache_bytes / 2;
     let even = half / options.open_max.max(1);
     let extra = granted.saturating_sub(even * open.saturating_sub(1));
-    even + half.saturating_sub(extra) / 4
+    even + half.saturating_sub(extra) / 2
 }
 
 /// Takes a group out of service.
