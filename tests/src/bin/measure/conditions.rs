@@ -18,11 +18,10 @@ pub(crate) struct Conditions {
     load_average: String,
     kernel: String,
     file_system: String,
-    settings: String,
 }
 
 impl Conditions {
-    pub(crate) fn here(scratch: &Scratch, seconds: u64) -> Conditions {
+    pub(crate) fn here(scratch: &Scratch) -> Conditions {
         Conditions {
             date: run("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
             version: binary::run(&["--version"]).ok().stdout.trim().to_owned(),
@@ -36,15 +35,10 @@ impl Conditions {
             load_average: load_average(),
             kernel: run("uname", &["-sr"]),
             file_system: file_system(scratch.path()),
-            settings: format!(
-                "three nodes and the load on this machine, loopback, TLS between the nodes, \
-                 256-byte values, quorum acks, closed loop with keep-alive to the leader's node, \
-                 {seconds} s each, defaults otherwise"
-            ),
         }
     }
 
-    pub(crate) fn lines(&self) -> [String; 5] {
+    pub(crate) fn lines(&self) -> [String; 4] {
         [
             format!("{}, {} ({})", self.date, self.version, self.commit),
             format!(
@@ -53,7 +47,6 @@ impl Conditions {
             ),
             self.kernel.clone(),
             self.file_system.clone(),
-            self.settings.clone(),
         ]
     }
 }

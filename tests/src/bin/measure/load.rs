@@ -4,6 +4,10 @@
 use std::{
     io,
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,9 +17,8 @@ use tokio::{
     runtime::Builder,
 };
 
-const VALUE: usize = 256;
-/// Keys of one connection, written in turn.
-const KEYS: usize = 1_000;
+use crate::noise::Noise;
+
 /// More than any answer here has.
 const ANSWER: usize = 4096;
 
@@ -39,43 +42,80 @@ impl Outcome {
     }
 }
 
-/// Writes for a while. A connection that fails is opened again.
-pub(crate) fn run(
-    node: SocketAddr,
-    database: &str,
-    connections: usize,
-    duration: Duration,
-) -> Outcome {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let began = Instant::now();
-        let end = began + duration;
-        let loops: Vec<_> = (0..connections)
-            .map(|id| tokio::spawn(write(node, database.to_owned(), id, end)))
-            .collect();
-        let mut outcome = Outcome { latencies_us: Vec::new(), errors: 0, took: Duration::ZERO };
-        for writer in loops {
-            let (latencies, errors) = writer.await.expect("a writer");
-            outcome.latencies_us.extend(latencies);
-            outcome.errors += errors;
-        }
-        outcome.took = began.elapsed();
-        outcome.latencies_us.sort_unstable();
-        outcome
-    })
+/// What is written, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Load {
+    /// Where.
+    pub(crate) node: SocketAddr,
+    pub(crate) database: &'static str,
+    pub(crate) connections: usize,
+    /// Bytes of a value; they do not compress.
+    pub(crate) value: usize,
+    /// Keys of one connection, written in turn.
+    pub(crate) keys: usize,
 }
 
-async fn write(node: SocketAddr, database: String, id: usize, end: Instant) -> (Vec<u32>, u64) {
+/// Whether there is another write to be made.
+type More = Arc<dyn Fn() -> bool + Send + Sync>;
+
+impl Load {
+    /// Values of 256 bytes.
+    pub(crate) fn small(node: SocketAddr, database: &'static str, connections: usize) -> Load {
+        Load { node, database, connections, value: 256, keys: 1_000 }
+    }
+
+    /// Writes for a while.
+    pub(crate) fn last(&self, duration: Duration) -> Outcome {
+        let end = Instant::now() + duration;
+        self.run(Arc::new(move || Instant::now() < end))
+    }
+
+    /// Writes so many times.
+    pub(crate) fn times(&self, writes: u64) -> Outcome {
+        let made = AtomicU64::new(0);
+        self.run(Arc::new(move || made.fetch_add(1, Ordering::Relaxed) < writes))
+    }
+
+    /// Writes until told to stop.
+    pub(crate) fn until(&self, stop: Arc<AtomicBool>) -> Outcome {
+        self.run(Arc::new(move || !stop.load(Ordering::Relaxed)))
+    }
+
+    /// A connection that fails is opened again.
+    fn run(&self, more: More) -> Outcome {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let began = Instant::now();
+            let loops: Vec<_> = (0..self.connections)
+                .map(|id| tokio::spawn(write(self.clone(), id, more.clone())))
+                .collect();
+            let mut outcome = Outcome { latencies_us: Vec::new(), errors: 0, took: Duration::ZERO };
+            for writer in loops {
+                let (latencies, errors) = writer.await.expect("a writer");
+                outcome.latencies_us.extend(latencies);
+                outcome.errors += errors;
+            }
+            outcome.took = began.elapsed();
+            outcome.latencies_us.sort_unstable();
+            outcome
+        })
+    }
+}
+
+async fn write(load: Load, id: usize, more: More) -> (Vec<u32>, u64) {
+    let Load { node, database, value, keys, .. } = load;
     let mut latencies = Vec::new();
     let mut errors = 0;
     let head = format!("PUT /v1/databases/{database}/records/c{id:03}-");
     let at = head.len();
     let mut request =
-        format!("{head}000 HTTP/1.1\r\nhost: {node}\r\ncontent-length: {VALUE}\r\n\r\n")
+        format!("{head}000000 HTTP/1.1\r\nhost: {node}\r\ncontent-length: {value}\r\n\r\n")
             .into_bytes();
-    request.resize(request.len() + VALUE, b'v');
+    let body = request.len();
+    request.resize(body + value, 0);
+    let mut noise = Noise::new(id as u64);
     let mut key = 0;
-    while Instant::now() < end {
+    while more() {
         let Ok(mut stream) = TcpStream::connect(node).await else {
             errors += 1;
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -84,12 +124,10 @@ async fn write(node: SocketAddr, database: String, id: usize, end: Instant) -> (
         // Without it, a request would wait for the acknowledgement of the one before.
         let _ = stream.set_nodelay(true);
         loop {
+            key = (key + 1) % keys;
+            request[at..at + 6].copy_from_slice(format!("{key:06}").as_bytes());
+            noise.fill(&mut request[body..]);
             let began = Instant::now();
-            if began >= end {
-                return (latencies, errors);
-            }
-            key = (key + 1) % KEYS;
-            request[at..at + 3].copy_from_slice(format!("{key:03}").as_bytes());
             match exchange(&mut stream, &request).await {
                 Ok(200 | 201) => {
                     let us = began.elapsed().as_micros();
@@ -100,6 +138,9 @@ async fn write(node: SocketAddr, database: String, id: usize, end: Instant) -> (
                     errors += 1;
                     break;
                 }
+            }
+            if !more() {
+                return (latencies, errors);
             }
         }
     }

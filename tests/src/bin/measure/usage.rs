@@ -8,6 +8,8 @@ pub(crate) struct Usage {
     /// User and system time.
     pub(crate) cpu: Duration,
     rss_kib: u64,
+    /// Of that, what is of no file.
+    pub(crate) private_kib: u64,
 }
 
 impl Usage {
@@ -20,11 +22,14 @@ impl Usage {
         let ticks = ticks(11).unwrap_or_default() + ticks(12).unwrap_or_default();
         let per_second = rustix::param::clock_ticks_per_second();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let rss = rss.and_then(|text| text.trim().split(' ').next()?.parse().ok());
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|text| text.trim().split(' ').next()?.parse().ok()).unwrap_or_default()
+        };
         Usage {
             cpu: Duration::from_secs_f64(ticks as f64 / per_second as f64),
-            rss_kib: rss.unwrap_or_default(),
+            rss_kib: kib("VmRSS:"),
+            private_kib: kib("RssAnon:"),
         }
     }
 

@@ -1,15 +1,13 @@
-//! What was measured, for people and as JSON.
+//! What was measured of writes, for people and as JSON.
 
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::conditions::Conditions;
-
 /// Everything.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    pub(crate) conditions: Conditions,
+    pub(crate) settings: String,
     /// The disk's own: 4 KiB into a preallocated file; before and after the rest.
     pub(crate) fdatasync_per_s: [u64; 2],
     pub(crate) idle: Idle,
@@ -74,9 +72,7 @@ impl fmt::Display for Idle {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for line in self.conditions.lines() {
-            writeln!(f, "{line}")?;
-        }
+        writeln!(f, "{}", self.settings)?;
         let [before, after] = self.fdatasync_per_s;
         writeln!(
             f,
