@@ -50,7 +50,9 @@ pub const SNAPSHOT_BLOCK_MAX: usize = 20 << 20;
 /// A part is fsynced after so many bytes: that much is fetched again after a power cut, at most.
 const SYNC_EVERY: u64 = 4 << 20;
 /// So many bytes of rows make one transaction of a state that is being made.
-const COMMIT_EVERY: usize = 16 << 20;
+const COMMIT_EVERY: usize = 8 << 20;
+/// The cache of a state that is being made: a transaction's pages fit into the half that they may take.
+const MAKE_CACHE: usize = 4 * COMMIT_EVERY;
 
 /// Why there is no snapshot, or no more of it.
 #[derive(Debug, thiserror::Error)]
@@ -578,7 +580,7 @@ impl States {
             }
             TableError::Empty => bad("there is nothing in it"),
         };
-        let table = Table::create(self.backend(file), 4 << 20, leaves).map_err(&made)?;
+        let table = Table::create(self.backend(file), MAKE_CACHE, leaves).map_err(&made)?;
         let mut head: Option<Head> = None;
         let mut rows = RowBatch::default();
         for number in 0.. {
