@@ -7,6 +7,7 @@ mod bootstrap;
 mod consumer;
 mod crashes;
 mod damage;
+mod dead_slot;
 mod once;
 mod partitions;
 mod pauses;
