@@ -3,6 +3,7 @@
 //! back.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
         Arc,
@@ -287,6 +288,35 @@ impl Journal {
     #[must_use]
     pub fn failed(&self) -> usize {
         self.attempts().count() - self.acked()
+    }
+
+    /// Checks what a consumer did, by LSN and key, against what the writers were told: every write
+    /// that was acknowledged once, at its LSN, and none that failed. What other keys it has is not
+    /// looked at.
+    ///
+    /// # Panics
+    /// Where something is missing, comes twice, or is not what it was.
+    pub fn verify_consumed(&self, consumed: &[(u64, String)]) {
+        let rising = consumed.windows(2).find(|pair| pair[0].0 >= pair[1].0);
+        assert!(rising.is_none(), "out of order, or twice: {rising:?}");
+        let mut done = BTreeMap::new();
+        for (lsn, key) in consumed.iter().filter(|(_, key)| key.starts_with("load/")) {
+            let before = done.insert(key.as_str(), *lsn);
+            assert_eq!(before, None, "{key} is written once, and came again at {lsn}");
+        }
+        for Attempt { key, outcome } in self.attempts() {
+            let found = done.remove(key.as_str());
+            match outcome {
+                Outcome::Acked { version, .. } => {
+                    assert_eq!(found, Some(*version), "MISSED: {key}, acknowledged at {version}");
+                }
+                Outcome::Definite(code) => {
+                    assert_eq!(found, None, "{key} failed ({code}), yet it was consumed");
+                }
+                Outcome::Unknown => {}
+            }
+        }
+        assert!(done.is_empty(), "nobody wrote {done:?}");
     }
 
     /// Checks every write on every one of these nodes, and that the nodes agree.
