@@ -39,7 +39,7 @@ pub struct Config {
     pub apply_entries_max: usize,
     /// Reads of one group that wait for a round or for apply; beyond: `Busy`.
     pub reads_max: usize,
-    /// A group's state is checkpointed once this much was applied since the last time, or four times as
+    /// A group's state is checkpointed once this much was applied since the last time, or eight times as
     /// much while there is more to apply; applying waits where that much comes in during a checkpoint.
     pub checkpoint_bytes: usize,
     /// When all groups together have this much applied but not checkpointed, the largest is
@@ -141,6 +141,6 @@ impl Default for Config {
 impl Config {
     /// What is applied of one group between two checkpoints, at most.
     pub(crate) fn checkpoint_bytes_max(&self) -> usize {
-        4 * self.checkpoint_bytes
+        8 * self.checkpoint_bytes
     }
 }
