@@ -65,6 +65,12 @@ impl GroupLog {
         bytes + (upto.0.saturating_sub(applied.0) - count) * average.max(Entry::OVERHEAD as u64)
     }
 
+    /// About the weight of the entries that are durable and not applied yet.
+    pub(crate) fn lag_bytes(&self) -> u64 {
+        let count = self.marks.durable().0.saturating_sub(self.marks.applied().0);
+        count.saturating_mul(self.tail_bytes as u64 / (self.tail.len() as u64).max(1))
+    }
+
     pub(crate) fn uncommitted_bytes(&self) -> usize {
         self.uncommitted_bytes
     }

@@ -38,6 +38,8 @@ pub(crate) struct Applying {
     checkpointing: bool,
     /// Refused outcomes since the last checkpoint began, as control writes.
     refused: Vec<(Bytes, Bytes)>,
+    /// The leader is told what is durable once more is applied.
+    pub(super) owes_confirmation: bool,
 }
 
 impl Applying {
@@ -163,6 +165,11 @@ impl Group {
         self.applying.under_way.is_none() && !self.applying.loading
     }
 
+    /// Whether a run is on its way through the state.
+    pub(super) fn is_applying(&self) -> bool {
+        self.applying.under_way.is_some()
+    }
+
     /// Whether nothing is asked of the state.
     pub(super) fn is_apply_idle(&self) -> bool {
         self.is_run_over() && !self.applying.checkpointing && !self.slots.is_asked()
@@ -278,6 +285,7 @@ impl Group {
         }
         assert!(outcomes.next().is_none(), "nothing else has an outcome");
         self.slots.stand_at(upto);
+        self.confirm_owed(ctx);
     }
 
     fn on_op_applied(

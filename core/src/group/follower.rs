@@ -115,8 +115,36 @@ impl Group {
         }
     }
 
+    /// Something has become durable. Where nobody waits for it, and entries come faster than they are
+    /// applied, it is confirmed only as they are: so the leader does not send what memory has no room
+    /// for, and what applying would have to read back. A leader that asks is answered at once.
+    pub(super) fn confirm_durable(&mut self, ctx: &mut Context, leader: NodeId) {
+        if self.is_applying() && self.applies_behind(ctx) {
+            self.applying.owes_confirmation = true;
+        } else {
+            self.confirm(ctx, leader);
+        }
+    }
+
+    /// Something is applied: the leader may go on.
+    pub(super) fn confirm_owed(&mut self, ctx: &mut Context) {
+        if let Role::Follower { leader: Some(leader), .. } = self.role
+            && self.applying.owes_confirmation
+            && !self.applies_behind(ctx)
+        {
+            self.confirm(ctx, leader);
+        }
+    }
+
+    fn applies_behind(&self, ctx: &Context) -> bool {
+        let marks = self.log.marks();
+        marks.durable() <= marks.committed()
+            && self.log.lag_bytes() > ctx.config.tail_bytes_max as u64 / 2
+    }
+
     /// Confirms what is durable here and agreed with the leader.
     pub(crate) fn confirm(&mut self, ctx: &mut Context, to: NodeId) {
+        self.applying.owes_confirmation = false;
         if let Role::Follower { verified, round, .. } = self.role {
             let durable = self.log.marks().durable();
             let durable =

@@ -400,7 +400,7 @@ impl Group {
             }
             Role::Follower { leader: Some(leader), .. } if rose => {
                 let leader = *leader;
-                self.confirm(ctx, leader);
+                self.confirm_durable(ctx, leader);
             }
             _ => {}
         }

@@ -141,7 +141,7 @@ impl CatchUp {
                     return CatchUp { missed: goal - had, took, logged, first, cpu };
                 }
             }
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(Duration::from_millis(20));
         }
     }
 
