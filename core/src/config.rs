@@ -33,6 +33,9 @@ pub struct Config {
     pub inflight_messages_max: usize,
     /// Append bytes under way to one follower.
     pub inflight_bytes_max: usize,
+    /// While clients write, a follower is sent so many bytes a second of what it has missed, or twice
+    /// what they write where that is more.
+    pub catch_up_bytes_per_s: u64,
     /// One run of entries to apply.
     pub apply_bytes_max: usize,
     /// One run of entries to apply.
@@ -110,6 +113,7 @@ impl Default for Config {
             append_entries_max: 4096,
             inflight_messages_max: 64,
             inflight_bytes_max: 4 << 20,
+            catch_up_bytes_per_s: 8 << 20,
             apply_bytes_max: 1 << 20,
             apply_entries_max: 4096,
             reads_max: 16_384,

@@ -9,6 +9,7 @@ use alloc::{
 use crate::{
     config::Config,
     entry::Record,
+    fresh::Fresh,
     io::{Doubt, Effect, Identity, Notice, Reject, Reply},
     message::{GroupMessage, Message},
     peers::Peers,
@@ -89,6 +90,8 @@ pub(crate) struct Context {
     pub(crate) dirty_bytes: usize,
     /// Checkpoints under way.
     pub(crate) checkpoints: usize,
+    /// What clients write through this node.
+    pub(crate) fresh: Fresh,
     /// Groups that apply no further until a checkpoint ends.
     pub(crate) paused: BTreeSet<GroupId>,
     /// The oplog lost entries that may have been acknowledged.
@@ -147,6 +150,7 @@ impl Context {
             unwritten_bytes: 0,
             dirty_bytes: 0,
             checkpoints: 0,
+            fresh: Fresh::new(now.mono),
             paused: BTreeSet::new(),
             doubt: None,
             campaigning: 0,

@@ -13,6 +13,7 @@ mod context;
 pub mod control;
 mod entry;
 mod formation;
+mod fresh;
 mod group;
 mod io;
 mod liveness;

@@ -57,6 +57,9 @@ impl Group {
             payload,
         };
         let lsn = entry.lsn;
+        if matches!(kind, Kind::Op | Kind::Once) {
+            ctx.fresh.wrote(ctx.now.mono, entry.weight() as u64);
+        }
         let write = ctx.persist(self.id, Record::Append { group: self.id, entry: entry.clone() });
         self.log.append(entry, write);
         lsn
@@ -178,6 +181,10 @@ impl Group {
                 config.append_entries_max,
             );
             let Some(entries) = found else {
+                if progress.rests_until > ctx.now.mono {
+                    ctx.set_timer_by(Reason::Retry(self.id), progress.rests_until);
+                    break;
+                }
                 let to = marks.durable().min(Lsn(from.0 + config.append_entries_max as u64 - 1));
                 let (purpose, max_bytes) = (LoadFor::Follower(node), config.append_bytes_max);
                 progress.loading = Some(ctx.load(self.id, purpose, (from, to), max_bytes));
@@ -238,6 +245,9 @@ impl Group {
         let wanted = entries.first().is_some_and(|e| e.lsn == progress.next);
         // A follower that answered meanwhile may need something else.
         if wanted && progress.has_window(ctx.config.inflight_messages_max, usize::MAX) {
+            let bytes = entries.iter().map(|entry| entry.weight() as u64).sum();
+            let rest = ctx.fresh.rest_us(ctx.now.mono, bytes, ctx.config.catch_up_bytes_per_s);
+            progress.rests_until = ctx.now.mono.plus(rest);
             let message = append_message(progress, entries, committed, round, ctx.now.mono);
             self.send(ctx, node, message);
         }

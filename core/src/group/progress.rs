@@ -43,6 +43,8 @@ pub(crate) struct Progress {
     /// When it last answered, or was first waited for.
     pub(crate) answered: Instant,
     pub(crate) loading: Option<LoadId>,
+    /// No more is read for it before then.
+    pub(crate) rests_until: Instant,
 }
 
 impl Progress {
@@ -61,6 +63,7 @@ impl Progress {
             round: 0,
             answered: now,
             loading: None,
+            rests_until: now,
         }
     }
 
