@@ -7,9 +7,12 @@
 //! What is given was checked twice: each block and each record as it is read back, and all records
 //! together against the sums that the state had at that LSN.
 
-use std::sync::{
-    Arc, Weak,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    io,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -18,12 +21,12 @@ use highwater_core::{GroupId, Lsn, Root};
 use super::{
     Below, States, StoredListed, StoredRecord,
     error::StateError,
-    leaf::{Leaves, Sums},
+    leaf::{Leaf, Leaves, Sums},
     open::guarded,
     overlay::{Overlays, PageRange},
     slot::Slot,
     snapshot::{Blocks, Gatherer, SnapshotError, damaged, failed, take_rows},
-    table::{LIST_BYTES_MAX, Reader, RowBatch, RowKind, merge, read_row},
+    table::{LIST_BYTES_MAX, Reader, RowBatch, RowKind, Sink, TableError, merge, read_row},
 };
 
 /// Records are copied so many at a time, and 16 MiB of values at most.
@@ -97,6 +100,48 @@ impl States {
     }
 }
 
+/// Copies a page of rows, as they lie there: they are checked when they are given.
+struct Copier<'a> {
+    to: &'a mut Gatherer,
+    rows: usize,
+    last: Option<Bytes>,
+    /// Why no more was copied.
+    refused: Option<io::Error>,
+}
+
+impl Copier<'_> {
+    fn copy(&mut self, key: Bytes, row: &[u8]) {
+        self.refused = self.to.take(RowKind::Record, &key, row).err();
+        self.rows += 1;
+        self.last = Some(key);
+    }
+
+    fn is_full(&self) -> bool {
+        self.rows >= PAGE || self.refused.is_some()
+    }
+}
+
+impl Sink for Copier<'_> {
+    fn take(&mut self, key: Bytes, record: StoredRecord, leaf: Leaf) -> bool {
+        if self.is_full() {
+            return false;
+        }
+        let row = record.row(leaf);
+        let mut bytes = vec![0; row.len()];
+        row.write(&mut bytes);
+        self.copy(key, &bytes);
+        true
+    }
+
+    fn take_row(&mut self, _: &Reader, key: &[u8], row: &[u8]) -> Result<bool, TableError> {
+        if self.is_full() {
+            return Ok(false);
+        }
+        self.copy(Bytes::copy_from_slice(key), row);
+        Ok(true)
+    }
+}
+
 impl Export {
     /// Whose records.
     #[must_use]
@@ -126,18 +171,17 @@ impl Export {
         let Some(source) = &mut self.source else { return Ok(false) };
         let range = PageRange::new(b"", source.after.as_deref());
         let layer = source.overlays.page(&range, PAGE + 1, LIST_BYTES_MAX);
-        let (records, more) =
-            guarded(&slot, "reading", || merge(layer, source.reader.as_ref(), &range, PAGE, true))?;
+        let mut copier = Copier { to: &mut self.copied, rows: 0, last: None, refused: None };
+        let more = guarded(&slot, "reading", || {
+            merge(layer, source.reader.as_ref(), &range, &mut copier)
+        })?;
+        let (last, refused) = (copier.last, copier.refused);
         let io = failed(&self.name);
-        for StoredListed { key, record, .. } in &records {
-            let StoredRecord { version, content_type, value } = record;
-            let row = record.row(self.leaves.leaf(key, *version, content_type, value));
-            let mut bytes = vec![0; row.len()];
-            row.write(&mut bytes);
-            self.copied.take(RowKind::Record, key, &bytes).map_err(&io)?;
+        if let Some(error) = refused {
+            return Err(io(error));
         }
-        match records.last() {
-            Some(last) if more => source.after = Some(last.key.clone()),
+        match last {
+            Some(last) if more => source.after = Some(last),
             _ => {
                 self.copied.flush().map_err(&io)?;
                 self.source = None;

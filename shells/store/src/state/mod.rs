@@ -486,7 +486,7 @@ impl States {
             (memory.overlays.page(&range, limit.saturating_add(1), bytes_max), Below::Records)
         })?;
         let (records, more) = guarded(&slot, "reading", || {
-            table::merge(layer, reader.as_ref(), &range, limit, values)
+            table::page(layer, reader.as_ref(), &range, limit, values)
         })?;
         slot.check_whole(applied)?;
         Ok((applied, records, more))

@@ -425,9 +425,9 @@ fn walk(
     Ok((None, bytes))
 }
 
-/// Merges a page of what is in memory with what is in the file below it (`None`: nothing), and
-/// tells whether there is more after it.
-pub(super) fn merge(
+/// A page of what is in memory and of what is in the file below it (`None`: nothing), and whether there
+/// is more after it.
+pub(super) fn page(
     layer: Layer,
     below: Option<&Reader>,
     range: &PageRange,
@@ -435,6 +435,27 @@ pub(super) fn merge(
     values: bool,
 ) -> Result<(Vec<StoredListed>, bool)> {
     let mut page = Page { limit, values, records: Vec::new(), bytes: 0, read: 0 };
+    let more = merge(layer, below, range, &mut page)?;
+    Ok((page.records, more))
+}
+
+/// Takes records in order of keys, until it is full.
+pub(super) trait Sink {
+    /// Takes a record from memory, unless it is full.
+    fn take(&mut self, key: Bytes, record: StoredRecord, leaf: Leaf) -> bool;
+
+    /// Takes a row from the file, unless it is full.
+    fn take_row(&mut self, reader: &Reader, key: &[u8], row: &[u8]) -> Result<bool>;
+}
+
+/// Merges what is in memory with what is in the file below it (`None`: nothing), and tells whether
+/// there is more than was taken.
+pub(super) fn merge(
+    layer: Layer,
+    below: Option<&Reader>,
+    range: &PageRange,
+    sink: &mut impl Sink,
+) -> Result<bool> {
     let mut rows = match below {
         Some(reader) => Some(reader.records.range::<&[u8]>((range.from, Bound::Unbounded))?),
         None => None,
@@ -452,8 +473,8 @@ pub(super) fn merge(
     loop {
         let cell_first = match (cells.peek(), &row) {
             // What memory knows from here on was not copied: it may hide rows.
-            (None, _) if !layer.complete => return Ok((page.records, true)),
-            (None, None) => return Ok((page.records, false)),
+            (None, _) if !layer.complete => return Ok(true),
+            (None, None) => return Ok(false),
             (None, Some(_)) => false,
             (Some(_), None) => true,
             (Some((cell, _)), Some((key, _))) => {
@@ -466,18 +487,18 @@ pub(super) fn merge(
         };
         let taken = if cell_first {
             match cells.next() {
-                Some((key, Cell::Record(record, _))) => page.take(key, record),
+                Some((key, Cell::Record(record, leaf))) => sink.take(key, record, leaf),
                 _ => true,
             }
         } else if let (Some((key, value)), Some(reader)) = (&row, below) {
-            let taken = page.take_row(key.value(), reader.read_row(key.value(), value.value())?);
+            let taken = sink.take_row(reader, key.value(), value.value())?;
             row = next_row()?;
             taken
         } else {
             true
         };
         if !taken {
-            return Ok((page.records, true));
+            return Ok(true);
         }
     }
 }
@@ -491,9 +512,8 @@ struct Page {
     read: usize,
 }
 
-impl Page {
-    /// Adds a record from memory, unless the page is full.
-    fn take(&mut self, key: Bytes, record: StoredRecord) -> bool {
+impl Sink for Page {
+    fn take(&mut self, key: Bytes, record: StoredRecord, _: Leaf) -> bool {
         let size = record.value.len();
         if self.is_full(size) {
             return false;
@@ -503,20 +523,22 @@ impl Page {
         true
     }
 
-    /// Adds a record from the file, unless the page is full.
-    fn take_row(&mut self, key: &[u8], row: RecordRow<'_>) -> bool {
+    fn take_row(&mut self, reader: &Reader, key: &[u8], row: &[u8]) -> Result<bool> {
+        let row = reader.read_row(key, row)?;
         let size = row.value.len();
         if self.is_full(size) {
-            return false;
+            return Ok(false);
         }
         let value = if self.values { Bytes::copy_from_slice(row.value) } else { Bytes::new() };
         let content_type = Bytes::copy_from_slice(row.content_type);
         self.read += size;
         let record = StoredRecord { version: row.version, content_type, value };
         self.push(Bytes::copy_from_slice(key), size, record);
-        true
+        Ok(true)
     }
+}
 
+impl Page {
     fn is_full(&self, size: usize) -> bool {
         let bytes = if self.values { self.bytes + size } else { 0 };
         let over = bytes > LIST_BYTES_MAX || self.read > LIST_READ_MAX;
