@@ -186,6 +186,12 @@ impl OplogOptions {
         (self.segments_max as u64 / 4).clamp(1, 16)
     }
 
+    /// Length of a segment that is begun on a full disk, only for its header's sake. It is not room.
+    fn small(&self, table: &table::Table) -> u64 {
+        let header = format::padded(table.header_bound());
+        (self.segment_bytes / 16).max(2 * header).max(4 * format::SECTOR)
+    }
+
     /// The longest segment header, in bytes.
     fn header_max(&self) -> u64 {
         self.segment_bytes / 2
