@@ -85,6 +85,12 @@ impl<D: Disk> Preparer<D> {
         Keeper { shared: self.shared.clone() }.tidy().await
     }
 
+    /// Looks whether the writer is to go on in the next segment: [`Preparer::run`] does so now and then.
+    #[cfg(test)]
+    pub(crate) fn look(&self) {
+        Keeper { shared: self.shared.clone() }.ask();
+    }
+
     fn set(&self, preparing: Preparing) {
         self.shared.lock().preparing = preparing;
         self.shared.made.notify_one();
