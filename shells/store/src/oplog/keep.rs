@@ -57,16 +57,16 @@ impl<D: Disk> Keeper<D> {
     }
 
     /// Has the writer go on in the next segment where that makes the log shorter: what is dead goes
-    /// only as headers are written, and nobody may write any more, be it for lack of room. On two
-    /// looks in a row, so that the writer has told meanwhile how much less room there is.
+    /// only as headers are written, and nobody may write any more, be it for lack of room. Not before
+    /// the writer has told how much less room there is, and was looked at again.
     pub(crate) fn ask(&self) {
         let state = &mut *self.shared.lock();
         let worth = state.is_worth_moving(&self.shared.options);
         let before = state.moving;
         state.moving = match before {
             _ if !worth => Moving::No,
-            Moving::No => Moving::Soon,
-            Moving::Soon | Moving::Now => Moving::Now,
+            Moving::No | Moving::Soon => Moving::Soon,
+            Moving::Told | Moving::Now => Moving::Now,
         };
         if (before, state.moving) != (Moving::No, Moving::No) {
             self.shared.made.notify_one();
@@ -94,8 +94,8 @@ impl<D: Disk> Keeper<D> {
                     continue;
                 }
             }
-            let file = self.shared.disk.open(&history::file_name(id), false).await?;
-            let bytes = self.shared.disk.len(&file).await?;
+            // One that can't be looked at goes all the same.
+            let bytes = len(&self.shared.disk, &history::file_name(id)).await.unwrap_or(0);
             let state = &mut *self.shared.lock();
             state.history.dead.insert(id, Dead { found: state.active.segment, bytes });
         }
@@ -147,4 +147,10 @@ impl<D: Disk> Keeper<D> {
         }
         if removable.is_empty() { Ok(()) } else { disk.sync_dir(DIR).await }
     }
+}
+
+/// The length of a file.
+pub(crate) async fn len<D: Disk>(disk: &D, name: &str) -> io::Result<u64> {
+    let file = disk.open(name, false).await?;
+    disk.len(&file).await
 }

@@ -141,9 +141,10 @@ pub(crate) enum Preparing {
 pub(crate) enum Moving {
     /// It stays.
     No,
-    /// Soon: what is left of the segment is not room any more. What was admitted before that is
-    /// written meanwhile.
+    /// Soon: what is left of the segment is not room any more.
     Soon,
+    /// That was told. What was admitted before is written meanwhile.
+    Told,
     /// As soon as it is idle.
     Now,
 }

@@ -175,16 +175,21 @@ impl<D: Disk> LogWriter<D> {
     }
 
     /// Bytes of frames that fit into one write for certain, whatever their sizes. (Each further
-    /// write takes up to 4096 more.)
+    /// write takes up to 4096 more.) The caller counts on no more than that from then on: where it is
+    /// less than before, the rest of the segment may soon be given up.
     #[must_use]
     pub fn room(&self) -> u64 {
-        let state = self.shared.lock();
+        let mut state = self.shared.lock();
         let header = self.header_bound(&state.table);
         let spares: u64 =
             state.spares.iter().map(|spare| self.shared.options.sure(header, spare.bytes)).sum();
         let left = match state.moving {
             Moving::No => self.shared.options.sure(self.layout.at, self.segment_bytes),
-            Moving::Soon | Moving::Now => 0,
+            Moving::Soon => {
+                state.moving = Moving::Told;
+                0
+            }
+            Moving::Told | Moving::Now => 0,
         };
         left + spares
     }

@@ -54,6 +54,7 @@ async fn idle(log: &mut Opened<MemDisk>, looks: usize) -> bool {
         let _ = log.preparer.fill().await;
         let tidy = log.preparer.tidy().await.is_ok();
         log.preparer.look();
+        let _ = log.writer.room();
         if log.writer.close_marker().await.is_err() || !tidy {
             return false;
         }
@@ -96,6 +97,11 @@ async fn room_is_taken_back_before_the_segment_is_left() {
     prune(&mut log, &mut records).await;
     log.preparer.tidy().await.expect("the disk is fine");
     let (told, at) = (log.writer.room(), log.writer.place().0);
+    for _ in 0..3 {
+        log.preparer.look();
+        log.writer.close_marker().await.expect("the disk is fine");
+        assert_eq!(log.writer.place().0, at, "nobody was told");
+    }
     log.preparer.look();
     log.writer.close_marker().await.expect("the disk is fine");
     let (left, now) = (log.writer.room(), log.writer.place().0);
