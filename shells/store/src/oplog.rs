@@ -24,6 +24,13 @@
 //! the writer: the newest header may yet be lost, and the one before it must find what it names. A
 //! segment in use that is missing is damage; one that is not in use may be there or not.
 //!
+//! Headers come as the log is written. Where it is not, for it is idle or the disk is full, the
+//! [`Preparer`] asks the writer for up to two more, if they free a segment's bytes more than their
+//! segments take: so what they leave behind is never worth another one. First the writer takes back
+//! what is left of its segment from [`LogWriter::room`], and goes on later, when it is idle. Where the
+//! disk has no room for a spare, it makes a small segment. No records are planned into that one before
+//! it is the active one, so that it is never room that was promised.
+//!
 //! # History
 //! Where more than [`OplogOptions::segments_max`] segments are in use, the oldest is **sealed**: what
 //! counts of it is written into **history files**, sorted by group and LSN, and packed. Once they are
@@ -184,6 +191,12 @@ impl OplogOptions {
     /// Every so many segments the header lists all groups, so that the log can begin there.
     fn complete_every(&self) -> u64 {
         (self.segments_max as u64 / 4).clamp(1, 16)
+    }
+
+    /// Length of a segment that is begun on a full disk, only for its header's sake. It is not room.
+    fn small(&self, table: &table::Table) -> u64 {
+        let header = format::padded(table.header_bound());
+        (self.segment_bytes / 16).max(2 * header).max(4 * format::SECTOR)
     }
 
     /// The longest segment header, in bytes.

@@ -194,6 +194,51 @@ fn records_without_room_are_not_lost_in_a_crash() {
     let _ = node.put(&record("db", "later"), value(0)).expect(201);
 }
 
+/// A slot fills the disk before it is at its limit. When it goes, what it held goes too.
+#[test]
+fn a_disk_that_a_slot_filled_has_room_again_once_the_slot_is_gone() {
+    const MIB: u64 = 520;
+    if let Err(why) = may_mount() {
+        return skip("a_disk_that_a_slot_filled_has_room_again_once_the_slot_is_gone", &why);
+    }
+    let cluster = Cluster::init(1, &[]);
+    let node = cluster.node(1);
+    node.edit_config("[retention]\nbytes = 1073741824", "[retention]\nbytes = 16777216");
+    node.edit_config("[oplog]\nsegments = 16", "[oplog]\nsegments = 2");
+    on_small_disk(node, MIB);
+    cluster.start_all();
+    cluster.create("db");
+    let slot = "/v1/databases/db/slots/dead";
+    let create = Request::new("PUT", slot).header("content-type", "application/json");
+    let _ = node.send(&create.body(r#"{"from":"earliest"}"#)).expect(201);
+    // What is older is compressed; this can't be.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut noise = Vec::with_capacity(1 << 20);
+    while noise.len() < 1 << 20 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        noise.extend_from_slice(&state.to_le_bytes());
+    }
+    // Until no write was taken for so long that nothing is under way which makes room.
+    let (mut taken, mut refused_since) = (0, None);
+    while refused_since.is_none_or(|since: Instant| since.elapsed() < Duration::from_secs(5)) {
+        let target = record("db", &format!("{}?timeout_ms=5000", taken % 8));
+        let put = node.put(&target, &noise);
+        if put.status < 300 {
+            (taken, refused_since) = (taken + 1, None);
+            assert!(taken < MIB, "{taken} MiB were taken by a smaller disk");
+        } else {
+            let _ = refused_since.get_or_insert_with(Instant::now);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    let _ = node.send(&Request::delete(slot)).expect(200);
+    eventually("what nobody needs is removed, and writes are taken", PATIENCE, || {
+        (node.put(&record("db", "later"), value(0)).status == 201).then_some(())
+    });
+}
+
 /// One full disk of three is a minority.
 #[test]
 fn the_others_go_on_without_the_node_whose_disk_is_full() {

@@ -320,6 +320,22 @@ pub(crate) type Range = (GroupId, Lsn, Lsn);
 /// An open history file and its footer.
 pub(crate) type Open<F> = (Arc<F>, Arc<Vec<Part>>);
 
+/// A history file none of whose entries count.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dead {
+    /// The newest segment when that was found.
+    pub(crate) found: u64,
+    /// The file's length.
+    pub(crate) bytes: u64,
+}
+
+impl Dead {
+    /// Whether two headers know of it once `active` is the newest segment.
+    pub(crate) fn goes_at(&self, active: u64) -> bool {
+        self.found + 2 <= active
+    }
+}
+
 /// The history files there are.
 pub(crate) struct History<F> {
     /// Those of segments that are not in use any more, or are sealed: what each holds, by group.
@@ -328,8 +344,8 @@ pub(crate) struct History<F> {
     pub(crate) sealed: u64,
     /// Files that an earlier run left of segments that are still in use.
     pub(crate) stale: Vec<FileId>,
-    /// Files none of whose entries count, and the newest segment when that was found.
-    pub(crate) dead: BTreeMap<FileId, u64>,
+    /// Files none of whose entries count.
+    pub(crate) dead: BTreeMap<FileId, Dead>,
     /// Blocks that can't be read.
     pub(crate) damaged: BTreeMap<FileId, BTreeSet<Range>>,
     cache: BTreeMap<FileId, (Open<F>, u64)>,

@@ -3,15 +3,18 @@
 //! Segments are removed, not used again: a spare must be blank from end to end, so that a lost header can
 //! be told from one that never was, and making an old segment blank costs as much as a new one.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use super::{
     DIR, LoadError, file_name,
-    history::{self, HISTORY},
+    history::{self, Dead, HISTORY},
     prepare::RETRY,
-    shared::Shared,
+    shared::{Moving, Shared},
 };
 use crate::disk::Disk;
+
+/// A log whose segment has not changed for so long does not make itself shorter by what is written.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Keeps the log as short as it can be, beside the writer.
 pub(crate) struct Keeper<D: Disk> {
@@ -23,11 +26,18 @@ impl<D: Disk> Keeper<D> {
     pub(crate) async fn run(self, failed: impl Fn(&LoadError)) {
         while !self.shared.lock().closed {
             match self.tidy().await {
-                Ok(()) => self.shared.rolled.notified().await,
+                Ok(()) => {
+                    tokio::select! {
+                        biased;
+                        () = self.shared.rolled.notified() => {}
+                        () = tokio::time::sleep(LOOK) => self.ask(),
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the oplog can't be made shorter; trying again");
                     failed(&error);
                     tokio::time::sleep(RETRY).await;
+                    self.ask();
                 }
             }
         }
@@ -39,8 +49,28 @@ impl<D: Disk> Keeper<D> {
         self.clear().await?;
         while let Some(segment) = self.overdue() {
             self.seal(segment).await?;
+            // A busy writer may keep this going: what can go does not wait for its end.
+            self.remove().await?;
+            self.clear().await?;
         }
         Ok(())
+    }
+
+    /// Has the writer go on in the next segment where that makes the log shorter: what is dead goes
+    /// only as headers are written, and nobody may write any more, be it for lack of room. Not before
+    /// the writer has told how much less room there is, and was looked at again.
+    pub(crate) fn ask(&self) {
+        let state = &mut *self.shared.lock();
+        let worth = state.is_worth_moving(&self.shared.options);
+        let before = state.moving;
+        state.moving = match before {
+            _ if !worth => Moving::No,
+            Moving::No | Moving::Soon => Moving::Soon,
+            Moving::Told | Moving::Now => Moving::Now,
+        };
+        if (before, state.moving) != (Moving::No, Moving::No) {
+            self.shared.made.notify_one();
+        }
     }
 
     /// The next segment to seal, if there are too many.
@@ -57,15 +87,22 @@ impl<D: Disk> Keeper<D> {
         let files: Vec<_> = self.shared.lock().history.files.keys().copied().collect();
         for id in files {
             // One at a time: the writer must not wait for all of them.
-            let state = &mut *self.shared.lock();
-            if state.history.is_dead(id, &state.table) {
-                state.history.dead.entry(id).or_insert(state.active.segment);
+            {
+                let state = self.shared.lock();
+                let known = state.history.dead.contains_key(&id);
+                if known || !state.history.is_dead(id, &state.table) {
+                    continue;
+                }
             }
+            // One that can't be looked at goes all the same.
+            let bytes = len(&self.shared.disk, &history::file_name(id)).await.unwrap_or(0);
+            let state = &mut *self.shared.lock();
+            state.history.dead.insert(id, Dead { found: state.active.segment, bytes });
         }
         let gone = {
             let state = &mut *self.shared.lock();
             let (history, active) = (&mut state.history, state.active.segment);
-            let dead = history.dead.iter().filter(|(_, found)| **found + 2 <= active);
+            let dead = history.dead.iter().filter(|(_, dead)| dead.goes_at(active));
             let dead: Vec<_> = dead.map(|(id, _)| *id).collect();
             for id in &dead {
                 history.files.remove(id);
@@ -95,7 +132,11 @@ impl<D: Disk> Keeper<D> {
         let removable = {
             let state = self.shared.lock();
             let retired = &state.retired;
-            retired.files.range(..retired.removable).copied().collect::<Vec<_>>()
+            retired
+                .files
+                .range(..retired.removable)
+                .map(|(segment, _)| *segment)
+                .collect::<Vec<_>>()
         };
         for segment in &removable {
             match disk.remove(&file_name(*segment)).await {
@@ -106,4 +147,10 @@ impl<D: Disk> Keeper<D> {
         }
         if removable.is_empty() { Ok(()) } else { disk.sync_dir(DIR).await }
     }
+}
+
+/// The length of a file.
+pub(crate) async fn len<D: Disk>(disk: &D, name: &str) -> io::Result<u64> {
+    let file = disk.open(name, false).await?;
+    disk.len(&file).await
 }

@@ -59,6 +59,7 @@ impl<D: Disk> Preparer<D> {
     pub async fn fill(&self) -> io::Result<()> {
         let Shared { disk, options, .. } = &*self.shared;
         loop {
+            let _turn = self.shared.making.lock().await;
             let segment = {
                 let state = self.shared.lock();
                 if state.closed || state.spares.len() >= options.spare_segments {
@@ -67,7 +68,10 @@ impl<D: Disk> Preparer<D> {
                 state.spares.back().map_or(state.active.segment, |spare| spare.segment) + 1
             };
             // Its place stays the next one even if the writer takes the spares before it now.
-            let spare = make(disk, segment, options.segment_bytes, None).await?;
+            let made = make(disk, segment, options.segment_bytes, None).await;
+            let full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+            self.shared.lock().full = made.as_ref().is_err_and(full);
+            let spare = made?;
             self.shared.lock().spares.push_back(spare);
             self.shared.made.notify_one();
         }
@@ -79,6 +83,12 @@ impl<D: Disk> Preparer<D> {
     /// Where the log is damaged, or the disk refuses; it can be tried again.
     pub async fn tidy(&self) -> Result<(), LoadError> {
         Keeper { shared: self.shared.clone() }.tidy().await
+    }
+
+    /// Looks whether the writer is to go on in the next segment: [`Preparer::run`] does so now and then.
+    #[cfg(test)]
+    pub(crate) fn look(&self) {
+        Keeper { shared: self.shared.clone() }.ask();
     }
 
     fn set(&self, preparing: Preparing) {

@@ -2,7 +2,7 @@
 //! rules are in the [module above](super).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     io,
     sync::Arc,
 };
@@ -24,10 +24,11 @@ use super::{
     },
     history::{self, FileId, FooterFault, HISTORY, History, Range},
     index::{Cache, Point, SegmentIndex},
+    keep,
     mend::Patches,
     parse_name, prepare,
     scan::{CHUNK, Cursor, Expect, first_block, is_blank, read_header, rest},
-    shared::{Active, Preparing, Retired, Segment, Shared, Spare, State},
+    shared::{Active, Moving, Preparing, Retired, Segment, Shared, Spare, State},
     table::Table,
     writer::Resume,
 };
@@ -142,7 +143,9 @@ async fn survey<D: Disk>(
     survey.look_back(disk).await?;
     for segment in segments {
         if segment < survey.retired.oldest {
-            survey.retired.files.insert(segment);
+            // Nothing depends on it.
+            let bytes = keep::len(disk, &file_name(segment)).await.unwrap_or(0);
+            survey.retired.files.insert(segment, bytes);
         } else {
             survey.look(disk, segment).await?;
         }
@@ -340,7 +343,7 @@ impl<F: Send + Sync + 'static> Survey<F> {
             incarnation,
             table: Table::default(),
             segments: BTreeMap::new(),
-            retired: Retired { oldest, removable: 1, files: BTreeSet::new() },
+            retired: Retired { oldest, removable: 1, files: BTreeMap::new() },
             history: BTreeMap::new(),
             stale: Vec::new(),
             unread: None,
@@ -593,6 +596,8 @@ impl<F: Send + Sync + 'static> Survey<F> {
             patches: Patches::default(),
             spares,
             preparing: Preparing::Off,
+            full: false,
+            moving: Moving::No,
             closed: false,
         };
         Arc::new(Shared::new(disk, options, self.incarnation, state))

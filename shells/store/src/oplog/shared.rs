@@ -1,7 +1,7 @@
 //! What writer, readers and preparer of one log share. No IO happens under its lock.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -10,7 +10,7 @@ use highwater_core::{
     Incarnation,
     planted::{self, Planted},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as Turns, Notify};
 
 use super::{
     OplogOptions,
@@ -34,8 +34,10 @@ pub(crate) struct Shared<D: Disk> {
     pub(crate) taken: Notify,
     /// A segment was begun, or the writer is gone.
     pub(crate) rolled: Notify,
-    /// A spare is ready, or there will be none for now.
+    /// A spare is ready, or there will be none for now; or the writer is to go on in the next segment.
     pub(crate) made: Notify,
+    /// Held while a segment is made: one at a time, and no two of one number.
+    pub(crate) making: Turns<()>,
 }
 
 pub(crate) struct State<F> {
@@ -53,6 +55,9 @@ pub(crate) struct State<F> {
     /// In order; each follows the one before, the first follows the active segment.
     pub(crate) spares: VecDeque<Spare<F>>,
     pub(crate) preparing: Preparing,
+    /// The disk had no room for the last spare.
+    pub(crate) full: bool,
+    pub(crate) moving: Moving,
     /// The writer is gone: nothing needs preparing any more.
     pub(crate) closed: bool,
 }
@@ -66,6 +71,8 @@ pub(crate) struct Segment {
     pub(crate) end: u64,
     /// The log can begin here: the header lists every group.
     pub(crate) begins: bool,
+    /// The file's length.
+    pub(crate) bytes: u64,
 }
 
 impl Segment {
@@ -77,6 +84,7 @@ impl Segment {
             start,
             end: start,
             begins: header.segment == 1 || header.complete && header.version == SEGMENT_VERSION,
+            bytes: header.bytes,
         }
     }
 }
@@ -89,8 +97,8 @@ pub(crate) struct Retired {
     /// As the header before it says: what is before this one can go. The newest header may yet be
     /// lost.
     pub(crate) removable: u64,
-    /// Files of segments that are not in use any more, and that are still there.
-    pub(crate) files: BTreeSet<u64>,
+    /// Files of segments that are not in use any more, and that are still there, with their lengths.
+    pub(crate) files: BTreeMap<u64, u64>,
 }
 
 /// The segment that is written to.
@@ -127,6 +135,20 @@ pub(crate) enum Preparing {
     Stuck,
 }
 
+/// Whether the writer goes on in the next segment before this one is full, for the sake of the
+/// headers that let what is dead go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moving {
+    /// It stays.
+    No,
+    /// Soon: what is left of the segment is not room any more.
+    Soon,
+    /// That was told. What was admitted before is written meanwhile.
+    Told,
+    /// As soon as it is idle.
+    Now,
+}
+
 impl<F> State<F> {
     /// Where the log may begin from the next header on: at the last complete table that is not after
     /// the first segment that holds something that counts and is not sealed.
@@ -140,13 +162,36 @@ impl<F> State<F> {
         begins.map_or(self.retired.oldest, |(segment, _)| *segment)
     }
 
+    /// Whether one or two more headers free a segment's bytes more than their segments take: then a
+    /// spare fits afterwards, where none did. What two segments that were begun for this leave behind is
+    /// never worth another one.
+    pub(crate) fn is_worth_moving(&self, options: &OplogOptions) -> bool {
+        let cost = |nth: usize| match self.spares.get(nth) {
+            Some(spare) => spare.bytes,
+            None if self.full => options.small(&self.table),
+            None => options.segment_bytes,
+        };
+        let next = self.active.segment + 1;
+        let dead = |at: u64| {
+            let gone = self.history.dead.values().filter(move |dead| dead.goes_at(at));
+            gone.map(|dead| dead.bytes).sum::<u64>()
+        };
+        let retired: u64 =
+            self.retired.files.range(self.retired.removable..).map(|(_, bytes)| bytes).sum();
+        let unused = self.segments.range(..self.next_oldest(options));
+        let unused: u64 = unused.map(|(_, segment)| segment.bytes).sum();
+        let least = options.segment_bytes;
+        retired + dead(next) >= cost(0) + least
+            || retired + unused + dead(next + 1) >= cost(0) + cost(1) + least
+    }
+
     /// A segment was begun whose header says that the log begins with `oldest`.
     pub(crate) fn retire(&mut self, oldest: u64) {
         let kept = self.segments.split_off(&oldest);
-        for segment in std::mem::replace(&mut self.segments, kept).into_keys() {
+        for (segment, bounds) in std::mem::replace(&mut self.segments, kept) {
             self.cache.forget(segment);
             self.damaged.remove(&segment);
-            self.retired.files.insert(segment);
+            self.retired.files.insert(segment, bounds.bytes);
         }
         self.retired.removable = std::mem::replace(&mut self.retired.oldest, oldest);
     }
@@ -162,7 +207,8 @@ impl<D: Disk> Shared<D> {
         let salt = Salt::of(incarnation);
         let (taken, rolled, made) = (Notify::new(), Notify::new(), Notify::new());
         let state = Mutex::new(state);
-        Shared { disk, options, incarnation, salt, state, taken, rolled, made }
+        let making = Turns::new(());
+        Shared { disk, options, incarnation, salt, state, taken, rolled, made, making }
     }
 
     /// A panic under the lock is a bug that ends the node; readers may still look.

@@ -6,6 +6,7 @@ mod lost;
 pub(crate) mod mem;
 mod mend;
 mod model;
+mod moving;
 mod recycle;
 mod roundtrip;
 mod sealed;

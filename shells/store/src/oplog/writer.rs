@@ -1,6 +1,6 @@
 //! Appends records: group commit, rolling to the next segment, the closing marker.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use highwater_core::{
@@ -16,7 +16,7 @@ use super::{
     },
     index::{Point, SegmentIndex},
     prepare,
-    shared::{Preparing, Segment, Shared},
+    shared::{Moving, Preparing, Segment, Shared},
     table::{Planned, Table},
 };
 use crate::disk::Disk;
@@ -175,14 +175,23 @@ impl<D: Disk> LogWriter<D> {
     }
 
     /// Bytes of frames that fit into one write for certain, whatever their sizes. (Each further
-    /// write takes up to 4096 more.)
+    /// write takes up to 4096 more.) The caller counts on no more than that from then on: where it is
+    /// less than before, the rest of the segment may soon be given up.
     #[must_use]
     pub fn room(&self) -> u64 {
-        let state = self.shared.lock();
+        let mut state = self.shared.lock();
         let header = self.header_bound(&state.table);
         let spares: u64 =
             state.spares.iter().map(|spare| self.shared.options.sure(header, spare.bytes)).sum();
-        self.shared.options.sure(self.layout.at, self.segment_bytes) + spares
+        let left = match state.moving {
+            Moving::No => self.shared.options.sure(self.layout.at, self.segment_bytes),
+            Moving::Soon => {
+                state.moving = Moving::Told;
+                0
+            }
+            Moving::Told | Moving::Now => 0,
+        };
+        left + spares
     }
 
     /// The sizes of this log.
@@ -198,7 +207,8 @@ impl<D: Disk> LogWriter<D> {
     }
 
     /// Says on the disk that everything is fsynced, without a sync of its own. To be called when
-    /// the log falls idle; free where it was said already.
+    /// the log falls idle; free where it was said already. Then the log goes on in the next segment,
+    /// where that gives room back.
     ///
     /// # Errors
     /// As [`LogWriter::write`].
@@ -206,13 +216,49 @@ impl<D: Disk> LogWriter<D> {
         if self.dead {
             return Err(WriteError::Closed);
         }
-        if self.marked {
-            return Ok(());
+        if !self.marked {
+            self.dead = true;
+            let block = self.bare_block(BlockKind::Marker);
+            self.shared.disk.write_at(&self.file, self.layout.at, block).await?;
+            (self.dead, self.marked) = (false, true);
+        }
+        if self.shared.lock().moving == Moving::Now { self.move_on().await } else { Ok(()) }
+    }
+
+    /// Goes on in the next segment, although this one is not full. Without a spare, in a small one:
+    /// what the disk has no room for is what this frees. It is made here and now, so that it never is a
+    /// spare which records are planned into, and takes the header for certain. Where that fails,
+    /// all is as before.
+    async fn move_on(&mut self) -> Result<(), WriteError> {
+        let shared = self.shared.clone();
+        // The one who has it tells when there is a spare, or none.
+        let Ok(_turn) = shared.making.try_lock() else { return Ok(()) };
+        let small = {
+            let mut state = shared.lock();
+            if !state.is_worth_moving(&shared.options) {
+                state.moving = Moving::No;
+                return Ok(());
+            }
+            match state.spares.is_empty() {
+                true if state.full => Some(shared.options.small(&state.table)),
+                // One is on its way.
+                true => return Ok(()),
+                false => None,
+            }
+        };
+        if let Some(bytes) = small {
+            match prepare::make(&shared.disk, self.segment + 1, bytes, None).await {
+                Ok(spare) => shared.lock().spares.push_back(spare),
+                Err(error) => {
+                    tracing::warn!(%error, "can't make a small segment of the oplog; trying again");
+                    shared.lock().moving = Moving::Soon;
+                    return Ok(());
+                }
+            }
         }
         self.dead = true;
-        let block = self.bare_block(BlockKind::Marker);
-        self.shared.disk.write_at(&self.file, self.layout.at, block).await?;
-        (self.dead, self.marked) = (false, true);
+        self.roll().await?;
+        self.dead = false;
         Ok(())
     }
 
@@ -228,7 +274,13 @@ impl<D: Disk> LogWriter<D> {
             let segment = self.segment + 1;
             if self.shared.lock().spares.is_empty() {
                 let Shared { disk, options, .. } = &*self.shared;
-                let spare = prepare::make(disk, segment, options.segment_bytes, None).await?;
+                let spare = match prepare::make(disk, segment, options.segment_bytes, None).await {
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                        let small = options.small(&self.shared.lock().table);
+                        prepare::make(disk, segment, small, None).await?
+                    }
+                    made => made?,
+                };
                 self.shared.lock().spares.push_back(spare);
             }
             // The new segment's header carries the epoch.
@@ -411,8 +463,9 @@ impl<D: Disk> LogWriter<D> {
             // from the last of either, and must not make one of the same number meanwhile.
             let mut state = self.shared.lock();
             let spare = state.spares.front().ok_or(WriteError::NoRoom { needed: 0 })?.clone();
-            let complete = spare.segment.is_multiple_of(self.shared.options.complete_every())
-                && state.table.complete_bound() <= self.shared.options.header_max();
+            let due = spare.segment.is_multiple_of(self.shared.options.complete_every());
+            let complete = (due || state.moving == Moving::Now)
+                && state.table.complete_bound() <= spare.bytes / 2;
             let header = SegmentHeader {
                 version: SEGMENT_VERSION,
                 segment: spare.segment,
@@ -445,6 +498,7 @@ impl<D: Disk> LogWriter<D> {
         state.active.segment = spare.segment;
         state.active.file = spare.file.clone();
         state.retire(header.oldest);
+        state.moving = Moving::No;
         drop(state);
         self.shared.taken.notify_one();
         self.shared.rolled.notify_one();

@@ -231,7 +231,7 @@ impl World {
         {
             self.bad = None;
         }
-        let used: usize = self.inodes.values().map(|inode| inode.view.len()).sum();
+        let used: usize = self.names.values().map(|id| self.inodes[id].view.len()).sum();
         let inode = self.inodes.get_mut(&file.0).expect("open files have inodes");
         let (start, end) = (offset as usize, offset as usize + data.len());
         let grows = end.saturating_sub(inode.view.len());
