@@ -1,8 +1,12 @@
 //! `GET …/snapshot`: every record of a database at one LSN, a line each. Reading and encoding have a
-//! thread of their own. The connection sets the pace of what is sent, but not of what is copied: a slow
+//! thread each. The connection sets the pace of what is sent, but not of what is copied: a slow
 //! client holds a place and room on the disk, and nothing else.
 
-use std::{thread, time::Duration};
+use std::{
+    sync::mpsc::{SyncSender, TrySendError, sync_channel},
+    thread,
+    time::Duration,
+};
 
 use axum::{
     body::Body,
@@ -145,25 +149,55 @@ fn give(
 }
 
 fn lines(snapshot: &mut Snapshot, out: &mpsc::Sender<Bytes>) -> Result<(), Ended> {
-    // What waits to be copied holds memory and the state's file: that must not wait for the client,
-    // who is sent what can be taken meanwhile.
-    while snapshot.fill()? {
-        match out.try_reserve() {
-            Ok(room) => {
-                if let Some(records) = snapshot.take_next()? {
-                    room.send(rows(records)?);
-                }
-            }
-            Err(mpsc::error::TrySendError::Full(())) => {}
-            Err(mpsc::error::TrySendError::Closed(())) => return Err(Ended::Gone),
-        }
-    }
-    while let Some(records) = snapshot.take_next()? {
-        out.blocking_send(rows(records)?).map_err(|_| Ended::Gone)?;
-    }
+    thread::scope(|scope| {
+        let (to_encode, pages) = sync_channel::<Vec<Listed>>(1);
+        let encode = || pages.into_iter().try_for_each(|records| send(out, rows(records)?));
+        let encoding = thread::Builder::new()
+            .name("snapshot-lines".to_owned())
+            .spawn_scoped(scope, encode)
+            .map_err(|error| Error::Internal(format!("there is no thread: {error}")))?;
+        let read = read(snapshot, &to_encode);
+        drop(to_encode);
+        let ended = || Ended::from(Error::Internal("the encoding thread ended".to_owned()));
+        // Where encoding has failed, that is why reading ended.
+        encoding.join().map_err(|_| ended())?.and(read)
+    })?;
     let (records, root) = snapshot.end()?;
     let end = End { end: true, lsn: snapshot.lsn().0, records, root: root.to_string() };
-    out.blocking_send(encode([end])?).map_err(|_| Ended::Gone)
+    send(out, encode([end])?)
+}
+
+/// Reads all records. What waits to be copied holds memory and the state's file: that must not wait for
+/// the client, who is sent what can be taken meanwhile.
+fn read(snapshot: &mut Snapshot, to_encode: &SyncSender<Vec<Listed>>) -> Result<(), Ended> {
+    let mut page = None;
+    while snapshot.fill()? {
+        loop {
+            if page.is_none() {
+                page = snapshot.take_next()?;
+            }
+            let Some(records) = page.take() else { break };
+            match to_encode.try_send(records) {
+                Ok(()) => {}
+                Err(TrySendError::Full(records)) => {
+                    page = Some(records);
+                    break;
+                }
+                Err(TrySendError::Disconnected(_)) => return Err(Ended::Gone),
+            }
+        }
+    }
+    loop {
+        if page.is_none() {
+            page = snapshot.take_next()?;
+        }
+        let Some(records) = page.take() else { return Ok(()) };
+        to_encode.send(records).map_err(|_| Ended::Gone)?;
+    }
+}
+
+fn send(out: &mpsc::Sender<Bytes>, lines: Bytes) -> Result<(), Ended> {
+    out.blocking_send(lines).map_err(|_| Ended::Gone)
 }
 
 fn rows(records: Vec<Listed>) -> Result<Bytes, Problem> {

@@ -46,6 +46,7 @@ pub(crate) fn measure(options: &Options) -> Vec<Figure> {
     let alone = miss(&cluster, options.entries, |had| {
         CatchUp::watch(cluster.node(AWAY), cluster.node(LEADER), had)
     });
+    say(&format!("{:.0} entries/s", alone.per_s()));
     say("a follower catches up under load");
     let (beside, busy) = miss(&cluster, options.entries, |had| {
         let stop = Arc::new(AtomicBool::new(false));
@@ -141,7 +142,7 @@ impl CatchUp {
                     return CatchUp { missed: goal - had, took, logged, first, cpu };
                 }
             }
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(40));
         }
     }
 
@@ -160,6 +161,10 @@ impl CatchUp {
             cpu[1].as_secs_f64(),
         );
         let aim = Some(Aim::Toward(AIM_PER_S, FLOOR_PER_S));
-        Figure::new(name, (missed / took.as_secs_f64(), "entries/s"), aim, conditions)
+        Figure::new(name, (self.per_s(), "entries/s"), aim, conditions)
+    }
+
+    fn per_s(&self) -> f64 {
+        self.missed / self.took.as_secs_f64()
     }
 }

@@ -77,12 +77,11 @@ fn consumer(node: &Node, aim: Option<Aim>) -> Figure {
     // The last line is the end.
     let records = stream.lines - 1;
     let conditions = format!(
-        "of values, {:.0} MB/s of NDJSON; {records} records × 1 KiB in {took:.2} s; CPU of the \
-         node {:.1} s",
-        stream.bytes as f64 / took / 1e6,
+        "of NDJSON, {:.0} MB/s of values; {records} records × 1 KiB in {took:.2} s; CPU of the node {:.1} s",
+        (records * VALUE as u64) as f64 / took / 1e6,
         cpu.as_secs_f64(),
     );
-    let value = (records * VALUE as u64) as f64 / took / 1e6;
+    let value = stream.bytes as f64 / took / 1e6;
     Figure::new("a consumer's snapshot", (value, "MB/s"), aim, conditions)
 }
 
