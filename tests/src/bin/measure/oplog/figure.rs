@@ -21,8 +21,6 @@ pub(crate) struct Figure {
 pub(crate) enum Aim {
     /// Less than this.
     Under(f64),
-    /// This or more.
-    AtLeast(f64),
     /// This or more; what is less, but at least the other one, is acceptable.
     Toward(f64, f64),
 }
@@ -37,7 +35,7 @@ impl Figure {
         let verdict = match aim {
             None => "",
             Some(Aim::Under(most)) if value < most => "met",
-            Some(Aim::AtLeast(aim) | Aim::Toward(aim, _)) if value >= aim => "met",
+            Some(Aim::Toward(aim, _)) if value >= aim => "met",
             Some(Aim::Toward(_, floor)) if value >= floor => "acceptable",
             Some(_) => "MISSED",
         };
@@ -49,7 +47,6 @@ impl fmt::Display for Aim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Aim::Under(most) => write!(f, "< {most}"),
-            Aim::AtLeast(aim) => write!(f, "≥ {aim:.0}"),
             Aim::Toward(aim, floor) => write!(f, "≥ {aim:.0}, at least {floor:.0}"),
         }
     }
