@@ -118,7 +118,7 @@ impl Default for Config {
             apply_entries_max: 4096,
             reads_max: 16_384,
             checkpoint_bytes: 8 << 20,
-            dirty_bytes_max: 64 << 20,
+            dirty_bytes_max: 128 << 20,
             checkpoints_max: 4,
             databases_max: 10_000,
             confirm_groups_max: 512,
@@ -143,8 +143,9 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What is applied of one group between two checkpoints, at most.
+    /// What is applied of one group between two checkpoints, at most. With a checkpoint under way that
+    /// is half of what all groups together may have applied: one does not hold up the others.
     pub(crate) fn checkpoint_bytes_max(&self) -> usize {
-        8 * self.checkpoint_bytes
+        (8 * self.checkpoint_bytes).min(self.dirty_bytes_max / 2).max(self.checkpoint_bytes)
     }
 }

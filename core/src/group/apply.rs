@@ -38,8 +38,6 @@ pub(crate) struct Applying {
     checkpointing: bool,
     /// Refused outcomes since the last checkpoint began, as control writes.
     refused: Vec<(Bytes, Bytes)>,
-    /// The leader is told what is durable once more is applied.
-    pub(super) owes_confirmation: bool,
 }
 
 impl Applying {

@@ -119,17 +119,18 @@ impl Group {
     /// applied, it is confirmed only as they are: so the leader does not send what memory has no room
     /// for, and what applying would have to read back. A leader that asks is answered at once.
     pub(super) fn confirm_durable(&mut self, ctx: &mut Context, leader: NodeId) {
-        if self.is_applying() && self.applies_behind(ctx) {
-            self.applying.owes_confirmation = true;
-        } else {
-            self.confirm(ctx, leader);
+        let waits = self.is_applying() && self.applies_behind(ctx);
+        match &mut self.role {
+            Role::Follower { owes, round, answered, .. } if waits && round == answered => {
+                *owes = true;
+            }
+            _ => self.confirm(ctx, leader),
         }
     }
 
     /// Something is applied: the leader may go on.
     pub(super) fn confirm_owed(&mut self, ctx: &mut Context) {
-        if let Role::Follower { leader: Some(leader), .. } = self.role
-            && self.applying.owes_confirmation
+        if let Role::Follower { leader: Some(leader), owes: true, .. } = self.role
             && !self.applies_behind(ctx)
         {
             self.confirm(ctx, leader);
@@ -144,8 +145,9 @@ impl Group {
 
     /// Confirms what is durable here and agreed with the leader.
     pub(crate) fn confirm(&mut self, ctx: &mut Context, to: NodeId) {
-        self.applying.owes_confirmation = false;
-        if let Role::Follower { verified, round, .. } = self.role {
+        if let Role::Follower { verified, round, answered, owes, .. } = &mut self.role {
+            (*answered, *owes) = (*round, false);
+            let (verified, round) = (*verified, *round);
             let durable = self.log.marks().durable();
             let durable =
                 if planted::is(Planted::AckUnverified) { durable } else { durable.min(verified) };

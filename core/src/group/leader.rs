@@ -188,6 +188,7 @@ impl Group {
                 let to = marks.durable().min(Lsn(from.0 + config.append_entries_max as u64 - 1));
                 let (purpose, max_bytes) = (LoadFor::Follower(node), config.append_bytes_max);
                 progress.loading = Some(ctx.load(self.id, purpose, (from, to), max_bytes));
+                progress.loading_since = ctx.now.mono;
                 break;
             };
             messages.push(append_message(
@@ -235,6 +236,7 @@ impl Group {
         entries: Vec<Entry>,
     ) {
         let committed = self.log.marks().committed();
+        let rests = self.is_quorum_without(ctx, node);
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(progress) = leader.progress.get_mut(&node) else { return };
         if progress.loading != Some(load) {
@@ -246,11 +248,29 @@ impl Group {
         // A follower that answered meanwhile may need something else.
         if wanted && progress.has_window(ctx.config.inflight_messages_max, usize::MAX) {
             let bytes = entries.iter().map(|entry| entry.weight() as u64).sum();
-            let rest = ctx.fresh.rest_us(ctx.now.mono, bytes, ctx.config.catch_up_bytes_per_s);
-            progress.rests_until = ctx.now.mono.plus(rest);
+            if rests {
+                let rest = ctx.fresh.rest_us(ctx.now.mono, bytes, ctx.config.catch_up_bytes_per_s);
+                progress.rests_until = progress.loading_since.plus(rest);
+            }
             let message = append_message(progress, entries, committed, round, ctx.now.mono);
             self.send(ctx, node, message);
         }
+    }
+
+    /// Whether a quorum follows closely without this node: nobody waits for it.
+    fn is_quorum_without(&self, ctx: &Context, node: NodeId) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        let follows = |voter: &&Member| {
+            let progress = leader.progress.get(&voter.node);
+            let closely = progress.is_some_and(|p| {
+                p.incarnation == voter.incarnation
+                    && p.flow == Flow::Pipeline
+                    && p.loading.is_none()
+            });
+            **voter == ctx.me() || closely && ctx.is_reachable(voter.node)
+        };
+        let others = self.voters.iter().filter(|voter| voter.node != node);
+        others.filter(follows).count() >= self.quorum(ctx)
     }
 
     /// A follower's entries can't be read: tried again later, as if they had been lost on the way.

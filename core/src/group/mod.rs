@@ -63,6 +63,10 @@ pub(crate) enum Role {
         round: u64,
         /// The highest commit mark that it told, knowing of this start of the node.
         told: Lsn,
+        /// The round that it was last answered with.
+        answered: u64,
+        /// It is to be told what is durable here once more of that is applied.
+        owes: bool,
     },
     /// Asks whether an election could be won.
     PreCandidate { granted: BTreeSet<NodeId> },
@@ -74,7 +78,14 @@ pub(crate) enum Role {
 
 impl Role {
     fn follower(leader: Option<NodeId>) -> Role {
-        Role::Follower { leader, verified: Lsn(0), round: 0, told: Lsn(0) }
+        Role::Follower {
+            leader,
+            verified: Lsn(0),
+            round: 0,
+            told: Lsn(0),
+            answered: 0,
+            owes: false,
+        }
     }
 
     fn campaigns(&self) -> bool {

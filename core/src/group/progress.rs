@@ -43,6 +43,8 @@ pub(crate) struct Progress {
     /// When it last answered, or was first waited for.
     pub(crate) answered: Instant,
     pub(crate) loading: Option<LoadId>,
+    /// When the last one of those was asked for.
+    pub(crate) loading_since: Instant,
     /// No more is read for it before then.
     pub(crate) rests_until: Instant,
 }
@@ -63,6 +65,7 @@ impl Progress {
             round: 0,
             answered: now,
             loading: None,
+            loading_since: now,
             rests_until: now,
         }
     }

@@ -220,6 +220,8 @@ struct Fetch {
     incoming: Option<Incoming>,
     /// The next block to ask for.
     ask_next: u32,
+    /// One came that is not the next: what was asked for since is lost.
+    gap: bool,
 }
 
 impl Fetch {
@@ -284,16 +286,20 @@ impl Receives {
         if let Some(incoming) = &incoming {
             tracing::info!(%group, block = incoming.next(), "a snapshot is fetched on where it was");
         }
-        self.fetches.insert(group, Fetch { from, above, incoming, ask_next: 0 });
+        self.fetches.insert(group, Fetch { from, above, incoming, ask_next: 0, gap: true });
         self.ask(group);
         Ok(())
     }
 
-    /// Asks for what comes next, whatever was asked for before.
+    /// Asks for what comes next, though it was asked for before; what comes after it only where that was
+    /// lost as well.
     fn ask(&mut self, group: GroupId) {
         let Some(fetch) = self.fetches.get_mut(&group) else { return };
-        fetch.ask_next = fetch.incoming.as_ref().map_or(0, Incoming::next);
-        let questions = fetch.questions(group, fetch.ask_next + 1);
+        let next = fetch.incoming.as_ref().map_or(0, Incoming::next);
+        let asked = if std::mem::take(&mut fetch.gap) { next } else { fetch.ask_next };
+        fetch.ask_next = next;
+        let questions = fetch.questions(group, next + 1);
+        fetch.ask_next = asked.max(next + 1);
         self.transport.send(questions);
     }
 
@@ -304,6 +310,8 @@ impl Receives {
         (number, blocks, bytes): (u32, u32, u64),
         content: &[u8],
     ) -> Result<(), SnapshotError> {
+        // All fetches share one queue.
+        let share = (BLOCKS_MAX / 2 / self.fetches.len().max(1)).max(1);
         let Some(fetch) = self.fetches.get_mut(&group) else { return Ok(()) };
         self.shared.snapshot_received.fetch_add(content.len() as u64, Relaxed);
         match &mut fetch.incoming {
@@ -312,16 +320,20 @@ impl Receives {
                     Ordering::Equal => incoming.take(content)?,
                     // Asked for only to learn that it is there in whole.
                     Ordering::Less if incoming.next() == blocks => {}
-                    _ => return Ok(()), // It came before.
+                    Ordering::Less => return Ok(()), // It came before.
+                    Ordering::Greater => {
+                        fetch.gap = true;
+                        return Ok(());
+                    }
                 }
             }
             _ if number == 0 && id.at.lsn >= fetch.above => {
                 fetch.incoming = Some(self.states.receive(group, id, content)?);
-                fetch.ask_next = 1;
+                (fetch.ask_next, fetch.gap) = (1, false);
             }
             // What was begun is not to be had any more.
             _ => {
-                fetch.incoming = None;
+                (fetch.incoming, fetch.gap) = (None, true);
                 self.ask(group);
                 return Ok(());
             }
@@ -329,7 +341,7 @@ impl Receives {
         let (received, next) = fetch.incoming.as_ref().map_or((0, 0), |i| (i.bytes(), i.next()));
         self.shared.note_transfer(group, Some(Received { bytes: received, of: bytes }));
         if next < blocks {
-            let ahead = (AHEAD_BYTES / content.len().max(1)).clamp(1, BLOCKS_MAX / 2) as u32;
+            let ahead = (AHEAD_BYTES / content.len().max(1)).clamp(1, share) as u32;
             let questions = fetch.questions(group, blocks.min(next.saturating_add(ahead)));
             self.transport.send(questions);
             return Ok(());

@@ -45,15 +45,20 @@ impl<D: Disk> Keeper<D> {
 
     /// Does what there is to do now.
     pub(crate) async fn tidy(&self) -> Result<(), LoadError> {
-        self.remove().await?;
-        self.clear().await?;
+        self.let_go().await?;
         while let Some(segment) = self.overdue() {
             self.seal(segment).await?;
             // A busy writer may keep this going: what can go does not wait for its end.
-            self.remove().await?;
-            self.clear().await?;
+            self.let_go().await?;
         }
         Ok(())
+    }
+
+    /// Removes what can go. What can't be removed does not keep the rest.
+    async fn let_go(&self) -> io::Result<()> {
+        let removed = self.remove().await;
+        self.clear().await?;
+        removed
     }
 
     /// Has the writer go on in the next segment where that makes the log shorter: what is dead goes

@@ -69,7 +69,9 @@ impl<D: Disk> Preparer<D> {
             };
             // Its place stays the next one even if the writer takes the spares before it now.
             let made = make(disk, segment, options.segment_bytes, None).await;
-            let full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+            let full = |error: &io::Error| {
+                matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            };
             self.shared.lock().full = made.as_ref().is_err_and(full);
             let spare = made?;
             self.shared.lock().spares.push_back(spare);

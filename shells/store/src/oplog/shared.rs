@@ -173,7 +173,10 @@ impl<F> State<F> {
         };
         let next = self.active.segment + 1;
         let dead = |at: u64| {
-            let gone = self.history.dead.values().filter(move |dead| dead.goes_at(at));
+            let active = self.active.segment;
+            // Where it could have gone before, it is no header that it waits for.
+            let gone = self.history.dead.values();
+            let gone = gone.filter(move |dead| dead.goes_at(at) && !dead.goes_at(active));
             gone.map(|dead| dead.bytes).sum::<u64>()
         };
         let retired: u64 =

@@ -241,8 +241,13 @@ impl<D: Disk> LogWriter<D> {
             }
             match state.spares.is_empty() {
                 true if state.full => Some(shared.options.small(&state.table)),
-                // One is on its way.
-                true => return Ok(()),
+                // One is on its way; or it can't be made, and what is left of this segment counts.
+                true => {
+                    if state.preparing == Preparing::Stuck {
+                        state.moving = Moving::No;
+                    }
+                    return Ok(());
+                }
                 false => None,
             }
         };
