@@ -51,6 +51,8 @@ const TERMS_MAX: usize = 4;
 const LINKS_MAX: usize = 160;
 /// So much of what a node did on its own is in it.
 const BACKGROUND_MAX: usize = 40;
+/// Messages of a step, the last ones of which one is what a peer is blamed for.
+const HEARD_MAX: usize = 8;
 /// So many faults are named beside it.
 const FAULTS_MAX: usize = 10;
 
@@ -112,6 +114,9 @@ pub(crate) fn explain(story: &Story, finding: &Finding) -> Chain {
     for root in &roots.ids {
         slice.follow(*root);
     }
+    for message in heard(story, found, (finding, &subject)) {
+        slice.follow(message);
+    }
     slice.ids.insert(found.record);
     slice.forget_before_the_subject();
     for root in roots.ids {
@@ -153,7 +158,34 @@ fn background(story: &Story, found: &Found, (finding, subject): (&Finding, &Subj
             }
     };
     let ours = (0..found.record).rev().filter(is_ours);
-    ours.take(BACKGROUND_MAX).collect()
+    let mut ids: Vec<Id> = ours.take(BACKGROUND_MAX).collect();
+    // A segment is made under another name.
+    if finding.oracle == "recovery"
+        && path.is_some_and(|path| path.starts_with("oplog/"))
+        && let Some(first) = (0..found.record).find(is_ours)
+    {
+        let makes = |id: &Id| {
+            let record = &story.records[*id];
+            subject.nodes.contains(&record.node) && record.text.starts_with("oplog/spare.tmp")
+        };
+        ids.extend((0..first).rev().filter(makes).take(BACKGROUND_MAX));
+    }
+    ids
+}
+
+/// What a node heard last from the one that it says misbehaves.
+fn heard(story: &Story, found: &Found, (finding, subject): (&Finding, &Subject)) -> Vec<Id> {
+    let [node, peer] = subject.nodes[..] else { return Vec::new() };
+    if finding.oracle != "peer fault" {
+        return Vec::new();
+    }
+    let is_from = |id: &Id| {
+        let record = &story.records[*id];
+        record.what == What::Traced(Kind::Deliver)
+            && record.node == node
+            && record.peer == Some(peer)
+    };
+    (0..found.record).rev().filter(is_from).take(HEARD_MAX).collect()
 }
 
 /// What a text names, as the types of the protocol show themselves: `n1`, `g2`, `t3`, `l4`. A text
