@@ -319,7 +319,7 @@ fn a_follower_goes_on_with_another_node_and_misses_nothing() {
     hear(&history(cluster.node(1)));
     assert!(plain.said().contains("going on after LSN"), "{}", plain.said());
     assert!(plain.said().contains("no node answers; still trying"), "{}", plain.said());
-    plain.process.signal(Signal::INT);
+    plain.process.signal(Signal::TERM);
     assert!(plain.process.wait(PATIENCE).is_some());
 }
 
