@@ -12,6 +12,7 @@ use highwater_wire::op::{Action, Answer, Condition, Op, OpError, Versions, Write
 
 use super::{
     StoredRecord,
+    key::Key,
     leaf::{Leaves, Sums},
     overlay::{Before, Cell, Overlay, Overlays},
 };
@@ -139,7 +140,7 @@ impl Target<'_> {
             if write.condition == Condition::default() || !judged {
                 continue;
             }
-            let before = self.active.get(&write.key).map_or(*prior, Cell::before);
+            let before = self.active.get(&write.key[..]).map_or(*prior, Cell::before);
             let version = before.map(|(lsn, _)| lsn);
             if !holds(&write.condition, version) {
                 let index = u32::try_from(index).unwrap_or(u32::MAX);
@@ -166,7 +167,7 @@ impl Target<'_> {
             Action::Delete => Cell::Gone,
         };
         let now = cell.leaf();
-        let slot = self.active.entry(key);
+        let slot = self.active.entry(Key::from(key));
         let before = match &slot {
             btree_map::Entry::Occupied(held) => held.get().before(),
             btree_map::Entry::Vacant(_) => prior,

@@ -49,6 +49,7 @@ mod checked;
 mod error;
 mod export;
 mod files;
+mod key;
 mod layout;
 mod leaf;
 mod open;

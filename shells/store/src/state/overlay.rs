@@ -12,6 +12,7 @@ use highwater_core::{Lsn, Position};
 
 use super::{
     StoredRecord,
+    key::Key,
     leaf::{Leaf, Sums},
 };
 
@@ -53,9 +54,9 @@ impl Cell {
 /// What was there of a key: the record's version and leaf, if there was one.
 pub(super) type Before = Option<(Lsn, Leaf)>;
 
-/// One generation of changes. Keys and values are slices of the payloads they came in, which they
+/// One generation of changes. Long keys and values are slices of the payloads they came in, which they
 /// keep alive until the generation is flushed.
-pub(super) type Overlay = BTreeMap<Bytes, Cell>;
+pub(super) type Overlay = BTreeMap<Key, Cell>;
 
 /// A generation that waits to be flushed, with what else goes into the same transaction.
 #[derive(Debug)]
@@ -133,7 +134,7 @@ impl Overlays {
 /// The cells of a page that lie in memory.
 #[derive(Debug)]
 pub(super) struct Layer {
-    pub(super) cells: Vec<(Bytes, Cell)>,
+    pub(super) cells: Vec<(Key, Cell)>,
     /// Whether memory knows nothing more after the last of `cells`.
     pub(super) complete: bool,
 }
@@ -154,12 +155,12 @@ impl<'a> PageRange<'a> {
         PageRange { prefix, from }
     }
 
-    fn of<'o>(&self, overlay: &'o Overlay) -> btree_map::Range<'o, Bytes, Cell> {
+    fn of<'o>(&self, overlay: &'o Overlay) -> btree_map::Range<'o, Key, Cell> {
         overlay.range::<[u8], _>((self.from, Bound::Unbounded))
     }
 }
 
-type Cells<'a> = Peekable<btree_map::Range<'a, Bytes, Cell>>;
+type Cells<'a> = Peekable<btree_map::Range<'a, Key, Cell>>;
 
 /// Both generations in order of keys, the active one hiding the frozen one.
 struct Merged<'a> {
@@ -169,7 +170,7 @@ struct Merged<'a> {
 }
 
 impl<'a> Iterator for Merged<'a> {
-    type Item = (&'a Bytes, &'a Cell);
+    type Item = (&'a Key, &'a Cell);
 
     fn next(&mut self) -> Option<Self::Item> {
         let below = self.frozen.as_mut().and_then(|frozen| frozen.peek().map(|(key, _)| *key));

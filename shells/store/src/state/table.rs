@@ -124,7 +124,7 @@ impl Table {
             let mut records = transaction.open_table(RECORDS)?;
             for (key, cell) in &frozen.overlay {
                 if let Some(pass) = pass.as_mut().filter(|pass| pass.has_walked(key)) {
-                    let row = records.get(key.as_ref())?;
+                    let row = records.get(&key[..])?;
                     let before =
                         row.map(|row| read_row(self.leaves, key, row.value()).map(|r| r.leaf));
                     pass.take_in(key, before.transpose()?, cell.leaf());
@@ -132,11 +132,11 @@ impl Table {
                 match cell {
                     Cell::Record(record, leaf) => {
                         let row = record.row(*leaf);
-                        let mut space = records.insert_reserve(key.as_ref(), row.len())?;
+                        let mut space = records.insert_reserve(&key[..], row.len())?;
                         row.write(space.as_mut());
                     }
                     Cell::Gone if planted::is(planted::Planted::DeleteNotFlushed) => {}
-                    Cell::Gone => drop(records.remove(key.as_ref())?),
+                    Cell::Gone => drop(records.remove(&key[..])?),
                 }
             }
             let mut control = transaction.open_table(CONTROL)?;
@@ -478,16 +478,16 @@ pub(super) fn merge(
             (None, Some(_)) => false,
             (Some(_), None) => true,
             (Some((cell, _)), Some((key, _))) => {
-                if cell.as_ref() == key.value() {
+                if **cell == *key.value() {
                     row = next_row()?;
                     continue;
                 }
-                cell.as_ref() < key.value()
+                **cell < *key.value()
             }
         };
         let taken = if cell_first {
             match cells.next() {
-                Some((key, Cell::Record(record, leaf))) => sink.take(key, record, leaf),
+                Some((key, Cell::Record(record, leaf))) => sink.take(key.into(), record, leaf),
                 _ => true,
             }
         } else if let (Some((key, value)), Some(reader)) = (&row, below) {
