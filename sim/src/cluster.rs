@@ -482,7 +482,9 @@ impl Cluster {
         });
         self.world.tell(|story| story.recovers(node, &found.groups));
         self.recovered(process.id, &limits.core, member, found);
-        let states = Arc::new(States::new(Box::new(disk.state_files()), limits.state));
+        let states = States::new(Box::new(disk.state_files()), limits.state)
+            .map_err(|error| format!("states: {error}"))?;
+        let states = Arc::new(states);
         let (deliver, inbound) = mpsc::channel(INBOUND_MAX);
         let (starts, nodes) = (start.starts, self.plan.nodes.clone());
         let identity = Identity { cluster: CLUSTER, member, boot, starts, nodes };

@@ -254,9 +254,9 @@ async fn recover(config: &Config, disk: RealDisk) -> Result<(Options, NodeParts,
     }
     let (member, boot) = (opened.member, start.boot);
     let state_dir = config.data_dir.join("state");
-    let files = RealFiles::open(&state_dir)
+    let states = RealFiles::open(&state_dir)
+        .and_then(|files| States::new(Box::new(files), StateOptions::default()))
         .context(|| format!("can't use {}; nothing was changed", state_dir.display()))?;
-    let states = States::new(Box::new(files), StateOptions::default());
     // A node alone waits for room; of several, one that has room takes over.
     let states = if config.peers.is_empty() { states.waiting_for_room() } else { states };
     let states = Arc::new(states);

@@ -537,7 +537,7 @@ mod tests {
             assert_eq!(burnt.load(Ordering::Relaxed), 1);
             disk.set_fuse_at_start(Fuse::StateCall(1));
             let files = disk.handle().state_files();
-            assert!(files.remove_temps().is_err());
+            assert!(files.settle().is_err());
             assert_eq!(burnt.load(Ordering::Relaxed), 2);
         });
     }

@@ -88,11 +88,12 @@ impl StateFiles for SimStateFiles {
         Ok(())
     }
 
-    fn remove_temps(&self) -> io::Result<()> {
+    fn settle(&self) -> io::Result<()> {
         let names = self.enter(Call::State)?.image.list(DIR);
         for name in names.iter().filter(|name| name.ends_with(TEMP)) {
             self.enter(Call::State)?.image.remove(&format!("{DIR}/{name}"))?;
         }
+        self.enter(Call::StateSync)?.image.sync_dir(DIR);
         Ok(())
     }
 }

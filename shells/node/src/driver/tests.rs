@@ -124,7 +124,7 @@ impl Rig {
             loads: mpsc::unbounded_channel().0,
             state,
             transfers: Transfers { donor: mpsc::channel(1).0, receiver: mpsc::channel(1).0 },
-            states: Arc::new(States::new(Box::new(Poisoned), StateOptions::default())),
+            states: Arc::new(States::new(Box::new(Poisoned), StateOptions::default()).unwrap()),
         };
         let workers = Workers { log: log_jobs, state: state_jobs, applying: true };
         Rig { driver: Driver::new(hands), workers, sent, inputs: Vec::new() }

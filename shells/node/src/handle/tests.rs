@@ -32,7 +32,7 @@ impl StateFiles for NoFiles {
         Ok(())
     }
 
-    fn remove_temps(&self) -> io::Result<()> {
+    fn settle(&self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -48,7 +48,7 @@ fn handle(leader: Option<NodeId>) -> (Handle, mpsc::Receiver<Command>) {
         routes.databases.insert(String::from("db"), DB);
         routes.leaders.insert(DB, (Term(1), leader));
     });
-    let states = Arc::new(States::new(Box::new(NoFiles), StateOptions::default()));
+    let states = Arc::new(States::new(Box::new(NoFiles), StateOptions::default()).unwrap());
     let (commands, queue) = mpsc::channel(8);
     let (history, _) = mpsc::channel(1);
     (Handle::new(ME, Arc::new([ME]), "", commands, shared, states, history), queue)

@@ -32,14 +32,14 @@ impl StateFiles for Poisoned {
         Ok(())
     }
 
-    fn remove_temps(&self) -> io::Result<()> {
+    fn settle(&self) -> io::Result<()> {
         Ok(())
     }
 }
 
 fn worker() -> (UnboundedSender<StateJob>, UnboundedReceiver<Input>) {
     let (done, completions) = unbounded_channel();
-    let states = Arc::new(States::new(Box::new(Poisoned), StateOptions::default()));
+    let states = Arc::new(States::new(Box::new(Poisoned), StateOptions::default()).unwrap());
     let worker = StateWorker { states, done, shared: Arc::new(Shared::new()) };
     (worker.start(), completions)
 }

@@ -51,11 +51,13 @@ pub trait StateFiles: Send + Sync + 'static {
     /// When it cannot be removed.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Removes what a crash left of temporary files.
+    /// Removes what a crash left of temporary files, and makes durable which others there are: an
+    /// earlier process may have died between giving a file its name and making that durable, and
+    /// what is written to the file would be lost with its name. To be called before any is opened.
     ///
     /// # Errors
-    /// When the directory cannot be read or a file not be removed.
-    fn remove_temps(&self) -> io::Result<()>;
+    /// When the directory cannot be read, a file not be removed, or that not be made durable.
+    fn settle(&self) -> io::Result<()>;
 }
 
 #[cfg(not(madsim))]
@@ -142,14 +144,14 @@ mod real {
             sync_dir(&self.dir)
         }
 
-        fn remove_temps(&self) -> io::Result<()> {
+        fn settle(&self) -> io::Result<()> {
             for entry in fs::read_dir(&self.dir)? {
                 let entry = entry?;
                 if entry.file_name().to_string_lossy().ends_with(TEMP) {
                     fs::remove_file(entry.path())?;
                 }
             }
-            Ok(())
+            sync_dir(&self.dir)
         }
     }
 

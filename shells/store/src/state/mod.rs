@@ -66,7 +66,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, io,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -189,15 +189,13 @@ impl fmt::Debug for States {
 }
 
 impl States {
-    /// The states whose files are there. Opens none of them; removes what a crash left of
-    /// temporary ones.
-    #[must_use]
-    pub fn new(files: Box<dyn StateFiles>, options: StateOptions) -> States {
-        if let Err(error) = files.remove_temps() {
-            // They are overwritten when their group is flushed; only the space is lost.
-            tracing::warn!(%error, "temporary state files cannot be removed: they only take space");
-        }
-        States {
+    /// The states whose files are there. Opens none of them.
+    ///
+    /// # Errors
+    /// When the directory of the files cannot be [settled](StateFiles::settle).
+    pub fn new(files: Box<dyn StateFiles>, options: StateOptions) -> io::Result<States> {
+        files.settle()?;
+        Ok(States {
             files,
             options,
             answers: Answers::new(),
@@ -205,7 +203,7 @@ impl States {
             open: Mutex::default(),
             clock: AtomicU64::new(0),
             room: None,
-        }
+        })
     }
 
     /// Has a flush that finds the disk full wait until there is room, its thread with it. Else it

@@ -194,9 +194,10 @@ fn a_power_cut_at_any_call_is_survived() {
         for seed in 0..6 {
             let disk = MemDisk::default();
             disk.world().calls_left = Some(calls_left);
-            let before = states(&disk, 4);
-            let confirmed = story(&before).unwrap_or_else(|(confirmed, _)| confirmed);
-            drop(before);
+            let confirmed = match try_states(&disk, 4) {
+                Ok(before) => story(&before).unwrap_or_else(|(confirmed, _)| confirmed),
+                Err(_) => 0,
+            };
             disk.crash(&mut Rng(seed));
             let after = states(&disk, 4);
             let applied = after.applied(GROUP).unwrap().0;
@@ -206,6 +207,35 @@ fn a_power_cut_at_any_call_is_survived() {
         }
     }
     assert!(survived_unconfirmed > 2, "{survived_unconfirmed}");
+}
+
+/// What a process did not live to make durable, the next one does before it relies on it.
+#[test]
+fn a_power_cut_after_a_process_ended_at_any_call_is_survived() {
+    let ops = [op_entry(1, vec![put("a", b"1")]), op_entry(2, vec![put("b", b"2")])];
+    let flush = |states: &States, upto: usize| -> Result<(), StateError> {
+        let applied = states.applied(GROUP)?.0 as usize;
+        states.apply(GROUP, &ops[applied.min(upto)..upto])?;
+        states.freeze(GROUP, checkpoint(upto as u64, Vec::new()))?;
+        states.flush(GROUP).map(drop)
+    };
+    let calls = {
+        let disk = MemDisk::default();
+        flush(&states(&disk, 4), 1).unwrap();
+        disk.world().calls
+    };
+    for calls_left in 0..calls {
+        for seed in 0..6 {
+            let disk = MemDisk::default();
+            disk.world().calls_left = Some(calls_left);
+            let _ = try_states(&disk, 4).map(|states| flush(&states, 1));
+            disk.revive();
+            flush(&states(&disk, 4), 2).unwrap();
+            disk.crash(&mut Rng(seed));
+            let applied = states(&disk, 4).applied(GROUP).unwrap();
+            assert_eq!(applied, Lsn(2), "the first process ended after {calls_left} calls");
+        }
+    }
 }
 
 /// Failures 22: after a failed fsync nobody knows what is on disk, and asking again does not help.

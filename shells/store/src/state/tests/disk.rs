@@ -86,6 +86,14 @@ impl MemDisk {
         self.world().dead
     }
 
+    /// After the end of a process, be it that: another one finds all that was written.
+    pub(super) fn revive(&self) {
+        let world = &mut *self.world();
+        world.boot += 1;
+        world.dead = false;
+        world.calls_left = None;
+    }
+
     /// After a power cut: decides what of the unsynced is left, and switches it on again.
     pub(super) fn crash(&self, rng: &mut Rng) {
         let world = &mut *self.world();
@@ -232,8 +240,10 @@ impl StateFiles for MemDisk {
         Ok(())
     }
 
-    fn remove_temps(&self) -> io::Result<()> {
+    fn settle(&self) -> io::Result<()> {
         self.call()?.names.retain(|name, _| !name.ends_with(".tmp"));
+        let mut world = self.call()?;
+        world.durable_names = world.names.clone();
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ mod room;
 mod roots;
 mod snapshot;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io};
 
 use bytes::Bytes;
 use highwater_core::{Entry, GroupId, Hlc, Kind, Lsn, Outcome, Position, Term};
@@ -46,6 +46,10 @@ impl Rng {
 }
 
 fn states(disk: &MemDisk, open_max: usize) -> States {
+    try_states(disk, open_max).unwrap()
+}
+
+fn try_states(disk: &MemDisk, open_max: usize) -> io::Result<States> {
     States::new(Box::new(disk.clone()), StateOptions { open_max, cache_bytes: 4 << 20 })
 }
 

@@ -16,7 +16,7 @@ impl TempDir {
     }
     fn states(&self) -> States {
         let files = RealFiles::open(self.0.join("state")).unwrap();
-        States::new(Box::new(files), StateOptions::default())
+        States::new(Box::new(files), StateOptions::default()).unwrap()
     }
 }
 

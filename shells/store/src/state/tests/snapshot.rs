@@ -27,7 +27,7 @@ fn donor(disk: &MemDisk) -> (States, Records) {
 }
 
 fn states(disk: &MemDisk) -> States {
-    States::new(Box::new(disk.clone()), StateOptions::default())
+    States::new(Box::new(disk.clone()), StateOptions::default()).unwrap()
 }
 
 fn receive(states: &States, sealed: &Sealed, upto: u32) -> crate::state::Incoming {
