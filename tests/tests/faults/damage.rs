@@ -7,6 +7,7 @@ use std::{
     io::Read,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use highwater_tests::{
@@ -240,6 +241,10 @@ fn the_scrub_finds_a_flipped_bit_that_nobody_reads() {
         })
     };
     let file = eventually("the state is flushed", PATIENCE, held);
+    eventually("no checkpoint is under way, which would read it", PATIENCE, || {
+        let changed = fs::metadata(&file).and_then(|file| file.modified()).expect("a file");
+        changed.elapsed().is_ok_and(|ago| ago > Duration::from_secs(1)).then_some(())
+    });
     let metric = |name: &str| cluster.node(victim).metric(name);
     let scrubbed = "highwater_scrubbed_timestamp_seconds{database=\"db\"}";
     let _ = eventually("a pass finds nothing", PATIENCE, || metric(scrubbed));
